@@ -1,0 +1,1 @@
+"""What an engine can do: profile bundles, look-up, import, and the fitted engine model."""

@@ -1,0 +1,1 @@
+"""How one LLM instance is started, found ready, measured and stopped."""

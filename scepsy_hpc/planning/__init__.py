@@ -1,0 +1,1 @@
+"""Pure computation over files: curves, the Aggregate LLM Pipeline, search, placement."""

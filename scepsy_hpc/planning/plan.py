@@ -1,0 +1,210 @@
+"""``plan.yaml``: deployments, instances, the allocation they need and what they should reach."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from scepsy_hpc.cluster.topology import Link
+from scepsy_hpc.errors import InputError
+from scepsy_hpc.files import read_yaml, record, write_yaml
+from scepsy_hpc.tracing.workflow import Agent, EngineArgs
+
+SCHEMA = "scepsy/plan/v1"
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+SharePct = Annotated[int, Field(ge=1, le=100)]
+
+
+@record
+class PlanWorkflow:
+    """One workflow of the plan; ``llms`` maps its aliases to deployments."""
+
+    name: str
+    llms: dict[str, str]
+    rate_rps: Positive | None = None
+    max_runs_in_flight: Count | None = None
+    agent: Agent | None = None
+
+
+@record
+class Deployment:
+    """One LLM under one parallelism, with all its replicas."""
+
+    model: str
+    engine: str
+    gpu_type: str
+    tp_degree: Count
+    gpu_share_pct: SharePct
+    num_replicas: Count
+    engine_version: str | None = None
+    engine_args: EngineArgs = field(default_factory=dict)
+    bundle_sha256: str | None = None
+    link: Link | None = None
+    memory_gib: Positive | None = None
+
+
+@record
+class Instance:
+    """One replica on its GPUs; ``node`` and ``gpus`` are logical until the run starts."""
+
+    id: str
+    llm: str
+    node: str
+    gpus: tuple[int, ...]
+    gpu_share_pct: SharePct
+
+
+@record
+class Component:
+    """Equal nodes of an allocation; several components are a heterogeneous job."""
+
+    num_nodes: Count
+    gpus_per_node: Count
+    gpu_type: str
+    cpus_per_gpu: Count | None = None
+    mem_gib: Positive | None = None
+    time_min: Count | None = None
+
+
+@record
+class Allocation:
+    """What is asked of Slurm."""
+
+    components: tuple[Component, ...]
+
+
+@record
+class Routing:
+    """The dispatcher's rule; predictor and simulator use the same."""
+
+    rule: Literal["least_in_flight"] = "least_in_flight"
+
+
+@record
+class LlmFigures:
+    """Predicted figures of one deployment."""
+
+    utilisation: float | None = None
+    latency_mean_s: float | None = None
+    share_of_latency: float | None = None
+
+
+@record
+class WorkflowFigures:
+    """Predicted figures of one workflow; null is unknown."""
+
+    throughput_rps: float | None = None
+    latency_mean_s: float | None = None
+    latency_p50_s: float | None = None
+    latency_p95_s: float | None = None
+    makespan_s: float | None = None
+
+
+@record
+class Predicted:
+    """Predicted figures of the plan; ``flags`` say what they rest on."""
+
+    throughput_rps: float | None = None
+    latency_mean_s: float | None = None
+    latency_p50_s: float | None = None
+    latency_p95_s: float | None = None
+    makespan_s: float | None = None
+    per_workflow: dict[str, WorkflowFigures] = field(default_factory=dict)
+    per_llm: dict[str, LlmFigures] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+
+@record
+class LlmDemand:
+    """What the spans say about one LLM (definitions: CONTRACT, `demand`)."""
+
+    calls_per_run: float
+    parallelism: float
+    share_mean: float
+    share_cv: float | None = None
+    input_tokens_mean: float | None = None
+    output_tokens_mean: float | None = None
+
+
+@record
+class DemandSummary:
+    """What the spans say about one workflow."""
+
+    num_runs: int
+    tool_time_s: float
+    overlap: float
+    llms: dict[str, LlmDemand]
+
+
+@record
+class Certificate:
+    """Value of the emitted plan, a bound no plan beats, and the gap between them."""
+
+    metric: str
+    value: float
+    bound: float
+    gap: float
+
+
+@record
+class PlanInput:
+    """A file the plan was made from."""
+
+    path: str
+    sha256: str
+
+
+@record
+class Plan:
+    """A whole plan. One written by hand needs only ``llms`` or ``instances``."""
+
+    workflows: tuple[PlanWorkflow, ...] = ()
+    llms: dict[str, Deployment] = field(default_factory=dict)
+    instances: tuple[Instance, ...] = ()
+    allocation: Allocation | None = None
+    routing: Routing = field(default_factory=Routing)
+    predicted: Predicted | None = None
+    demand: dict[str, DemandSummary] = field(default_factory=dict)
+    certificate: Certificate | None = None
+    inputs: tuple[PlanInput, ...] = ()
+    explanation: tuple[str, ...] = ()
+
+
+def load_plan(path: Path | str) -> Plan:
+    """Read and check ``plan.yaml``. Raises InputError."""
+    plan = read_yaml(path, Plan, SCHEMA)
+    if not plan.llms and not plan.instances:
+        raise InputError(f"{path}: has neither `llms` nor `instances`; a plan needs one of them")
+    _check_names(plan, str(path))
+    return plan
+
+
+def _check_names(plan: Plan, where: str) -> None:
+    known = ", ".join(plan.llms) or "none"
+    ids = [i.id for i in plan.instances]
+    for number, instance in enumerate(plan.instances):
+        key = f"{where}: instances[{number}]"
+        if plan.llms and instance.llm not in plan.llms:
+            raise InputError(f"{key}.llm: {instance.llm!r} is not under llms; known: {known}")
+        if ids.count(instance.id) > 1:
+            raise InputError(f"{key}.id: {instance.id!r} stands twice; ids must differ")
+        if plan.llms and len(instance.gpus) != plan.llms[instance.llm].tp_degree:
+            tp = plan.llms[instance.llm].tp_degree
+            raise InputError(f"{key}.gpus: {list(instance.gpus)} must list {tp} GPUs (tp_degree)")
+    for number, workflow in enumerate(plan.workflows):
+        for alias, llm in workflow.llms.items():
+            if plan.llms and llm not in plan.llms:
+                raise InputError(
+                    f"{where}: workflows[{number}].llms.{alias}: {llm!r} is not under llms; "
+                    f"known: {known}"
+                )
+
+
+def save_plan(path: Path | str, plan: Plan) -> None:
+    """Write ``plan.yaml`` atomically."""
+    write_yaml(path, plan, SCHEMA)

@@ -1,0 +1,1 @@
+"""How bundles are measured: sweep design, load generator, the array of tasks."""

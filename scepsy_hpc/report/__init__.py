@@ -1,0 +1,1 @@
+"""What a person looks at: tables, plots and one self-contained HTML file."""

@@ -1,0 +1,1 @@
+"""The long allocation: node agents, dispatcher, batch runner, ledger."""

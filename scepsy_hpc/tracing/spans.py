@@ -1,0 +1,79 @@
+"""Spans: what happened when, in one run of a workflow. One JSON object a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from scepsy_hpc.errors import InputError
+from scepsy_hpc.files import read_jsonl, record, write_jsonl
+
+Tokens = Annotated[int, Field(ge=0)]
+
+
+@record
+class Prefix:
+    """The earlier call whose prompt this one continues, and for how many tokens."""
+
+    span_id: str
+    tokens: Tokens
+
+
+@record
+class Span:
+    """One run, LLM call or tool call.
+
+    ``start_s`` is when the request was received and ``end_s`` its last byte, both on the
+    recorder's clock (Unix seconds or relative).
+    """
+
+    run_id: str
+    span_id: str
+    kind: Literal["run", "llm", "tool"]
+    start_s: float
+    end_s: float
+    status: str
+    workflow: str | None = None
+    llm: str | None = None
+    role: str | None = None
+    name: str | None = None
+    parents: tuple[str, ...] | None = None
+    host: str | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+    cached_tokens: Tokens | None = None
+    ttft_s: Annotated[float, Field(ge=0)] | None = None
+    prefix_of: Prefix | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """``end_s - start_s``."""
+        return self.end_s - self.start_s
+
+
+def load_spans(path: Path | str) -> list[Span]:
+    """Read spans. Raises InputError naming the line: end before start, an LLM span without llm."""
+    spans = read_jsonl(path, Span)
+    if not spans:
+        raise InputError(f"{path}: has no spans; record some with `scepsy trace`")
+    for number, span in enumerate(spans, start=1):
+        problem = _problem(span)
+        if problem:
+            raise InputError(f"{path} span {number} ({span.span_id}): {problem}")
+    return spans
+
+
+def _problem(span: Span) -> str | None:
+    if span.end_s < span.start_s:
+        return f"end_s ({span.end_s}) is before start_s ({span.start_s})"
+    if span.kind == "llm" and not span.llm:
+        return "llm: missing; an LLM span names its LLM"
+    return None
+
+
+def save_spans(path: Path | str, spans: Iterable[Span]) -> None:
+    """Write spans atomically."""
+    write_jsonl(path, spans)

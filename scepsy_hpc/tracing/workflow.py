@@ -1,0 +1,81 @@
+"""``workflow.yaml``: an agent and the LLMs it calls by alias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from scepsy_hpc.errors import InputError
+from scepsy_hpc.files import read_yaml, record
+
+SCHEMA = "scepsy/workflow/v1"
+
+EngineArg = str | int | float | bool | tuple[str, ...]
+EngineArgs = dict[str, EngineArg]
+
+
+@record
+class Llm:
+    """One LLM of a workflow and the parallelism it may be given."""
+
+    model: str
+    tp_degrees: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    gpu_shares_pct: tuple[Annotated[int, Field(ge=1, le=100)], ...] | None = None
+    min_memory_gib: Annotated[float, Field(gt=0)] | None = None
+    engine_args: EngineArgs = field(default_factory=dict)
+
+
+@record
+class Agent:
+    """How one task is run: a command (JSON on stdin and stdout) or a Python function.
+
+    ``folder`` is the working directory and import path, set to the workflow's own folder.
+    """
+
+    command: tuple[str, ...] | None = None
+    python: str | None = None
+    folder: str | None = None
+
+
+@record
+class _WorkflowFile:
+    name: str
+    llms: dict[str, Llm]
+    agent: Agent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """A checked workflow; ``agent`` is None where only planning is asked for."""
+
+    name: str
+    llms: dict[str, Llm]
+    agent: Agent | None
+    path: Path
+
+
+def load_workflow(path: Path | str) -> Workflow:
+    """Read and check ``workflow.yaml``. Raises InputError."""
+    path = Path(path)
+    raw = read_yaml(path, _WorkflowFile, SCHEMA)
+    if not raw.llms:
+        raise InputError(f"{path}: llms: is empty; a workflow calls at least one LLM")
+    return Workflow(raw.name, raw.llms, _check_agent(raw.agent, path), path)
+
+
+def _check_agent(agent: Agent | None, path: Path) -> Agent | None:
+    if agent is None:
+        return None
+    if (agent.command is None) == (agent.python is None):
+        raise InputError(
+            f"{path}: agent: give one of `command: [...]` or `python: module:function`"
+        )
+    if agent.python is not None and agent.python.count(":") != 1:
+        raise InputError(f"{path}: agent.python: must be `module:function`, is {agent.python!r}")
+    folder = Path(agent.folder) if agent.folder else Path()
+    return Agent(
+        command=agent.command, python=agent.python, folder=str((path.parent / folder).resolve())
+    )
