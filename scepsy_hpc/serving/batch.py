@@ -1,0 +1,147 @@
+"""Works a batch off: at most so many runs in flight, or Poisson arrivals; every end is recorded.
+
+A task whose attempt failed after an engine fault runs again (at least once semantics); a task
+whose agent failed by itself is recorded as failed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from scepsy_hpc.serving.ledger import Ledger, TaskResult
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How runs enter: closed with ``max_runs_in_flight``, or Poisson at ``rate_rps``."""
+
+    max_runs_in_flight: int | None = None
+    rate_rps: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How one attempt ended. ``faulted`` says that an engine fault may be the reason."""
+
+    started_s: float
+    finished_s: float
+    result: Any = None
+    error: str | None = None
+    faulted: bool = False
+
+
+class RunsTask(Protocol):
+    """Runs one attempt of a task to its end."""
+
+    def __call__(self, task: dict[str, Any], attempt: int, /) -> Awaitable[Attempt]: ...
+
+
+class Batch:
+    """One batch: ``run`` works it off, ``drain`` stops admission (what runs may end)."""
+
+    def __init__(
+        self,
+        tasks: Sequence[dict[str, Any]],
+        ledger: Ledger,
+        run_task: RunsTask,
+        pace: Pace,
+        max_attempts: int = 3,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take what the ledger has not recorded yet, in file order."""
+        done = ledger.recorded
+        self.todo = [task for task in tasks if task["task_id"] not in done]
+        self.num_total = len(tasks)
+        self.num_skipped = self.num_total - len(self.todo)
+        self.in_flight: dict[str, float] = {}
+        self.num_ok = 0
+        self.num_failed = 0
+        self.num_retried = 0
+        self._ledger, self._run_task, self._pace = ledger, run_task, pace
+        self._max_attempts, self._on_change = max_attempts, on_change
+        self._draining = asyncio.Event()
+
+    def drain(self) -> None:
+        """Admit no more runs."""
+        self._draining.set()
+
+    async def run(self) -> None:
+        """Return when every admitted run has ended. Cancelled runs leave no record."""
+        jobs: set[asyncio.Task[None]] = set()
+        try:
+            async for task in self._admitted(jobs):
+                job = asyncio.create_task(self._work_off(task))
+                jobs.add(job)
+                job.add_done_callback(jobs.discard)
+            while jobs:
+                await _first(jobs)
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+
+    async def _admitted(self, jobs: set[asyncio.Task[None]]) -> Any:
+        chance = random.Random(self._pace.seed)
+        next_s = time.monotonic()
+        for task in self.todo:
+            if self._pace.rate_rps:
+                next_s += chance.expovariate(self._pace.rate_rps)
+                await self._wait(next_s - time.monotonic())
+            limit = self._pace.max_runs_in_flight
+            while limit and len(jobs) >= limit:
+                await _first(jobs)
+            if self._draining.is_set():
+                return
+            yield task
+
+    async def _wait(self, seconds: float) -> None:
+        if seconds > 0:
+            try:
+                await asyncio.wait_for(self._draining.wait(), seconds)
+            except TimeoutError:
+                return
+
+    async def _work_off(self, task: dict[str, Any]) -> None:
+        task_id, first_s = task["task_id"], time.time()
+        self.in_flight[task_id] = first_s
+        self._on_change()
+        try:
+            for attempt in range(1, self._max_attempts + 1):
+                end = await self._run_task(task, attempt)
+                if end.error is None or not end.faulted or attempt == self._max_attempts:
+                    break
+                self.num_retried += 1
+                await asyncio.sleep(min(2.0 ** (attempt - 1), 10.0))
+            self._record(task_id, attempt, first_s, end)
+        finally:
+            self.in_flight.pop(task_id, None)
+            self._on_change()
+
+    def _record(self, task_id: str, attempts: int, first_s: float, end: Attempt) -> None:
+        ok = end.error is None
+        self._ledger.append(
+            TaskResult(
+                task_id=task_id,
+                status="ok" if ok else "failed",
+                attempts=attempts,
+                started_s=first_s,
+                finished_s=end.finished_s,
+                result=end.result if ok else None,
+                error=end.error,
+            )
+        )
+        self.num_ok += ok
+        self.num_failed += not ok
+
+
+async def _first(jobs: set[asyncio.Task[None]]) -> None:
+    """Wait for one job to end and raise what it raised (a full disk must stop the batch)."""
+    done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+    for job in done:
+        job.result()

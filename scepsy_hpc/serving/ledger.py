@@ -1,0 +1,112 @@
+"""``results.jsonl``: one line a task that ended, written once, never again.
+
+The ledger is the only truth about what is done. A line is appended and synced before the task
+counts as ended; a line torn by a crash is cut off on the next start, so its task runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from scepsy_hpc.errors import InputError, RunError
+from scepsy_hpc.files import json_line, read_jsonl_data, record
+
+
+@record
+class TaskResult:
+    """One task that ended; times are Unix seconds."""
+
+    task_id: str
+    status: Literal["ok", "failed"]
+    attempts: int
+    started_s: float
+    finished_s: float
+    result: Any = None
+    error: str | None = None
+
+
+class Ledger:
+    """Append-only results of one batch. Open it from one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file. Raises RunError when another live process has it open."""
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream: TextIO = path.open("a+", encoding="utf-8")
+        _lock(self._stream, path)
+        _cut_torn_line(path)
+        self._statuses = {line["task_id"]: line["status"] for line in read_jsonl_data(path)}
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """Status by task id of everything recorded so far, earlier runs included."""
+        return dict(self._statuses)
+
+    def append(self, result: TaskResult) -> None:
+        """Record a task and sync it to disk. Raises RunError when it is recorded already."""
+        if result.task_id in self._statuses:
+            raise RunError(f"{self.path}: task {result.task_id!r} is recorded already")
+        self._stream.write(json_line(result))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._statuses[result.task_id] = result.status
+
+    def close(self) -> None:
+        """Close the file and give up the lock."""
+        self._stream.close()
+
+
+def _lock(stream: TextIO, path: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"{path}: another run writes to this folder now; wait for it") from None
+    except OSError:
+        return  # A file system without locks (some Lustre mounts): go on without.
+
+
+def _cut_torn_line(path: Path) -> None:
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    tail = data[end:]
+    if not tail:
+        return
+    try:
+        json.loads(tail)
+    except ValueError:
+        os.truncate(path, end)
+    else:  # whole, only its newline is missing
+        with path.open("ab") as stream:
+            stream.write(b"\n")
+
+
+def load_tasks(path: Path | str, workflows: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Read ``TASKS.jsonl``; each task gets the key ``workflow``.
+
+    Raises InputError naming the line: no task_id, one that stands twice, an unknown workflow.
+    """
+    tasks = read_jsonl_data(path)
+    if not tasks:
+        raise InputError(f"{path}: has no tasks; each line is {{'task_id': ..., ...}}")
+    seen: dict[str, int] = {}
+    for number, task in enumerate(tasks, start=1):
+        where = f"{path} task {number}"
+        task_id = task.get("task_id")
+        if not isinstance(task_id, str) or not task_id:
+            raise InputError(f"{where}: task_id: must be a non-empty string, is {task_id!r}")
+        if task_id in seen:
+            raise InputError(f"{where}: task_id {task_id!r} stands already in task {seen[task_id]}")
+        seen[task_id] = number
+        if "workflow" not in task and len(workflows) == 1:
+            task["workflow"] = workflows[0]
+        if task.get("workflow") not in workflows:
+            raise InputError(
+                f"{where}: workflow: {task.get('workflow')!r} is not in the plan; "
+                f"known: {', '.join(workflows) or 'none'}"
+            )
+    return tasks
