@@ -1,0 +1,148 @@
+"""vLLM: its command line and environment, as pure functions of an EngineConfig.
+
+vLLM may live in another Python than this package: the environment variable
+``SCEPSY_VLLM_PYTHON`` names its interpreter (default: the one that runs this).
+Flags and variables checked against vLLM 0.32 and 0.33.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from scepsy_hpc.engines.config import EngineConfig
+from scepsy_hpc.engines.ports import internal_port
+from scepsy_hpc.errors import InputError
+from scepsy_hpc.tracing.workflow import EngineArg
+
+# Left free on every GPU for the CUDA context and fragmentation (the contract's reserve).
+RESERVE_GIB = 2.0
+CPU_TYPE = "cpu_slice"
+PYTHON_VARIABLE = "SCEPSY_VLLM_PYTHON"
+
+# Arguments that follow from the instance, not from the engine_args of a file.
+_OWNED = {
+    "api_key": "keys travel through the environment",
+    "gpu_memory_utilization": "it follows from gpu_share_pct",
+    "host": "the run chooses it",
+    "max_num_queued_reqs": "the run chooses it",
+    "model": "it has its own key",
+    "port": "the run chooses it",
+    "served_model_name": "it follows from the aliases",
+    "tensor_parallel_size": "it follows from tp_degree",
+}
+
+
+def command(config: EngineConfig, python: str = sys.executable) -> list[str]:
+    """The command that serves one instance. Raises InputError for an argument that is not free."""
+    line = [python, "-m", "vllm.entrypoints.cli.main", "serve", config.model]
+    line += ["--served-model-name", *config.served_names]
+    line += ["--host", config.host, "--port", str(config.port)]
+    line += ["--tensor-parallel-size", str(config.tp_degree)]
+    if config.gpu_type != CPU_TYPE:
+        line += ["--gpu-memory-utilization", f"{memory_utilization(config):.4f}"]
+    if config.max_queued is not None:
+        line += ["--max-num-queued-reqs", str(config.max_queued)]
+    for key, value in config.engine_args.items():
+        line += _flag(key, value, config.instance_id)
+    return line
+
+
+def memory_gib(config: EngineConfig) -> float:
+    """Memory of each GPU for this instance: share x (GPU memory - reserve)."""
+    return config.gpu_share_pct / 100 * (config.gpu_memory_gib - RESERVE_GIB)
+
+
+def memory_utilization(config: EngineConfig) -> float:
+    """The same as a fraction of total GPU memory, which is what vLLM takes; rounded down."""
+    fraction = memory_gib(config) / config.gpu_memory_gib
+    if fraction <= 0:
+        raise InputError(
+            f"{config.instance_id}: gpu_memory_gib: {config.gpu_memory_gib:g} leaves nothing after "
+            f"the reserve of {RESERVE_GIB:g} GiB"
+        )
+    return int(fraction * 10_000) / 10_000
+
+
+def _flag(key: str, value: EngineArg, where: str) -> list[str]:
+    name = key.strip("-").replace("-", "_")
+    if name in _OWNED:
+        raise InputError(f"{where}: engine_args: {key} cannot be set here: {_OWNED[name]}")
+    flag = "--" + name.replace("_", "-")
+    if value is True:
+        return [flag]
+    if value is False:
+        return ["--no-" + name.replace("_", "-")]
+    values = value if isinstance(value, tuple | list) else (value,)
+    return [flag, *(str(v) for v in values)]
+
+
+def environment(config: EngineConfig, cache_root: Path) -> dict[str, str]:
+    """Variables to add to the inherited environment.
+
+    ``cache_root`` is node-local, private to the user and to this version of vLLM: compiles that
+    share a file system have corrupted each other's files.
+    """
+    found = {
+        "DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_PORT": str(internal_port(config.port)),
+        "VLLM_CACHE_ROOT": str(cache_root),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache_root / "inductor"),
+        "TRITON_CACHE_DIR": str(cache_root / "triton"),
+    }
+    if config.api_key:
+        found["VLLM_API_KEY"] = config.api_key
+    if config.gpu_type == CPU_TYPE:
+        return found | _cpu_environment(config.engine_args)
+    found["CUDA_VISIBLE_DEVICES"] = ",".join(config.gpus)
+    if config.gpu_share_pct < 100:
+        found["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(config.gpu_share_pct)
+    return found
+
+
+def _cpu_environment(engine_args: Mapping[str, EngineArg]) -> dict[str, str]:
+    # A slice is a quota, not a core: one thread a rank, unpinned, wherever the kernel finds time.
+    found = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    if not {"kv_cache_memory_bytes", "kv-cache-memory-bytes"} & set(engine_args):
+        found["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    return found
+
+
+def python(environ: Mapping[str, str] = os.environ) -> str:
+    """The interpreter that has vLLM."""
+    return environ.get(PYTHON_VARIABLE) or sys.executable
+
+
+@cache
+def installed_version(interpreter: str) -> str:
+    """The version of vLLM in an interpreter. Raises InputError when there is none."""
+    code = "import importlib.metadata as m; print(m.version('vllm'))"
+    try:
+        done = subprocess.run(
+            [interpreter, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InputError(f"{PYTHON_VARIABLE}: {interpreter} cannot be run: {error}") from None
+    if done.returncode != 0:
+        raise InputError(
+            f"engine vllm: not installed for {interpreter}; install the extra `scepsy-hpc[vllm]` "
+            f"or set {PYTHON_VARIABLE} to a Python that has it"
+        )
+    return done.stdout.strip()
+
+
+def cache_root(version: str, folder: Path | None = None) -> Path:
+    """A node-local folder for caches, private (0700) to this user and one a version."""
+    root = (folder or Path(tempfile.gettempdir())) / f"scepsy-{os.getuid()}"
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if root.stat().st_uid != os.getuid() or root.is_symlink():
+        raise InputError(f"{root}: belongs to another user; set TMPDIR to a folder of your own")
+    path = root / f"vllm-{version}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
