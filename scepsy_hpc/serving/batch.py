@@ -66,25 +66,37 @@ class Batch:
         self._ledger, self._run_task, self._pace = ledger, run_task, pace
         self._max_attempts, self._on_change = max_attempts, on_change
         self._draining = asyncio.Event()
+        self._broken: BaseException | None = None
 
     def drain(self) -> None:
         """Admit no more runs."""
         self._draining.set()
 
     async def run(self) -> None:
-        """Return when every admitted run has ended. Cancelled runs leave no record."""
+        """Return when every admitted run has ended. Cancelled runs leave no record.
+
+        What a run raises (a full disk, say) ends the batch and is raised here.
+        """
         jobs: set[asyncio.Task[None]] = set()
         try:
             async for task in self._admitted(jobs):
                 job = asyncio.create_task(self._work_off(task))
                 jobs.add(job)
-                job.add_done_callback(jobs.discard)
+                job.add_done_callback(lambda job: self._ended(job, jobs))
             while jobs:
-                await _first(jobs)
+                await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
+        if self._broken is not None:
+            raise self._broken
+
+    def _ended(self, job: asyncio.Task[None], jobs: set[asyncio.Task[None]]) -> None:
+        jobs.discard(job)
+        if not job.cancelled() and job.exception() is not None:
+            self._broken = self._broken or job.exception()
+            self.drain()
 
     async def _admitted(self, jobs: set[asyncio.Task[None]]) -> Any:
         chance = random.Random(self._pace.seed)
@@ -95,7 +107,7 @@ class Batch:
                 await self._wait(next_s - time.monotonic())
             limit = self._pace.max_runs_in_flight
             while limit and len(jobs) >= limit:
-                await _first(jobs)
+                await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
             if self._draining.is_set():
                 return
             yield task
@@ -138,10 +150,3 @@ class Batch:
         )
         self.num_ok += ok
         self.num_failed += not ok
-
-
-async def _first(jobs: set[asyncio.Task[None]]) -> None:
-    """Wait for one job to end and raise what it raised (a full disk must stop the batch)."""
-    done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
-    for job in done:
-        job.result()

@@ -1,0 +1,136 @@
+"""One object owns every path of a run's results folder, shared by all nodes of the run.
+
+Everything a later start must not find (endpoints, node reports, the stop mark) lives under one
+*attempt*: a requeued job is a new attempt on the same results.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scepsy_hpc.errors import InputError
+from scepsy_hpc.files import write_text
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths below the results folder."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        """Copy of the plan that runs."""
+        return self.root / "plan.yaml"
+
+    @property
+    def tasks(self) -> Path:
+        """Copy of the tasks."""
+        return self.root / "tasks.jsonl"
+
+    @property
+    def settings(self) -> Path:
+        """How the run was asked for."""
+        return self.root / "run.json"
+
+    @property
+    def results(self) -> Path:
+        """The ledger."""
+        return self.root / "results.jsonl"
+
+    @property
+    def spans(self) -> Path:
+        """What the dispatcher recorded."""
+        return self.root / "spans.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """Progress, rewritten about every second."""
+        return self.root / "status.json"
+
+    @property
+    def measured(self) -> Path:
+        """Measured figures beside the predicted ones, written at the end."""
+        return self.root / "measured.json"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of engines, agents and nodes."""
+        return self.root / "logs"
+
+    @property
+    def private(self) -> Path:
+        """Keys, pickles and endpoints: this user only."""
+        return self.root / "private"
+
+    @property
+    def jobs(self) -> Path:
+        """What submitit writes."""
+        return self.private / "jobs"
+
+    @property
+    def key(self) -> Path:
+        """The key that engines and dispatcher share."""
+        return self.private / "api_key"
+
+    def attempt(self, name: str) -> AttemptFolder:
+        """The folder of one start of the job."""
+        return AttemptFolder(self.private / "attempts" / name)
+
+    def create(self) -> None:
+        """Make the folders; a new key. Raises InputError when that is not possible."""
+        try:
+            for folder in (self.root, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            self.private.mkdir(mode=0o700, exist_ok=True)
+            self.jobs.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.root}: cannot be made: {error.strerror}") from None
+        os.chmod(self.private, 0o700)
+        if not self.key.exists():
+            write_text(self.key, secrets.token_hex(24), mode=0o600)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFolder:
+    """Rendezvous of the nodes of one start: reports, placement, endpoints, the stop mark."""
+
+    root: Path
+
+    @property
+    def placement(self) -> Path:
+        """Which instance is on which rank and GPUs, written by rank 0."""
+        return self.root / "placement.json"
+
+    @property
+    def stop(self) -> Path:
+        """When this exists every node stops its engines and ends."""
+        return self.root / "stop"
+
+    def node(self, rank: int) -> Path:
+        """What one rank was given."""
+        return self.root / "nodes" / f"{rank}.json"
+
+    def engine(self, instance_id: str) -> Path:
+        """State and endpoint of one instance."""
+        return self.root / "engines" / f"{instance_id}.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader on another node never sees half of it."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """JSON of a file that another node writes; None while it is not there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        return None  # Network file systems show a renamed file late: the next look succeeds.
