@@ -1,0 +1,203 @@
+"""One attempt of a call on one endpoint: send it, pass the answer on, note how it ended."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp import web
+
+from scepsy_hpc.metrics import ttft_s
+from scepsy_hpc.tracing.clock import now_s
+from scepsy_hpc.tracing.messages import Call, error_body, forwarded
+from scepsy_hpc.tracing.upstream import Outcome, Target
+from scepsy_hpc.tracing.usage import StreamReader, Usage, usage_of
+
+
+class ClientGone(Exception):
+    """The agent closed its connection while an answer was being written to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer that has not gone to the client yet."""
+
+    http_status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What is known so far; a cancelled handler leaves it as `cancelled`."""
+
+    start_s: float
+    end_s: float = 0.0
+    target: Target | None = None
+    status: str = "cancelled"
+    message: str | None = None
+    http_status: int | None = None
+    retry_after_s: float | None = None
+    usage: Usage = field(default_factory=Usage)
+    ttft_s: float | None = None
+    answer: Answer | None = None
+    response: web.StreamResponse | None = None
+
+    @property
+    def may_retry(self) -> bool:
+        """It failed, and the client has seen nothing of it."""
+        return self.status not in ("ok", "cancelled") and self.response is None
+
+    def fail(self, status: str, message: str, http_status: int | None = None) -> None:
+        """Note a failure."""
+        self.status, self.message = status, message
+        self.http_status = http_status if http_status is not None else self.http_status
+
+    def outcome(self) -> Outcome:
+        """How it ended, for the router."""
+        return Outcome(
+            status=self.status,
+            duration_s=self.end_s - self.start_s,
+            http_status=self.http_status,
+            message=self.message,
+            retry_after_s=self.retry_after_s,
+            input_tokens=self.usage.input_tokens,
+            output_tokens=self.usage.output_tokens,
+        )
+
+
+class Upstream:
+    """Sends one call to endpoints and passes the answer to the client that waits for it."""
+
+    def __init__(self, session: aiohttp.ClientSession, request: web.Request, call: Call) -> None:
+        """``request``: the client's, still open."""
+        self._session, self._request, self._call = session, request, call
+
+    async def send(self, attempt: Attempt, target: Target) -> None:
+        """Try ``target``; the end is noted in ``attempt``. Raises ClientGone.
+
+        A good answer is written to the client; a failure that came before any byte of an answer is
+        only noted, so that the call can be tried again.
+        """
+        call = self._call
+        try:
+            async with self._session.post(
+                target.url(call.path),
+                # As a file: aiohttp writes large bodies piece by piece then.
+                data=io.BytesIO(call.sent_body(target)),
+                headers=call.sent_headers(target),
+                allow_redirects=False,
+            ) as answer:
+                attempt.http_status = answer.status
+                attempt.retry_after_s = _seconds(answer.headers.get("Retry-After"))
+                if answer.status < 300 and answer.content_type == "text/event-stream":
+                    await self._stream(attempt, answer)
+                else:
+                    await self._whole(attempt, answer)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            status = "unreachable" if attempt.http_status is None else "broken_off"
+            attempt.fail(status, _reason(error))
+            await self._end_broken_stream(attempt)
+
+    async def _whole(self, attempt: Attempt, answer: aiohttp.ClientResponse) -> None:
+        body = await answer.read()
+        attempt.answer = Answer(answer.status, forwarded(answer.headers), body)
+        if answer.status >= 300:
+            status = "overloaded" if answer.status == 503 else f"error_{answer.status}"
+            attempt.fail(status, f"HTTP {answer.status} {answer.reason or ''}".strip())
+            return
+        attempt.usage = _usage_in(body, answer.content_type) or attempt.usage
+        response = web.Response(
+            status=answer.status, headers=attempt.answer.headers, body=attempt.answer.body
+        )
+        attempt.response = response
+        try:
+            await response.prepare(self._request)
+            await response.write_eof()
+        except (OSError, aiohttp.ClientError):
+            raise ClientGone from None
+        attempt.status = "ok"
+
+    async def _stream(self, attempt: Attempt, answer: aiohttp.ClientResponse) -> None:
+        reader = StreamReader(drop_usage=self._call.adds_usage)
+        first_token_seen = False
+        async for chunk in answer.content.iter_any():
+            passed = reader.feed(chunk)
+            # Where no token decodes to text the first event stands for the first token.
+            if attempt.ttft_s is None or (reader.has_token and not first_token_seen):
+                attempt.ttft_s = ttft_s(attempt.start_s, now_s())
+                first_token_seen = reader.has_token
+            attempt.usage = reader.usage or attempt.usage
+            if passed:
+                await self._write(attempt, answer, passed)
+        rest = reader.close()
+        if rest:
+            await self._write(attempt, answer, rest)
+        attempt.usage = reader.usage or attempt.usage
+        if reader.error is not None:
+            attempt.fail("error_stream", reader.error)
+        elif attempt.response is None:
+            attempt.fail("broken_off", "the stream ended without an event")
+        else:
+            attempt.status = "ok"
+        await self._end(attempt)
+
+    async def _write(self, attempt: Attempt, answer: aiohttp.ClientResponse, data: bytes) -> None:
+        try:
+            if attempt.response is None:
+                # Not before there is something to send: until then the call can be tried again.
+                response = web.StreamResponse(
+                    status=answer.status, headers=forwarded(answer.headers)
+                )
+                attempt.response = response
+                await response.prepare(self._request)
+            await attempt.response.write(data)
+        except (OSError, aiohttp.ClientError):
+            raise ClientGone from None
+
+    async def _end(self, attempt: Attempt) -> None:
+        if attempt.response is None:
+            return
+        try:
+            await attempt.response.write_eof()
+        except (OSError, aiohttp.ClientError):
+            raise ClientGone from None
+
+    async def _end_broken_stream(self, attempt: Attempt) -> None:
+        """Tell a client that has part of a stream that the rest is lost, as OpenAI's API does."""
+        if attempt.response is None:
+            return
+        where = attempt.target.base_url if attempt.target else "the endpoint"
+        message = f"LLM {self._call.alias!r} at {where} broke off: {attempt.message}"
+        event = json.dumps(error_body(502, "upstream_broken_off", message))
+        try:
+            await attempt.response.write(f"data: {event}\n\n".encode())
+        except (OSError, aiohttp.ClientError):
+            raise ClientGone from None
+        await self._end(attempt)
+
+
+def _usage_in(body: bytes, content_type: str) -> Usage | None:
+    if not content_type.endswith("json"):
+        return None
+    try:
+        return usage_of(json.loads(body))
+    except ValueError:
+        return None
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ServerTimeoutError | TimeoutError):
+        return "no connection in time"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or str(error.os_error)
+    return str(error) or type(error).__name__
