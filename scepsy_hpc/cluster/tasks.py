@@ -1,0 +1,222 @@
+"""One task of a submission, from both ends: what runs it there, what reads its result here."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import submitit
+from submitit.core import utils as submitit_utils
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one task needs. A task is one process on each of ``num_nodes`` nodes.
+
+    ``array_parallelism`` tasks may run at once; None is the site's choice on Slurm, and elsewhere
+    as many as the GPUs given allow, one where no GPU is given. ``no_kill``: the job goes on when a
+    node dies.
+    """
+
+    num_nodes: int = 1
+    gpus_per_node: int = 0
+    cpus_per_task: int = 1
+    mem_gib: float | None = None
+    time_min: int = 60
+    gpu_type: str | None = None
+    array_parallelism: int | None = None
+    no_kill: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one task ended: a value or an error for each rank; of the two, one is None."""
+
+    index: int
+    job_id: str
+    values: tuple[Any, ...]
+    errors: tuple[str | None, ...]
+
+    @property
+    def value(self) -> Any:
+        """What the function returned on the first node."""
+        return self.values[0]
+
+    @property
+    def error(self) -> str | None:
+        """The first error of any rank; None when all went well."""
+        return next((error for error in self.errors if error is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the tasks stand; ``note`` is what Slurm says about those that wait."""
+
+    num_total: int
+    num_ended: int
+    num_failed: int
+    num_running: int
+    note: str = ""
+
+
+OnProgress = Callable[[Progress], None]
+OnOutcome = Callable[[Outcome], None]
+
+
+class Jobs(Protocol):
+    """Submitted tasks. ``folder`` holds their pickles and logs."""
+
+    folder: Path
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of what was submitted so far: Slurm job ids, or process ids."""
+
+    def wait(
+        self, on_progress: OnProgress | None = None, on_outcome: OnOutcome | None = None
+    ) -> list[Outcome]:
+        """Block until every task has ended; outcomes in the order of the arguments.
+
+        ``on_progress`` is called when something changed, ``on_outcome`` once a task.
+        """
+
+    def cancel(self) -> None:
+        """Cancel what has not ended; its outcome is an error."""
+
+
+class TaskFailed(Exception):
+    """Carries an error through submitit's traceback text as one line of JSON."""
+
+
+_OUR_ERRORS = ("RunError", "InputError", "InfeasibleError", "UncompletedJobError")
+_IN_PROCESS: contextvars.ContextVar[bool] = contextvars.ContextVar("in_process", default=False)
+
+
+def run_task(function: Callable[[Any], Any], argument: Any) -> Any:
+    """What submitit runs. An error leaves as one line, so that nobody has to parse a traceback."""
+    try:
+        return function(argument)
+    except Exception as error:
+        raise TaskFailed(error_line(error)) from error
+
+
+def error_line(error: Exception) -> str:
+    """Kind and message of an error as one line of JSON."""
+    timed_out = isinstance(error, submitit_utils.UncompletedJobError)
+    message = "ran into its time limit; raise time_min" if timed_out else str(error)
+    return json.dumps({"kind": type(error).__name__, "message": message})
+
+
+def readable(line: str) -> str:
+    """The message of an :func:`error_line`; errors that are not ours keep their kind."""
+    plain = json.loads(line)
+    ours = plain["kind"] in _OUR_ERRORS
+    return str(plain["message"]) if ours else f"{plain['kind']}: {plain['message']}"
+
+
+def read_result(path: Path) -> tuple[Any, str | None]:
+    """(value, None) or (None, error) from a result file of submitit.
+
+    The file is a pickle: the folder must be the user's own and private.
+    """
+    with path.open("rb") as stream:
+        status, value = pickle.load(stream)
+    if status == "success":
+        return value, None
+    last = str(value).rstrip().rsplit("\n", 1)[-1]
+    _, found, line = last.partition(f"{TaskFailed.__name__}: ")
+    return None, readable(line) if found else last
+
+
+def rank() -> tuple[int, int]:
+    """(rank of this process in its task, number of processes of the task); (0, 1) outside one."""
+    if _IN_PROCESS.get():
+        return 0, 1
+    try:
+        environment = submitit.JobEnvironment()
+    except RuntimeError:
+        return 0, 1
+    return environment.global_rank, environment.num_tasks
+
+
+@contextmanager
+def in_process() -> Iterator[None]:
+    """Marks that a task runs inside the submitting process."""
+    token = _IN_PROCESS.set(True)
+    try:
+        yield
+    finally:
+        _IN_PROCESS.reset(token)
+
+
+def collect(
+    index: int, job_id: str, paths: Sequence[submitit_utils.JobPaths], lost: str | None = None
+) -> Outcome | None:
+    """The outcome of a task whose ranks write to ``paths``.
+
+    None while a rank has no result, unless ``lost`` says why there will be none.
+    """
+    values, errors = [], []
+    for path in paths:
+        if path.result_pickle.exists():
+            value, error = read_result(path.result_pickle)
+        elif lost is None:
+            return None
+        else:
+            value, error = None, lost + _tail(path)
+        values.append(value)
+        errors.append(error)
+    return Outcome(index, job_id, tuple(values), tuple(errors))
+
+
+def _tail(paths: submitit_utils.JobPaths, num_lines: int = 15) -> str:
+    for path in (paths.stderr, paths.stdout):
+        try:
+            lines = path.read_text(errors="replace").splitlines()[-num_lines:]
+        except OSError:
+            continue
+        if lines:
+            return f"; last lines of {path}:\n  " + "\n  ".join(lines)
+    return f"; it wrote nothing to {paths.stderr}"
+
+
+class Board:
+    """Outcomes as they come in; tells the callbacks, the progress only when it changed."""
+
+    def __init__(
+        self, num_total: int, on_progress: OnProgress | None, on_outcome: OnOutcome | None
+    ) -> None:
+        self.outcomes: dict[int, Outcome] = {}
+        self._num_total = num_total
+        self._on_progress = on_progress
+        self._on_outcome = on_outcome
+        self._last: Progress | None = None
+
+    @property
+    def open(self) -> list[int]:
+        """Indices of tasks without an outcome."""
+        return [i for i in range(self._num_total) if i not in self.outcomes]
+
+    def add(self, outcome: Outcome) -> None:
+        """Record one outcome."""
+        self.outcomes[outcome.index] = outcome
+        if self._on_outcome:
+            self._on_outcome(outcome)
+
+    def tell(self, num_running: int, note: str = "") -> None:
+        """Report where the tasks stand."""
+        failed = sum(outcome.error is not None for outcome in self.outcomes.values())
+        now = Progress(self._num_total, len(self.outcomes), failed, num_running, note)
+        if self._on_progress and now != self._last:
+            self._on_progress(now)
+        self._last = now
+
+    def in_order(self) -> list[Outcome]:
+        """All outcomes in the order of the arguments."""
+        return [self.outcomes[i] for i in range(self._num_total)]
