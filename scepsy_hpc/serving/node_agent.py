@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

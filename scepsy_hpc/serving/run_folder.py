@@ -112,6 +112,11 @@ class AttemptFolder:
         """When this exists every node stops its engines and ends."""
         return self.root / "stop"
 
+    @property
+    def heartbeat(self) -> Path:
+        """Rewritten by rank 0 while it lives."""
+        return self.root / "heartbeat.json"
+
     def node(self, rank: int) -> Path:
         """What one rank was given."""
         return self.root / "nodes" / f"{rank}.json"

@@ -1,0 +1,97 @@
+"""Routes the calls of running agents to engines; knows endpoints only by the nodes' reports."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from scepsy_hpc.planning.plan import Plan
+from scepsy_hpc.serving.routing import Routes, retry_delay_s
+from scepsy_hpc.serving.run_folder import AttemptFolder, read_json
+from scepsy_hpc.tracing.spans import Span
+from scepsy_hpc.tracing.upstream import Outcome, Refused, Target, unknown_alias
+
+SUSPECT_S = 5.0
+
+
+def routes_of(plan: Plan) -> Routes:
+    """Routes of a plan, no instance ready yet."""
+    aliases = {(w.name, alias): llm for w in plan.workflows for alias, llm in w.llms.items()}
+    return Routes(aliases)
+
+
+@dataclass(slots=True)
+class Dispatcher:
+    """The router that the recording proxy asks. ``workflow_of`` maps runs to workflows.
+
+    ``engine_wait_s`` is how long a call waits for a deployment of which no instance is ready.
+    """
+
+    routes: Routes
+    api_key: str
+    engine_wait_s: float = 600.0
+    workflow_of: dict[str, str] = field(default_factory=dict)
+    default_workflow: str | None = None
+    faulted: set[str] = field(default_factory=set)
+
+    def aliases(self, run_id: str) -> Sequence[str]:
+        """Aliases of the workflow that this run belongs to."""
+        return self.routes.known_aliases(self._workflow(run_id))
+
+    def _workflow(self, run_id: str) -> str:
+        return self.workflow_of.get(run_id, self.default_workflow or "")
+
+    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> Target:
+        """An instance for one call; waits while none is ready. Raises Refused."""
+        deployment = self.routes.deployment(self._workflow(run_id), alias)
+        if deployment is None:
+            raise unknown_alias(alias, self.aliases(run_id))
+        until_s = time.monotonic() + self.engine_wait_s
+        while True:
+            chosen = self.routes.pick(deployment, time.monotonic(), avoid)
+            if chosen is not None:
+                return Target(chosen.base_url, deployment, chosen.instance_id, self.api_key)
+            if time.monotonic() > until_s:
+                self.faulted.add(run_id)
+                message = f"no instance of {deployment} is ready after {self.engine_wait_s:g} s"
+                raise Refused(503, "no_instance_ready", message)
+            await asyncio.sleep(0.2)
+
+    def release(self, target: Target, outcome: Outcome) -> None:
+        """Count the call out; an instance that did not answer is suspect for a while."""
+        self.routes.release(target.name)
+        if outcome.status in ("unreachable", "broken_off"):
+            self.routes.suspect(target.name, time.monotonic() + SUSPECT_S)
+
+    def retry(self, outcome: Outcome, attempt: int) -> float | None:
+        """Seconds until another attempt, or None."""
+        return retry_delay_s(outcome.status, attempt)
+
+    def saw(self, span: Span) -> None:
+        """Remember runs in which an engine failed: such a run may be tried again as a whole."""
+        if span.kind == "llm" and span.status in FAULTS:
+            self.faulted.add(span.run_id)
+
+
+FAULTS = frozenset(
+    ("unreachable", "broken_off", "error_stream", "error_500", "error_502", "error_503")
+)
+
+
+async def follow_engines(routes: Routes, attempt: AttemptFolder, instances: Sequence[str]) -> None:
+    """Keep ``routes`` at what the nodes report, until cancelled."""
+    while True:
+        routes.update(ready_endpoints(attempt, instances))
+        await asyncio.sleep(0.5)
+
+
+def ready_endpoints(attempt: AttemptFolder, instances: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Deployment and base URL of every instance that is ready now."""
+    reports = {name: read_json(attempt.engine(name)) for name in instances}
+    return {
+        name: (report["llm"], report["base_url"])
+        for name, report in reports.items()
+        if report and report["state"] == "ready"
+    }

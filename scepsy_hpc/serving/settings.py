@@ -1,0 +1,49 @@
+"""How a run was asked for; written once by the command, read by every node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from scepsy_hpc.errors import RunError
+from scepsy_hpc.files import check, record, to_plain
+from scepsy_hpc.serving.batch import Pace
+from scepsy_hpc.serving.run_folder import read_json, write_json
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+@record
+class RunSettings:
+    """Times in seconds. ``serve`` hosts the engines until stopped, without a batch."""
+
+    max_runs_in_flight: Annotated[int, Field(ge=1)] | None = None
+    rate_rps: Annotated[float, Field(gt=0)] | None = None
+    seed: int = 0
+    serve: bool = False
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    task_timeout_s: Seconds | None = None
+    ready_timeout_s: Seconds = 900.0
+    nodes_timeout_s: Seconds = 300.0
+    starts_at_once: Annotated[int, Field(ge=1)] = 4
+    cluster: str = "local"
+
+    @property
+    def pace(self) -> Pace:
+        """How runs enter."""
+        return Pace(self.max_runs_in_flight, self.rate_rps, self.seed)
+
+
+def save_settings(path: Path, settings: RunSettings) -> None:
+    """Write the settings of a run."""
+    write_json(path, to_plain(settings))
+
+
+def load_settings(path: Path) -> RunSettings:
+    """Read the settings of a run. Raises RunError when the folder holds none."""
+    data = read_json(path)
+    if data is None:
+        raise RunError(f"{path}: no settings; this is no results folder of `scepsy run`")
+    return check(data, RunSettings, str(path))
