@@ -1,0 +1,159 @@
+"""Tables for the terminal. Seconds are printed as such; unknown is a dash, never a zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from scepsy_hpc.cluster.topology import Topology
+from scepsy_hpc.planning.plan import DemandSummary, Plan, Predicted, WorkflowFigures
+from scepsy_hpc.report.doctor import Finding
+
+console = Console(highlight=False)
+
+
+def number(value: float | None, unit: str = "", digits: int = 3) -> str:
+    """A figure with its unit; a dash when unknown."""
+    return "-" if value is None else f"{value:.{digits}g}{' ' if unit else ''}{unit}"
+
+
+def pct(value: float | None) -> str:
+    """A fraction as percent; a dash when unknown."""
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Columns that hold figures only are aligned to the right."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, column in enumerate(columns):
+        figures = all(_is_figure(str(row[index])) for row in rows) and rows
+        made.add_column(column, justify="right" if figures else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(str(cell) for cell in row))
+    return made
+
+
+def _is_figure(cell: str) -> bool:
+    return cell == "-" or (bool(cell) and (cell[0].isdigit() or cell[0] in "+-<"))
+
+
+def show(*parts: Any) -> None:
+    """Print tables and lines; a folded line keeps its words."""
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str), markup=not isinstance(part, str))
+
+
+def topology_table(topology: Topology) -> Table:
+    """Nodes, GPUs and how they are joined."""
+    rows = []
+    for node in topology.nodes:
+        domains = ", ".join(f"{len(d.gpus)} by {d.link}" for d in node.domains)
+        free = f"{len(node.free)} of {len(node.gpus)}"
+        rows.append((node.name, node.gpu_type, f"{node.gpu_memory_gib:g} GiB", domains, free))
+    return table("Topology", ("node", "GPU type", "memory", "GPUs joined", "free"), rows)
+
+
+def demand_table(name: str, demand: DemandSummary) -> Table:
+    """What the spans say about each LLM of a workflow."""
+    rows = [
+        (
+            alias,
+            number(llm.calls_per_run),
+            number(llm.parallelism),
+            pct(llm.share_mean),
+            "-" if llm.share_cv is None else f"{llm.share_cv:.2f}",
+            number(llm.input_tokens_mean, digits=4),
+            number(llm.output_tokens_mean, digits=4),
+        )
+        for alias, llm in demand.llms.items()
+    ]
+    title = (
+        f"Demand of {name}: {demand.num_runs} runs, {number(demand.tool_time_s, 's')} outside "
+        f"LLMs a run, overlap {demand.overlap:.2f}"
+    )
+    heads = ("LLM", "calls/run", "parallelism", "share", "share CV", "tokens in", "tokens out")
+    return table(title, heads, rows)
+
+
+def deployments_table(plan: Plan) -> Table:
+    """What each LLM got."""
+    rows = []
+    for name, llm in plan.llms.items():
+        figures = plan.predicted.per_llm.get(name) if plan.predicted else None
+        places = sorted({i.node for i in plan.instances if i.llm == name})
+        rows.append(
+            (
+                name,
+                llm.model,
+                f"{llm.engine} {llm.engine_version or ''}".strip(),
+                llm.gpu_type,
+                llm.tp_degree,
+                f"{llm.gpu_share_pct} %",
+                llm.num_replicas,
+                pct(figures.utilisation if figures else None),
+                number(figures.latency_mean_s if figures else None, "s"),
+                pct(figures.share_of_latency if figures else None),
+                ", ".join(places),
+            )
+        )
+    heads = (
+        *("LLM", "model", "engine", "GPU type", "TP", "share", "replicas"),
+        *("utilisation", "call latency", "of latency", "nodes"),
+    )
+    return table("Deployments", heads, rows)
+
+
+def predicted_table(predicted: Predicted, title: str = "Predicted") -> Table:
+    """Throughput and latency, whole and by workflow."""
+    rows = []
+    parts: dict[str, Predicted | WorkflowFigures] = {**predicted.per_workflow}
+    for name, part in (parts or {"all": predicted}).items():
+        rows.append(
+            (
+                name,
+                number(part.throughput_rps, "runs/s"),
+                number(part.latency_mean_s, "s"),
+                number(part.latency_p50_s, "s"),
+                number(part.latency_p95_s, "s"),
+                number(part.makespan_s, "s"),
+            )
+        )
+    heads = ("workflow", "throughput", "mean latency", "p50", "p95", "makespan")
+    return table(title, heads, rows)
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """What `doctor` found."""
+    rows = [(f.what, f.state, f.detail, f.needed_for, f.fix or "-") for f in findings]
+    return table("Doctor", ("what", "state", "found", "needed for", "fix"), rows)
+
+
+def status_tables(status: dict[str, Any]) -> list[Any]:
+    """Progress of a run."""
+    counts = status.get("tasks")
+    parts: list[Any] = [f"state: {status['state']}; tasks recorded: {status['recorded']}"]
+    if counts:
+        parts.append("tasks: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items()))
+    if status.get("url"):
+        parts.append(f"endpoint: {status['url']} (put any name for RUN_ID)")
+    rows = [
+        (
+            i["id"],
+            i["llm"],
+            i["state"],
+            i["host"],
+            ",".join(i["gpus"]),
+            i["starts"],
+            i["calls_in_flight"],
+            i["num_calls"],
+        )
+        for i in status.get("instances", [])
+    ]
+    if rows:
+        heads = ("instance", "LLM", "state", "host", "GPUs", "starts", "in flight", "calls")
+        parts.append(table("Instances", heads, rows))
+    parts += [f"{i['id']}: {i['error']}" for i in status.get("instances", []) if i.get("error")]
+    return parts
