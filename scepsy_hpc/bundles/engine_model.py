@@ -38,8 +38,8 @@ __all__ = [
 
 MIN_POINTS = 4
 MAX_POINT_ERROR = 0.15
-MAX_SHAPE_ERROR = 0.30
-NUM_REWEIGHTINGS = 6
+MAX_SHAPE_ERROR = 0.25
+NUM_REWEIGHTINGS = 4
 ERROR_FLOOR = 0.005
 
 Array = NDArray[np.float64]
@@ -212,51 +212,53 @@ def _non_negative(relative: Array, weights: Array) -> Array:
     gram = scaled.T @ (scaled * weights[:, None])
     target = scaled.T @ weights
     count = len(target)
-    best, best_loss = np.zeros(count), 0.0
+    # Columns that the points cannot tell apart share what they explain, evenly.
+    gram[np.diag_indices(count)] += 1e-9 * weights.sum()
     for size in range(count, 0, -1):
         for chosen in combinations(range(count), size):
             index = list(chosen)
-            part = np.linalg.lstsq(gram[np.ix_(index, index)], target[index], rcond=1e-10)[0]
-            if (part < 0).any():
+            part = np.linalg.solve(gram[np.ix_(index, index)], target[index])
+            if part.min() < 0.0:
                 continue
             full = np.zeros(count)
             full[index] = part
-            loss = float(full @ gram @ full - 2.0 * target @ full)
-            if loss < best_loss - 1e-12:
-                best, best_loss = full, loss
-        if size == count and best_loss < 0.0:
-            break  # the unconstrained optimum is non-negative
-    unscaled: Array = best / scale
-    return unscaled
+            if (gram @ full - target).min() >= -1e-9 * target.max():
+                best: Array = full / scale  # the conditions of Karush, Kuhn and Tucker hold
+                return best
+    raise AssertionError("a strictly convex problem has an optimum")
 
 
 def _quality(points: Sequence[Point], limits: _Limits, factors: Array) -> FitQuality:
+    rows = np.asarray([_row(p, limits) for p in points])
+    rows /= np.asarray([p.latency_mean_s for p in points])[:, None]
     shapes = [(p.input_tokens_mean, p.output_tokens_mean) for p in points]
     return FitQuality(
         num_points=len(points),
         num_shapes=len(set(shapes)),
-        in_sample=float(np.median(_misses(points, limits, factors))),
-        held_out_point=_held_out(points, [p.concurrency for p in points], limits),
-        held_out_shape=_held_out(points, shapes, limits),
+        in_sample=float(np.median(np.abs(rows @ factors - 1.0))),
+        held_out_point=_held_out(points, [p.concurrency for p in points], limits, rows),
+        held_out_shape=_held_out(points, shapes, limits, rows),
     )
 
 
-def _misses(points: Sequence[Point], limits: _Limits, factors: Array) -> list[float]:
-    """Relative error of each point's latency."""
-    latency_s = np.asarray([p.latency_mean_s for p in points])
-    rows = np.asarray([_row(p, limits) for p in points])
-    return [float(miss) for miss in np.abs(rows @ factors / latency_s - 1.0)]
+def _held_out(
+    points: Sequence[Point], groups: Sequence[object], limits: _Limits, rows: Array
+) -> float | None:
+    """Median relative error of points predicted from a fit without their group.
 
-
-def _held_out(points: Sequence[Point], groups: Sequence[object], limits: _Limits) -> float | None:
-    """Median relative error of points predicted from a fit without their group."""
+    ``rows`` are the points' coefficients over their latencies.
+    """
     misses: list[float] = []
     for group in dict.fromkeys(groups):
-        kept = [p for p, g in zip(points, groups, strict=True) if g != group]
+        out = np.asarray([g == group for g in groups])
+        kept = [p for p, left in zip(points, out, strict=True) if not left]
         if len(kept) < MIN_POINTS - 1:
             continue
-        left_out = [p for p, g in zip(points, groups, strict=True) if g == group]
-        misses += _misses(left_out, limits, _fit(*_table(kept, limits)))
+        if len({(p.input_tokens_mean, p.output_tokens_mean) for p in kept}) < 3:
+            factors = _fit(*_table(kept, limits))
+        else:
+            factors = _fit(rows[~out], np.ones(len(kept)))
+        misses.extend(np.abs(rows[out] @ factors - 1.0))
     return float(np.median(misses)) if misses else None
 
 

@@ -1,0 +1,258 @@
+"""Turn tables of curves from elsewhere into profile bundles.
+
+``python -m scepsy_hpc.bundles.importers silicon FILE.csv profiles/`` (or ``modelled``). Both kinds
+have one row per closed-loop operating point: gpu_type, engine, engine_version, model, tp_degree,
+input_tokens, output_tokens, concurrency, throughput_rps, ttft_s, tpot_s, latency_s, and
+``precision`` where it is known.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scepsy_hpc.bundles.bundle import Bundle, BundleHeader, How, Point
+from scepsy_hpc.bundles.library import LITTLE_TOLERANCE, operating_point, save_bundle
+from scepsy_hpc.bundles.model_sizes import published_kv_bytes_per_token, published_weights_gib
+from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
+from scepsy_hpc.errors import InputError, ScepsyError
+from scepsy_hpc.files import read_text
+
+WORKLOAD = "token-grid"
+GPU_MEMORY_GIB = {"h100_sxm": 80.0, "a100_sxm": 80.0}
+
+COLUMNS = (
+    "gpu_type",
+    "engine",
+    "engine_version",
+    "model",
+    "tp_degree",
+    "input_tokens",
+    "output_tokens",
+    "concurrency",
+    "throughput_rps",
+    "ttft_s",
+    "tpot_s",
+    "latency_s",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of table and what is said of every bundle made from it."""
+
+    how: How
+    precision: str
+    source: str
+    imported_from: str
+
+
+KINDS: dict[str, Kind] = {
+    "silicon": Kind(
+        how="measured",
+        precision="unknown",
+        source="measured TTFT and TPOT of silicon_sample.csv in aiconfigurator-core 0.12.0; "
+        "latency = ttft + tpot x (output - 1), throughput = concurrency / latency",
+        imported_from="aiconfigurator-core 0.12.0, silicon_sample.csv",
+    ),
+    "modelled": Kind(
+        how="modelled",
+        precision="bf16",
+        source="output of aiconfigurator 0.12.0, not measured; its absolute end-to-end latency "
+        "misses measurements by 19% (median); rows that do not fit the GPU memory are left out",
+        imported_from="aiconfigurator 0.12.0",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """The bundles written, the rows used, and how many were left out for which reason."""
+
+    bundles: tuple[Bundle, ...]
+    num_points: int
+    dropped: Mapping[str, int]
+
+
+def import_silicon_csv(path: Path | str, out_root: Path | str) -> Imported:
+    """Measured curves (kind ``silicon``) as bundles below ``out_root``. Raises InputError."""
+    return import_csv("silicon", path, out_root)
+
+
+def import_modelled_csv(path: Path | str, out_root: Path | str) -> Imported:
+    """Modelled curves (kind ``modelled``) as bundles below ``out_root``. Raises InputError."""
+    return import_csv("modelled", path, out_root)
+
+
+def import_csv(
+    kind: str, path: Path | str, out_root: Path | str, date: str | None = None
+) -> Imported:
+    """Write one bundle per (GPU type, model, engine, version, precision) of the table.
+
+    Rows without a figure, against Little's law, repeated, or too large for the memory (modelled
+    ones only: a measured one did run) are left out and counted. ``date`` is the day of import,
+    today unless given. Raises InputError that names the file and line.
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind {kind!r} of table is not known; known kinds: {', '.join(KINDS)}")
+    groups: dict[tuple[str, ...], list[Point]] = {}
+    dropped: Counter[str] = Counter()
+    for line, row in _rows(path):
+        key = _key(row, KINDS[kind], f"{path} line {line}")
+        point, reason = _point(row, f"{path} line {line}")
+        points = groups.setdefault(key, [])
+        reason = reason or _no_room(key, point, KINDS[kind]) or _repeats(point, points)
+        if reason:
+            dropped[reason] += 1
+        elif point is not None:
+            points.append(point)
+    day = date or datetime.date.today().isoformat()
+    bundles = [
+        _save(out_root, key, points, KINDS[kind], day, list(groups))
+        for key, points in groups.items()
+        if points
+    ]
+    return Imported(tuple(bundles), sum(len(b.points) for b in bundles), dict(dropped))
+
+
+def _rows(path: Path | str) -> list[tuple[int, dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(
+            f"{path} line 1: column {missing[0]!r} is missing; needed are {', '.join(COLUMNS)}"
+        )
+    return [(reader.line_num, row) for row in reader]
+
+
+def _key(row: Mapping[str, str], kind: Kind, place: str) -> tuple[str, ...]:
+    """(gpu_type, model, engine, engine_version, precision)."""
+    if row["gpu_type"] not in GPU_MEMORY_GIB:
+        raise InputError(
+            f"{place}: gpu_type: {row['gpu_type']!r} is not known; known: "
+            f"{', '.join(GPU_MEMORY_GIB)}"
+        )
+    precision = row.get("precision") or kind.precision
+    version = row["engine_version"] or "unknown"
+    return row["gpu_type"], row["model"], row["engine"], version, precision
+
+
+def _point(row: Mapping[str, str], place: str) -> tuple[Point | None, str | None]:
+    """The row's point, or why it is left out. Raises InputError for a cell that is no number."""
+    cells: dict[str, float | None] = {}
+    for name in COLUMNS[4:]:
+        try:
+            cells[name] = float(row[name]) if row[name] else None
+        except ValueError:
+            raise InputError(f"{place}: {name}: must be a number; got {row[name]!r}") from None
+    needed = [cells[name] for name in COLUMNS[4:] if name not in ("ttft_s", "tpot_s")]
+    if any(value is None or not 0 < value < float("inf") for value in needed):
+        return None, "a figure is missing or not above zero"
+    tp_degree, inputs, outputs, concurrency, throughput, latency = (v or 0.0 for v in needed)
+    if abs(throughput * latency / concurrency - 1.0) > LITTLE_TOLERANCE:
+        return None, "breaks Little's law by more than 5%"
+    point = Point(
+        tp_degree=int(tp_degree),
+        gpu_share_pct=100,
+        load="closed",
+        concurrency=concurrency,
+        throughput_rps=throughput,
+        latency_mean_s=latency,
+        input_tokens_mean=inputs,
+        output_tokens_mean=outputs,
+        ttft_mean_s=cells["ttft_s"],
+        tpot_mean_s=cells["tpot_s"],
+    )
+    return point, None
+
+
+def _no_room(key: tuple[str, ...], point: Point | None, kind: Kind) -> str | None:
+    weights_gib = published_weights_gib(key[1], key[4])
+    kv_bytes = published_kv_bytes_per_token(key[1])
+    if kind.how == "measured" or point is None or weights_gib is None or kv_bytes is None:
+        return None
+    memory_gib = GPU_MEMORY_GIB[key[0]]
+    tokens = kv_tokens_that_fit(memory_gib, point.tp_degree, 100, weights_gib, kv_bytes)
+    if tokens <= 0:
+        return "the weights do not fit the GPU memory"
+    # A call of one token gives its cache back at once: those that wait hold none.
+    running = point.concurrency or 0.0 if point.output_tokens_mean > 1.0 else 1.0
+    in_flight = running * (point.input_tokens_mean + point.output_tokens_mean)
+    return "the KV cache does not fit the GPU memory" if in_flight > tokens else None
+
+
+def _repeats(point: Point | None, points: Sequence[Point]) -> str | None:
+    if point is None or all(operating_point(point) != operating_point(p) for p in points):
+        return None
+    return "repeats an operating point"
+
+
+def _save(
+    out_root: Path | str,
+    key: tuple[str, ...],
+    points: Sequence[Point],
+    kind: Kind,
+    date: str,
+    keys: Sequence[tuple[str, ...]],
+) -> Bundle:
+    gpu_type, model, engine, version, precision = key
+    header = BundleHeader(
+        model=model,
+        engine=engine,
+        engine_version=version,
+        engine_args={},
+        precision=precision,
+        gpu_type=gpu_type,
+        gpu_memory_gib=GPU_MEMORY_GIB[gpu_type],
+        how=kind.how,
+        source=kind.source,
+        licence="Apache-2.0",
+        date=date,
+        points_sha256="",
+        imported_from=kind.imported_from,
+        link="nvlink",  # SXM boards
+        weights_gib=published_weights_gib(model, precision),
+        kv_bytes_per_token=published_kv_bytes_per_token(model),
+    )
+    # Two precisions of one engine would share a folder.
+    alone = sum(other[:4] == key[:4] for other in keys) == 1
+    workload = WORKLOAD if alone else f"{WORKLOAD}-{precision}"
+    ordered = sorted(
+        points,
+        key=lambda p: (
+            p.tp_degree,
+            p.input_tokens_mean,
+            p.output_tokens_mean,
+            p.concurrency or 0.0,
+        ),
+    )
+    return save_bundle(out_root, header, ordered, workload)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Import one table and say what became of its rows; returns the exit code."""
+    if len(arguments) != 3:
+        print(
+            f"usage: python -m scepsy_hpc.bundles.importers {'|'.join(KINDS)} FILE.csv FOLDER",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        done = import_csv(*arguments)
+    except ScepsyError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"{done.num_points} points in {len(done.bundles)} bundles")
+    for reason, count in sorted(done.dropped.items()):
+        print(f"left out {count}: {reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
