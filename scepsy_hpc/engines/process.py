@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from scepsy_hpc.cluster.cpu_slices import SliceGroup, make_group, quota_cores
 from scepsy_hpc.engines import guard, vllm
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.probe import Answer, ask
@@ -27,21 +29,28 @@ NUM_LOG_LINES = 15
 class EngineProcess:
     """A running engine. Start with :meth:`start`; always :meth:`stop` it."""
 
-    def __init__(self, config: EngineConfig, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, config: EngineConfig, popen: subprocess.Popen[bytes], group: SliceGroup | None
+    ) -> None:
         self.config = config
         self._popen = popen
         self._leader = psutil.Process(popen.pid)
+        self._group = group
 
     @classmethod
     def start(cls, config: EngineConfig) -> EngineProcess:
         """Start the engine in a session of its own, its output in ``config.log_path``.
 
-        Returns at once. If this process dies, however it dies, the engine dies with it.
+        Returns at once. If this process dies, however it dies, the engine dies with it. An engine
+        on CPU slices gets a cgroup, whose quota holds from when it is ready.
         Raises InputError for an unknown engine or argument, RunError if it cannot be started.
         """
         command, environment = start_line(config)
         config.log_path.parent.mkdir(parents=True, exist_ok=True)
         line = [sys.executable, "-I", "-S", guard.__file__, *command]
+        group = _slice_group(config)
+        if group is not None:
+            line = group.enter_command(line)
         with config.log_path.open("ab") as log:
             try:
                 popen = subprocess.Popen(
@@ -56,7 +65,7 @@ class EngineProcess:
                 raise RunError(
                     f"{config.instance_id}: cannot start {command[0]}: {error}"
                 ) from None
-        return cls(config, popen)
+        return cls(config, popen, group)
 
     @property
     def pid(self) -> int:
@@ -88,6 +97,7 @@ class EngineProcess:
                 asking = asyncio.ensure_future(ask(session, self.config, self.base_url, left_s))
                 answer = await self._unless_dead(asking)
                 if answer is not None and answer.ready and self.is_alive():
+                    self._hold_to_quota()
                     return
                 if answer is not None and answer.final:
                     raise self._error(answer.reason)
@@ -106,6 +116,10 @@ class EngineProcess:
             return asking.result()
         finally:
             asking.cancel()
+
+    def _hold_to_quota(self) -> None:
+        if self._group is not None:
+            self._group.limit(quota_cores(self.config.tp_degree, self.config.gpu_share_pct))
 
     def _error(self, what: str) -> RunError:
         lines = last_lines(self.config.log_path, NUM_LOG_LINES)
@@ -132,6 +146,8 @@ class EngineProcess:
         if members:
             pids = ", ".join(str(p.pid) for p in members)
             raise RunError(f"{self.config.instance_id}: processes {pids} survive SIGKILL")
+        if self._group is not None:
+            self._group.remove()
 
     def _members(self) -> set[psutil.Process]:
         """Every live process of the session, and children that left it."""
@@ -184,6 +200,13 @@ def start_line(config: EngineConfig) -> tuple[list[str], dict[str, str]]:
         f"{config.instance_id}: engine: unknown engine {config.engine!r}; "
         f"known: {', '.join(ENGINES)}"
     )
+
+
+def _slice_group(config: EngineConfig) -> SliceGroup | None:
+    if config.gpu_type != vllm.CPU_TYPE or config.engine != "vllm":
+        return None
+    name = re.sub(r"\W", "_", config.instance_id)
+    return make_group(f"{name}-{os.getpid()}-{config.port}")
 
 
 def last_lines(path: Path, count: int) -> list[str]:

@@ -1,0 +1,175 @@
+"""Engines as processes: ready only after real work, dead noticed, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import fake_vllm
+import psutil
+import pytest
+
+from scepsy_hpc.engines.config import EngineConfig
+from scepsy_hpc.engines.ports import spaced_ports
+from scepsy_hpc.engines.process import EngineProcess
+from scepsy_hpc.errors import InputError, RunError
+
+# Long enough for a loaded machine to start a Python; nothing waits for it when all is well.
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def make_config(tmp_path, monkeypatch):
+    used: list[int] = []
+
+    def make(behaviour: str) -> EngineConfig:
+        used.extend(spaced_ports(1, avoid=used))
+        python = fake_vllm.install(tmp_path, behaviour)
+        monkeypatch.setenv("SCEPSY_VLLM_PYTHON", str(python))
+        monkeypatch.setenv("CHILDREN_FILE", str(tmp_path / "children"))
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        return EngineConfig(
+            instance_id="judge-0",
+            engine="vllm",
+            model="some/model",
+            served_names=("judge",),
+            gpu_type="h100_sxm",
+            gpu_memory_gib=80.0,
+            gpus=("0",),
+            port=used[-1],
+            log_path=tmp_path / f"{behaviour}.log",
+        )
+
+    return make
+
+
+def run(config: EngineConfig, timeout_s: float = PATIENCE_S) -> EngineProcess:
+    """Start, wait until ready, stop; the stopped engine."""
+
+    async def main() -> EngineProcess:
+        engine = EngineProcess.start(config)
+        try:
+            await engine.wait_ready(timeout_s)
+            assert engine.is_alive()
+        finally:
+            await engine.stop()
+        return engine
+
+    return asyncio.run(main())
+
+
+def test_ready_then_stopped(make_config):
+    """An engine that gives a token becomes ready although its log says ERROR, and stops."""
+    engine = run(make_config("good"))
+    assert not engine.is_alive()
+    assert not psutil.pid_exists(engine.pid)
+    assert "ERROR" in engine.config.log_path.read_text()
+
+
+def test_dead_engine_is_noticed_with_its_last_words(make_config):
+    """An engine that dies at start fails at once, with exit code and last log lines."""
+    with pytest.raises(RunError, match=r"judge-0 .*died with exit code 3.*\n.*\n.*out of every"):
+        run(make_config("dies"), timeout_s=1e6)
+
+
+def test_silent_engine_times_out(make_config):
+    """An engine that never answers is given up when the time is over."""
+    with pytest.raises(RunError, match=r"not ready after 0\.5 s: no answer"):
+        run(make_config("mute"), timeout_s=0.5)
+
+
+def test_http_without_a_token_is_not_readiness(make_config):
+    """Errors that may pass, and HTTP 200 with 0 generated tokens, do not make an engine ready."""
+    expected = {
+        "status=500": "/v1/completions answers HTTP 500",
+        "status=503": "/v1/completions answers HTTP 503",
+        "no_token": "/v1/completions answers HTTP 200 without a token",
+    }
+
+    async def give_up(behaviour: str) -> str:
+        engine = EngineProcess.start(make_config(behaviour))
+        try:
+            with pytest.raises(RunError) as caught:
+                await engine.wait_ready(8.0)
+        finally:
+            await engine.stop()
+        return str(caught.value)
+
+    async def all_at_once() -> list[str]:
+        return await asyncio.gather(*(give_up(behaviour) for behaviour in expected))
+
+    for said, wanted in zip(asyncio.run(all_at_once()), expected.values(), strict=True):
+        assert f"not ready after 8 s: {wanted}" in said
+
+
+def test_wrong_key_fails_at_once(make_config):
+    """What waiting cannot change (401, 404) is said at once instead of at the end."""
+    with pytest.raises(RunError, match="answers HTTP 401"):
+        run(make_config("status=401"), timeout_s=1e6)
+
+
+def test_stop_leaves_no_children(make_config, tmp_path):
+    """A server that ignores SIGTERM and its children, even in another session, are all gone."""
+
+    async def main() -> None:
+        engine = EngineProcess.start(make_config("stubborn"))
+        await engine.wait_ready(PATIENCE_S)
+        children = [int(pid) for pid in (tmp_path / "children").read_text().split()]
+        assert all(psutil.pid_exists(pid) for pid in children)
+        await engine.stop(grace_s=0.5)
+        alive = [p for p in children if psutil.pid_exists(p) and not zombie(p)]
+        assert alive == []
+        assert not engine.is_alive()
+
+    asyncio.run(main())
+
+
+def zombie(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_engine_dies_with_its_parent(make_config, tmp_path):
+    """When the process that started an engine is killed, the engine is gone soon after."""
+    config = make_config("good")
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys, pathlib, pickle, time\n"
+        "from scepsy_hpc.engines.process import EngineProcess\n"
+        "config = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "print(EngineProcess.start(config).pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    pickled = tmp_path / "config.pkl"
+    pickled.write_bytes(pickle.dumps(config))
+    with subprocess.Popen(
+        [sys.executable, str(script), str(pickled)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        guard = psutil.Process(int(parent.stdout.readline()))
+        family = [guard, *wait_for_children(guard)]
+        os.kill(parent.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
+    assert alive == []
+
+
+def wait_for_children(process: psutil.Process) -> list[psutil.Process]:
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        children = process.children(recursive=True)
+        if children:
+            return children
+        time.sleep(0.05)
+    raise AssertionError(f"{process} started nothing")
+
+
+def test_unknown_engine_is_refused(make_config):
+    """An engine that this package does not know is bad input, with the known ones."""
+    config = replace(make_config("good"), engine="llamacpp")
+    with pytest.raises(InputError, match=r"unknown engine 'llamacpp'; known: vllm, simulated"):
+        EngineProcess.start(config)
