@@ -19,7 +19,7 @@ from scepsy_hpc.serving.ledger import Ledger, load_tasks
 from scepsy_hpc.serving.measured import measure
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings
-from scepsy_hpc.tracing.agents import AgentPool
+from scepsy_hpc.tracing.agents import AgentPool, agent_environment
 from scepsy_hpc.tracing.clock import now_s
 from scepsy_hpc.tracing.proxy import RecordingProxy
 from scepsy_hpc.tracing.spans import Span, load_spans
@@ -137,13 +137,13 @@ class Lead:
         """Run the agent once; its run span is recorded whatever happens."""
         name, run_id = task["workflow"], f"{task['task_id']}.{attempt}.{uuid.uuid4().hex[:6]}"
         self._dispatcher.workflow_of[run_id] = name
-        environment = {
-            "OPENAI_BASE_URL": self._proxy.base_url(run_id),
-            "OPENAI_API_KEY": self._dispatcher.api_key,
-            "SCEPSY_ATTEMPT": str(attempt),
-            "SCEPSY_TASK_ID": task["task_id"],
-            "SCEPSY_RUN_ID": run_id,
-        }
+        environment = agent_environment(
+            self._proxy.base_url(run_id),
+            self._dispatcher.api_key,
+            task["task_id"],
+            run_id,
+            attempt,
+        )
         limit_s = self.settings.task_timeout_s
         started_s, status = now_s(), "cancelled"
         try:

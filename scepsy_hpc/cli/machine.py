@@ -1,0 +1,69 @@
+"""``topology`` and ``doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from scepsy_hpc.cli.options import FILE, POSITIVE, json_option, print_json, say
+
+
+@click.command()
+@click.option("--local", is_flag=True, help="Ask NVML on this machine.")
+@click.option("--slurm", metavar="PARTITION", help="Ask Slurm about a partition.")
+@click.option("--from-nvidia-smi", "smi", type=FILE, help="Read saved `nvidia-smi topo -m` output.")
+@click.option("--gpu-type", help="GPU type, where the source does not say.")
+@click.option("--gpu-memory-gib", type=POSITIVE, help="Memory, where the source does not say.")
+@click.option("-o", "--output", type=FILE, required=True, help="Where to write topology.yaml.")
+@json_option
+def topology(
+    local: bool,
+    slurm: str | None,
+    smi: Path | None,
+    gpu_type: str | None,
+    gpu_memory_gib: float | None,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Write down what GPUs and links there are."""
+    from scepsy_hpc.cluster import discovery
+    from scepsy_hpc.cluster.topology import save_topology
+    from scepsy_hpc.report import tables
+
+    if (local, slurm is not None, smi is not None).count(True) != 1:
+        raise click.UsageError("give one of --local, --slurm PARTITION, --from-nvidia-smi FILE")
+    if slurm is not None:
+        found = discovery.discover_slurm(slurm, gpu_type, gpu_memory_gib)
+    elif smi is not None:
+        found = discovery.from_nvidia_smi(smi, gpu_type, gpu_memory_gib)
+    else:
+        found = discovery.discover_local()
+    save_topology(output, found)
+    if as_json:
+        print_json({"nodes": found.nodes, "num_gpus": found.num_gpus, "note": found.note})
+    else:
+        tables.show(tables.topology_table(found))
+        if found.note:
+            tables.show(f"note: {found.note}")
+        say(f"wrote {output}")
+
+
+@click.command()
+@click.option("--site", type=FILE, help="Also check what this site.yaml names.")
+@json_option
+def doctor(site: Path | None, as_json: bool) -> int:
+    """Say what is missing on this machine or site, and the fix.
+
+    Exit code 1 when something that is there does not work; what is merely missing is listed with
+    the commands that need it.
+    """
+    from scepsy_hpc.report import tables
+    from scepsy_hpc.report.doctor import examine
+
+    findings = examine(site)
+    if as_json:
+        print_json(findings)
+    else:
+        tables.show(tables.findings_table(findings))
+    return int(any(f.state == "broken" for f in findings))

@@ -1,0 +1,209 @@
+"""``run``, ``serve``, ``status``, ``logs``, ``stop``, ``report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scepsy_hpc.cli.options import (
+    COUNT,
+    DURATION,
+    FILE,
+    FOLDER,
+    POSITIVE,
+    cluster_options,
+    json_option,
+    print_json,
+    say,
+)
+from scepsy_hpc.cluster.executors import ClusterName
+
+
+@click.command()
+@click.argument("plan", type=FILE)
+@click.argument("tasks", type=FILE)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Results folder, shared by nodes.")
+@cluster_options("local")
+@click.option("--resume", is_flag=True, help="Go on with the tasks not recorded in the folder.")
+@click.option("--runs-in-flight", type=COUNT, help="Runs at a time.  [default: the plan's, or 8]")
+@click.option("--rate", type=POSITIVE, help="Runs per second instead, Poisson arrivals.")
+@click.option("--seed", type=int, default=0, help="Seed of the arrivals.")
+@click.option("--task-timeout", type=DURATION, help="Limit for one attempt, such as 30min.")
+@click.option("--time", "time_min", type=COUNT, help="Time limit of the job in minutes.")
+@json_option
+def run(
+    plan: Path,
+    tasks: Path,
+    output: Path,
+    cluster: ClusterName,
+    site: Path | None,
+    resume: bool,
+    runs_in_flight: int | None,
+    rate: float | None,
+    seed: int,
+    task_timeout: float | None,
+    time_min: int | None,
+    as_json: bool,
+) -> int:
+    """Host the plan's engines and work the batch TASKS off.
+
+    Each task that ended stands once in RESULTS/results.jsonl. Interrupted? The same command with
+    --resume goes on with the others.
+    """
+    from scepsy_hpc.serving.settings import RunSettings
+
+    settings = RunSettings(
+        max_runs_in_flight=runs_in_flight,
+        rate_rps=rate,
+        seed=seed,
+        task_timeout_s=task_timeout,
+        cluster=cluster,
+    )
+    status = _execute(plan, tasks, output, settings, cluster, site, resume, time_min)
+    return _conclude(output, status, as_json)
+
+
+def _execute(
+    plan: Path,
+    tasks: Path | None,
+    output: Path,
+    settings: Any,
+    cluster: ClusterName,
+    site: Path | None,
+    resume: bool,
+    time_min: int | None,
+) -> dict[str, Any]:
+    from scepsy_hpc.cluster.site import load_site
+    from scepsy_hpc.report.progress import Progress
+    from scepsy_hpc.serving import run as runs
+
+    checked_site = load_site(site)
+    folder = runs.prepare(plan, tasks, output, settings, resume)
+    jobs = runs.launch(folder, cluster, checked_site, time_min)
+    say(f"{'serving' if settings.serve else 'running'} in {output} ({cluster} {jobs.ids[0]})")
+    try:
+        with Progress("tasks" if tasks else "engines ready") as progress:
+            return runs.follow(folder, jobs, lambda s, note: _show(progress, s, note))
+    except KeyboardInterrupt:
+        if cluster == "slurm":
+            say(f"the job goes on; `scepsy status {output}`, `scepsy stop {output}`")
+        else:
+            runs.stop(output)
+            jobs.cancel()
+        raise
+
+
+def _show(progress: Any, status: dict[str, Any] | None, note: str) -> None:
+    if status is None:
+        return
+    counts = status.get("tasks")
+    if counts:
+        done = counts["recorded_before"] + counts["ok"] + counts["failed"]
+        failed = f", {counts['failed']} failed" if counts["failed"] else ""
+        progress.update(done, counts["total"], f"{counts['in_flight']} in flight{failed}")
+        return
+    instances = status.get("instances", [])
+    ready = sum(i["state"] == "ready" for i in instances)
+    progress.update(
+        0, None, note or f"{status['state']}, {ready} of {len(instances)} engines ready"
+    )
+
+
+def _conclude(output: Path, status: dict[str, Any], as_json: bool) -> int:
+    from scepsy_hpc.report import tables
+    from scepsy_hpc.serving.run import read_status
+    from scepsy_hpc.serving.run_folder import RunFolder, read_json
+
+    status = read_status(output) if output.exists() else status
+    counts = status.get("tasks") or {}
+    if as_json:
+        measured = read_json(RunFolder(output.absolute()).measured)
+        print_json({"status": status, "measured": measured})
+    else:
+        tables.show(*tables.status_tables(status))
+    left = counts.get("waiting", 0) + counts.get("in_flight", 0)
+    if left:
+        say(f"error: {left} tasks are not recorded; the same command with --resume runs them")
+    if counts.get("failed"):
+        say(
+            f"error: {counts['failed']} tasks failed; see {output}/results.jsonl"
+        )
+    return int(bool(left or counts.get("failed")))
+
+
+@click.command()
+@click.argument("plan", type=FILE)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder for logs and status.")
+@cluster_options("local")
+@click.option("--time", "time_min", type=COUNT, help="Time limit of the job in minutes.")
+def serve(
+    plan: Path, output: Path, cluster: ClusterName, site: Path | None, time_min: int | None
+) -> int:
+    """Host the plan's engines without a batch, until `scepsy stop`.
+
+    `scepsy status` shows the endpoint; the key stands in FOLDER/private/api_key.
+    """
+    from scepsy_hpc.serving.settings import RunSettings
+
+    settings = RunSettings(serve=True, cluster=cluster)
+    _execute(plan, None, output, settings, cluster, site, False, time_min)
+    return 0
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@json_option
+def status(folder: Path, as_json: bool) -> None:
+    """Show how far a run is and how its engines are."""
+    from scepsy_hpc.report import tables
+    from scepsy_hpc.serving.run import read_status
+
+    found = read_status(folder)
+    if as_json:
+        print_json(found)
+    else:
+        tables.show(*tables.status_tables(found))
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("name", required=False)
+@click.option("-n", "--lines", type=COUNT, default=50, show_default=True, help="Lines of each log.")
+def logs(folder: Path, name: str | None, lines: int) -> None:
+    """Print the last lines of a run's logs, or of the one whose name starts with NAME."""
+    from scepsy_hpc.engines.process import last_lines
+    from scepsy_hpc.errors import InputError
+    from scepsy_hpc.serving.run_folder import RunFolder
+
+    found = sorted(RunFolder(folder.absolute()).logs.glob(f"{name or ''}*.log"))
+    if not found:
+        raise InputError(f"{folder}: no log{f' that starts with {name!r}' if name else ''}")
+    for path in found:
+        click.echo(f"==> {path} <==")
+        for line in last_lines(path, lines):
+            click.echo(line)
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+def stop(folder: Path) -> None:
+    """Ask a run to end in order; nothing recorded is lost."""
+    from scepsy_hpc.serving import run as runs
+
+    click.echo(runs.stop(folder))
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("-o", "--output", type=FILE, help="HTML file.  [default: FOLDER/report.html]")
+@json_option
+def report(folder: Path, output: Path | None, as_json: bool) -> None:
+    """Write one self-contained HTML file about a run."""
+    from scepsy_hpc.report.html import write_report
+
+    path, figures = write_report(folder, output or folder / "report.html")
+    if as_json:
+        print_json(figures)
+    say(f"wrote {path}")

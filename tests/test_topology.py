@@ -1,0 +1,60 @@
+"""topology.yaml: short forms, free GPUs, and what cannot be."""
+
+import pytest
+
+from scepsy_hpc.cluster.topology import Domain, load_topology, save_topology
+from scepsy_hpc.errors import InputError
+
+HEAD = "schema: scepsy/topology/v1\nnodes:\n"
+
+
+def test_short_form_is_nvlink_domains(tmp_path):
+    """``nvlink_domains`` means domains with link nvlink; free GPUs are all unless listed."""
+    path = tmp_path / "t.yaml"
+    path.write_text(
+        HEAD
+        + "  - {name: a, gpu_type: h100_sxm, gpu_memory_gib: 80, nvlink_domains: [[0,1],[2]]}\n"
+        "  - {name: b, gpu_type: l4, gpu_memory_gib: 24, free_gpus: [1],"
+        " domains: [{gpus: [0,1], link: pcie}]}\n"
+    )
+    topology = load_topology(path)
+    first, second = topology.nodes
+    assert first.domains == (Domain(gpus=(0, 1), link="nvlink"), Domain(gpus=(2,), link="nvlink"))
+    assert first.free == (0, 1, 2)
+    assert second.free == (1,)
+    assert topology.num_gpus == 4
+    save_topology(path, topology)
+    assert load_topology(path) == topology
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ("{name: a, gpu_type: x, gpu_memory_gib: 8}", "no free GPU"),
+        ("{name: a, gpu_type: x, gpu_memory_gib: 8, nvlink_domains: [[0, 0]]}", "GPU 0 is in two"),
+        (
+            "{name: a, gpu_type: x, gpu_memory_gib: 8, nvlink_domains: [[0]], free_gpus: [7]}",
+            "GPU 7 is in no domain",
+        ),
+        (
+            "{name: a, gpu_type: x, gpu_memory_gib: 8, domains: [{gpus: [0], link: wifi}]}",
+            "'nvlink', 'pcie' or 'cross_numa'",
+        ),
+    ],
+)
+def test_refusals(tmp_path, node, words):
+    """A node that cannot be is refused with the reason."""
+    path = tmp_path / "t.yaml"
+    path.write_text(f"{HEAD}  - {node}\n")
+    with pytest.raises(InputError, match=r"t\.yaml") as caught:
+        load_topology(path)
+    assert words in str(caught.value)
+
+
+def test_names_must_differ(tmp_path):
+    """Two nodes of one name would make plans ambiguous."""
+    node = "  - {name: a, gpu_type: x, gpu_memory_gib: 8, nvlink_domains: [[0]]}\n"
+    path = tmp_path / "t.yaml"
+    path.write_text(HEAD + node * 2)
+    with pytest.raises(InputError, match="stands twice"):
+        load_topology(path)
