@@ -1,0 +1,225 @@
+"""The parent's side of Python agents: one nursery process that forks, and its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from scepsy_hpc.errors import InputError, RunError
+from scepsy_hpc.tracing.agent_worker import (
+    FORK,
+    HEAD_BYTES,
+    ORDER,
+    REAP,
+    TAKE_OVER,
+    length_of,
+    pack,
+)
+from scepsy_hpc.tracing.workflow import Agent
+
+IMPORT_TIMEOUT_S = 300.0
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without the addresses and keys of other OpenAI endpoints."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
+
+
+@contextlib.contextmanager
+def open_log(path: Path | None) -> Iterator[int | IO[bytes]]:
+    """Where an agent's output goes; nowhere without a path."""
+    if path is None:
+        yield subprocess.DEVNULL
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as stream:
+        yield stream
+
+
+def kill_group(pid: int) -> None:
+    """End a process and what it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+class Nursery:
+    """A process that has imported the agent's module and forks workers from there.
+
+    Where the module starts threads a fork would break them: then ``may_fork`` is False and the
+    process can only become one worker itself.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
+        """Use ``start``."""
+        self._process, self._control = process, control
+        self.may_fork = True
+
+    @classmethod
+    async def start(cls, agent: Agent, log_path: Path | None) -> Nursery:
+        """Import ``agent.python``. Raises InputError when that fails."""
+        control, theirs = socket.socketpair()
+        control.setblocking(False)
+        command = [sys.executable, "-X", "faulthandler", "-m", "scepsy_hpc.tracing.agent_worker"]
+        try:
+            with open_log(log_path) as log:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    str(theirs.fileno()),
+                    str(Path(agent.folder or ".").resolve()),
+                    str(agent.python),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[theirs.fileno()],
+                    env=clean_environment(),
+                    start_new_session=True,
+                )
+        except BaseException:
+            control.close()
+            raise
+        finally:
+            theirs.close()
+        nursery = cls(process, control)
+        try:
+            async with asyncio.timeout(IMPORT_TIMEOUT_S):
+                hello = await receive(control)
+            nursery._greet(hello, agent, log_path)
+        except TimeoutError:
+            await nursery.close()
+            message = f"agent.python: {agent.python}: not imported within {IMPORT_TIMEOUT_S:g} s"
+            raise InputError(message) from None
+        except BaseException:
+            await nursery.close()
+            raise
+        return nursery
+
+    def _greet(self, hello: dict[str, Any] | None, agent: Agent, log_path: Path | None) -> None:
+        reason = hello.get("error") if hello else "its process ended while importing"
+        if hello and reason is None:
+            self.may_fork = bool(hello["may_fork"])
+            return
+        hint = ""
+        if "OPENAI" in str(reason) or "api_key" in str(reason):
+            hint = "; make the client inside the function: its address differs from task to task"
+        where = f" (log: {log_path})" if log_path else ""
+        raise InputError(
+            f"agent.python: {agent.python!r} in {agent.folder} cannot be loaded: "
+            f"{reason}{hint}{where}"
+        )
+
+    async def fork(self) -> Worker:
+        """One more worker. One call at a time. Raises RunError when the process is gone."""
+        ours = self._hand_over(FORK)
+        try:
+            reply = await receive(self._control)
+            if reply is None or "pid" not in reply:
+                reason = reply["error"] if reply else "the process that forks them died"
+                raise RunError(f"no worker for the agent: {reason}")
+            return Worker(reply["pid"], ours, self)
+        except BaseException:
+            ours.close()
+            raise
+
+    def take_over(self) -> Worker:
+        """The process itself as the one worker. Raises RunError when it is gone."""
+        return Worker(self._process.pid, self._hand_over(TAKE_OVER), self)
+
+    def _hand_over(self, order: bytes) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            socket.send_fds(self._control, [ORDER.pack(order, 0)], [theirs.fileno()])
+        except OSError as error:
+            ours.close()
+            raise RunError(f"no worker for the agent: {error.strerror}") from None
+        finally:
+            theirs.close()
+        return ours
+
+    def reap(self, pid: int) -> None:
+        """Its worker ``pid`` was killed: take it off the process table."""
+        if self.may_fork:
+            with contextlib.suppress(OSError):
+                self._control.send(ORDER.pack(REAP, pid))
+
+    async def close(self) -> None:
+        """End the process."""
+        if self._process.returncode is None:
+            kill_group(self._process.pid)
+        await self._process.wait()
+        self._control.close()
+
+
+class Worker:
+    """One process that runs one task at a time; ``end`` it after anything unusual."""
+
+    def __init__(self, pid: int, channel: socket.socket, nursery: Nursery) -> None:
+        """Made by a nursery."""
+        self.pid, self.nursery, self._channel = pid, nursery, channel
+        self._pidfd: int | None = None
+        # A child of the agent may hold the channel open beyond the worker's death.
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):
+                self._pidfd = os.pidfd_open(pid)
+        if self._pidfd is not None:
+            asyncio.get_running_loop().add_reader(self._pidfd, self._died)
+
+    def _died(self) -> None:
+        self._unwatch()
+        self.hang_up()
+
+    def _unwatch(self) -> None:
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def hang_up(self) -> None:
+        """Make a pending ``run`` return None."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
+
+    async def run(self, task: dict[str, Any], env: dict[str, str]) -> dict[str, Any] | None:
+        """The reply, with `result` or `error`; None when the worker died."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.sock_sendall(self._channel, pack({"task": task, "env": env}))
+            return await receive(self._channel)
+        except OSError:
+            return None
+
+    def end(self) -> None:
+        """Kill it and what it started. Not while ``run`` waits: use ``hang_up`` first."""
+        self._unwatch()
+        kill_group(self.pid)
+        self._channel.close()
+        self.nursery.reap(self.pid)
+
+
+async def receive(channel: socket.socket) -> dict[str, Any] | None:
+    """Next message of a non-blocking socket; None when the other side is gone."""
+    head = await _read(channel, HEAD_BYTES)
+    body = await _read(channel, length_of(head)) if head else None
+    return json.loads(body) if body else None
+
+
+async def _read(channel: socket.socket, size: int) -> bytes | None:
+    loop, data = asyncio.get_running_loop(), bytearray()
+    while len(data) < size:
+        try:
+            part = await loop.sock_recv(channel, min(size - len(data), 1 << 20))
+        except ConnectionError:
+            return None
+        if not part:
+            return None
+        data += part
+    return bytes(data)

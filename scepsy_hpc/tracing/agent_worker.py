@@ -1,0 +1,185 @@
+"""The process behind Python agents: imports the agent once, then forks one worker per seat.
+
+Started by ``agents.py`` as a program of its own; talks over sockets, never over stdout, so that
+whatever an agent prints goes to its log. Imports only the standard library: agents run in
+environments of their own making.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import inspect
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+# Orders on the control socket: one letter and a process id; a fork or takeover carries a socket.
+ORDER = struct.Struct("!cQ")
+FORK, TAKE_OVER, REAP = b"F", b"T", b"R"
+_LENGTH = struct.Struct("!Q")
+Function = Callable[[dict[str, Any]], Any]
+
+
+def pack(message: dict[str, Any], strict: bool = False) -> bytes:
+    """A message as its length and its JSON; ``strict`` refuses NaN and infinity (ValueError)."""
+    data = json.dumps(message, allow_nan=not strict).encode()
+    return _LENGTH.pack(len(data)) + data
+
+
+def length_of(head: bytes) -> int:
+    """Bytes that follow the head of a message."""
+    return int(_LENGTH.unpack(head)[0])
+
+
+HEAD_BYTES = _LENGTH.size
+
+
+def _receive(channel: socket.socket) -> Any:
+    """Next message; None when the other side is gone."""
+    head = _read(channel, HEAD_BYTES)
+    body = _read(channel, length_of(head)) if head else None
+    return json.loads(body) if body else None
+
+
+def _read(channel: socket.socket, size: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < size:
+        part = channel.recv(min(size - len(data), 1 << 20))
+        if not part:
+            return None
+        data += part
+    return bytes(data)
+
+
+def main(arguments: list[str]) -> int:
+    """``arguments``: descriptor of the control socket, folder, `module:function`."""
+    control = socket.socket(fileno=int(arguments[0]))
+    os.set_inheritable(control.fileno(), False)
+    try:
+        function = _load(arguments[1], arguments[2])
+    except BaseException as error:
+        traceback.print_exc()
+        control.sendall(pack({"error": describe(error)}))
+        return 1
+    # A fork would lose the threads that the agent's modules started, and the locks they hold.
+    control.sendall(pack({"may_fork": threading.active_count() == 1}))
+    _obey(control, function)
+    return 0
+
+
+def _load(folder: str, target: str) -> Function:
+    os.chdir(folder)
+    sys.path[0] = folder
+    module_name, _, name = target.partition(":")
+    found: Any = importlib.import_module(module_name)
+    for part in name.split("."):
+        found = getattr(found, part)
+    if not callable(found):
+        raise TypeError(f"{target} is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def describe(error: BaseException) -> str:
+    """Type and message in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _obey(control: socket.socket, function: Function) -> None:
+    workers: set[int] = set()
+    ended: set[int] = set()
+    try:
+        while True:
+            data, descriptors, _, _ = socket.recv_fds(control, ORDER.size, 1)
+            if not data:
+                return
+            order, pid = ORDER.unpack(data)
+            if order == FORK:
+                workers |= _fork(control, descriptors[0], function)
+            elif order == TAKE_OVER:
+                _work(socket.socket(fileno=descriptors[0]), function)
+                return
+            elif order == REAP:
+                ended.add(pid)
+            # Never blocking: one that cannot die yet is tried again at the next order.
+            gone = {pid for pid in ended if os.waitpid(pid, os.WNOHANG)[0]}
+            ended -= gone
+            workers -= gone
+    finally:
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+
+def _fork(control: socket.socket, descriptor: int, function: Function) -> set[int]:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.close(descriptor)
+        control.sendall(pack({"error": describe(error)}))
+        return set()
+    if pid == 0:
+        try:
+            control.close()
+            os.setpgid(0, 0)
+            _work(socket.socket(fileno=descriptor), function)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(descriptor)
+    with contextlib.suppress(OSError):
+        os.setpgid(pid, pid)  # Here too: before the answer it must be one to kill as a group.
+    control.sendall(pack({"pid": pid}))
+    return {pid}
+
+
+def _work(channel: socket.socket, function: Function) -> None:
+    """Run one task after the other until the other side is gone."""
+    os.set_inheritable(channel.fileno(), False)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # Else every fork draws the same numbers.
+    environment, folder = dict(os.environ), os.getcwd()
+    while (request := _receive(channel)) is not None:
+        os.environ.update(request["env"])
+        reply = _run(function, request["task"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        channel.sendall(reply)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+
+
+def _run(function: Function, task: dict[str, Any]) -> bytes:
+    try:
+        result = function(task)
+        if inspect.isawaitable(result):
+            result = asyncio.run(_wait_for(result))
+    except BaseException as error:
+        print(f"task {task.get('task_id')} failed:", file=sys.stderr)
+        traceback.print_exc()
+        return pack({"error": describe(error)})
+    try:
+        return pack({"result": result}, strict=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        return pack({"error": f"the agent's result cannot be written as JSON: {error}"})
+
+
+async def _wait_for(awaitable: Any) -> Any:
+    return await awaitable
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
