@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -106,3 +108,23 @@ def _whole(path: str, body: dict[str, Any]) -> dict[str, Any]:
     if path == "responses":
         return {"id": "r", "output": [], "usage": {"input_tokens": 5, "output_tokens": 2}}
     return {"object": "list", "data": [], "usage": {"prompt_tokens": 7, "total_tokens": 7}}
+
+
+@contextmanager
+def engine_in_thread() -> Iterator[FakeEngine]:
+    """A fake engine with an event loop of its own, for callers that have none."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> FakeEngine:
+        return await FakeEngine().__aenter__()
+
+    engine = asyncio.run_coroutine_threadsafe(start(), loop).result(20)
+    try:
+        yield engine
+    finally:
+        asyncio.run_coroutine_threadsafe(engine.__aexit__(), loop).result(20)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(20)
+        loop.close()

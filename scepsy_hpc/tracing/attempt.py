@@ -12,7 +12,7 @@ from aiohttp import web
 from scepsy_hpc.metrics import ttft_s
 from scepsy_hpc.tracing.clock import now_s
 from scepsy_hpc.tracing.messages import Call, error_body, forwarded
-from scepsy_hpc.tracing.upstream import Outcome, Target
+from scepsy_hpc.tracing.upstream import Outcome, Target, reason_of
 from scepsy_hpc.tracing.usage import StreamReader, Usage, usage_of
 
 
@@ -98,7 +98,7 @@ class Upstream:
                     await self._whole(attempt, answer)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             status = "unreachable" if attempt.http_status is None else "broken_off"
-            attempt.fail(status, _reason(error))
+            attempt.fail(status, reason_of(error))
             await self._end_broken_stream(attempt)
 
     async def _whole(self, attempt: Attempt, answer: aiohttp.ClientResponse) -> None:
@@ -193,11 +193,3 @@ def _seconds(text: str | None) -> float | None:
         return float(text) if text else None
     except ValueError:
         return None
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, aiohttp.ServerTimeoutError | TimeoutError):
-        return "no connection in time"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error)
-    return str(error) or type(error).__name__

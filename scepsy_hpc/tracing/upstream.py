@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import aiohttp
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +113,14 @@ def unknown_alias(alias: str, known: Sequence[str]) -> Refused:
     names = ", ".join(known) or "none"
     message = f"model {alias!r} is not an LLM of this workflow; its LLMs are: {names}"
     return Refused(404, "model_not_found", message)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why an endpoint gave no answer, in a few words."""
+    if isinstance(error, TimeoutError):
+        return "no connection in time"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        # asyncio's own text names the address again; the system's says what is wrong.
+        number = error.os_error.errno
+        return os.strerror(number) if number and number > 0 else str(error.os_error)
+    return str(error) or type(error).__name__
