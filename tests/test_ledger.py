@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from scepsy_hpc.errors import InputError, RunError
-from scepsy_hpc.serving.ledger import Ledger, TaskResult, load_tasks
+from scepsy_hpc.errors import RunError
+from scepsy_hpc.serving.ledger import Ledger, TaskResult
 
 
 def result(task_id):
@@ -76,30 +76,3 @@ def test_two_processes_do_not_write_one_ledger(tmp_path):
     )
     assert "another run writes" in done.stdout
     ledger.close()
-
-
-@pytest.mark.parametrize(
-    ("lines", "words"),
-    [
-        ([], "no tasks"),
-        ([{"q": 1}], "task_id"),
-        ([{"task_id": 7}], "non-empty string"),
-        ([{"task_id": "a"}, {"task_id": "a"}], "stands already in task 1"),
-        ([{"task_id": "a", "workflow": "other"}], "known: rag"),
-    ],
-)
-def test_bad_tasks(tmp_path, lines, words):
-    """Tasks are checked before anything is queued for."""
-    path = tmp_path / "tasks.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(InputError, match=words):
-        load_tasks(path, ("rag",))
-
-
-def test_the_only_workflow_is_filled_in(tmp_path):
-    """With one workflow tasks need not name it; with two they must."""
-    path = tmp_path / "tasks.jsonl"
-    path.write_text('{"task_id": "a"}\n')
-    assert load_tasks(path, ("rag",))[0]["workflow"] == "rag"
-    with pytest.raises(InputError, match="workflow"):
-        load_tasks(path, ("rag", "beam"))

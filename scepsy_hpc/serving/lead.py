@@ -15,7 +15,7 @@ from scepsy_hpc.planning.plan import Plan
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.batch import Attempt, Batch
 from scepsy_hpc.serving.dispatcher import Dispatcher, follow_engines, ready_endpoints, routes_of
-from scepsy_hpc.serving.ledger import Ledger, load_tasks
+from scepsy_hpc.serving.ledger import Ledger
 from scepsy_hpc.serving.measured import measure
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings
@@ -23,6 +23,7 @@ from scepsy_hpc.tracing.agents import AgentPool, agent_environment
 from scepsy_hpc.tracing.clock import now_s
 from scepsy_hpc.tracing.proxy import RecordingProxy
 from scepsy_hpc.tracing.spans import Span, load_spans
+from scepsy_hpc.tracing.tasks import load_tasks
 
 MAX_AGENTS = 256
 

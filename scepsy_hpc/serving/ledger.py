@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from scepsy_hpc.errors import InputError, RunError
+from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import json_line, read_jsonl_data, record
 
 
@@ -83,30 +83,3 @@ def _cut_torn_line(path: Path) -> None:
     else:  # whole, only its newline is missing
         with path.open("ab") as stream:
             stream.write(b"\n")
-
-
-def load_tasks(path: Path | str, workflows: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Read ``TASKS.jsonl``; each task gets the key ``workflow``.
-
-    Raises InputError naming the line: no task_id, one that stands twice, an unknown workflow.
-    """
-    tasks = read_jsonl_data(path)
-    if not tasks:
-        raise InputError(f"{path}: has no tasks; each line is {{'task_id': ..., ...}}")
-    seen: dict[str, int] = {}
-    for number, task in enumerate(tasks, start=1):
-        where = f"{path} task {number}"
-        task_id = task.get("task_id")
-        if not isinstance(task_id, str) or not task_id:
-            raise InputError(f"{where}: task_id: must be a non-empty string, is {task_id!r}")
-        if task_id in seen:
-            raise InputError(f"{where}: task_id {task_id!r} stands already in task {seen[task_id]}")
-        seen[task_id] = number
-        if "workflow" not in task and len(workflows) == 1:
-            task["workflow"] = workflows[0]
-        if task.get("workflow") not in workflows:
-            raise InputError(
-                f"{where}: workflow: {task.get('workflow')!r} is not in the plan; "
-                f"known: {', '.join(workflows) or 'none'}"
-            )
-    return tasks

@@ -16,9 +16,9 @@ from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.files import read_jsonl_data, read_text, write_text
 from scepsy_hpc.planning.plan import Component, Plan, load_plan, save_plan
 from scepsy_hpc.serving.host import Start, host
-from scepsy_hpc.serving.ledger import load_tasks
 from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings, load_settings, save_settings
+from scepsy_hpc.tracing.tasks import load_tasks
 
 DEFAULT_RUNS_IN_FLIGHT = 8
 OnStatus = Callable[[dict[str, Any] | None, str], None]
