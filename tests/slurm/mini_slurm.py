@@ -4,9 +4,9 @@ Everything lives in one directory with ports of its own, so that several cluster
 each other and beside the system's Slurm. It must be started as root; jobs run as ``scepsy-test``.
 From a shell::
 
-    python -m tests.slurm.mini_slurm start --dir /tmp/mini
-    python -m tests.slurm.mini_slurm run --dir /tmp/mini -- sinfo
-    python -m tests.slurm.mini_slurm stop --dir /tmp/mini
+    python -m tests.slurm.mini_slurm start
+    python -m tests.slurm.mini_slurm run -- sinfo
+    python -m tests.slurm.mini_slurm stop
 """
 
 from __future__ import annotations
