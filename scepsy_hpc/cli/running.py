@@ -85,7 +85,7 @@ def _execute(
     say(f"{'serving' if settings.serve else 'running'} in {output} ({cluster} {jobs.ids[0]})")
     try:
         with Progress("tasks" if tasks else "engines ready") as progress:
-            return runs.follow(folder, jobs, lambda s, note: _show(progress, s, note))
+            return runs.follow(folder, jobs, lambda s, note: show_status(progress, s, note))
     except KeyboardInterrupt:
         if cluster == "slurm":
             say(f"the job goes on; `scepsy status {output}`, `scepsy stop {output}`")
@@ -95,7 +95,7 @@ def _execute(
         raise
 
 
-def _show(progress: Any, status: dict[str, Any] | None, note: str) -> None:
+def show_status(progress: Any, status: dict[str, Any] | None, note: str) -> None:
     if status is None:
         return
     counts = status.get("tasks")
@@ -127,9 +127,7 @@ def _conclude(output: Path, status: dict[str, Any], as_json: bool) -> int:
     if left:
         say(f"error: {left} tasks are not recorded; the same command with --resume runs them")
     if counts.get("failed"):
-        say(
-            f"error: {counts['failed']} tasks failed; see {output}/results.jsonl"
-        )
+        say(f"error: {counts['failed']} tasks failed; see {output}/results.jsonl")
     return int(bool(left or counts.get("failed")))
 
 

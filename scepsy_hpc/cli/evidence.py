@@ -1,0 +1,250 @@
+"""``profile``, ``trace``, ``demand`` and ``bundle``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scepsy_hpc.cli.options import (
+    COUNT,
+    DURATION,
+    FILE,
+    FOLDER,
+    cluster_options,
+    json_option,
+    named,
+    print_json,
+    say,
+)
+from scepsy_hpc.cluster.executors import ClusterName
+
+
+@click.command()
+@click.argument("spec", type=FILE)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Where bundles are written.")
+@cluster_options("slurm")
+@click.option("--dry-run", is_flag=True, help="Print the sbatch text and the GPU-hours; no job.")
+@json_option
+def profile(
+    spec: Path,
+    output: Path,
+    cluster: ClusterName,
+    site: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Measure every model of SPEC under every parallelism its topology offers.
+
+    One array task a (model, TP degree, share, link): it starts its engine once and sweeps the
+    load. Bundles are written as tasks end; one that fails loses only its own points.
+    """
+    from scepsy_hpc.cluster.site import load_site
+    from scepsy_hpc.profiling.array import profile_all
+    from scepsy_hpc.report import tables
+    from scepsy_hpc.report.progress import Progress
+
+    with Progress("profiling tasks") as progress:
+        found = profile_all(
+            spec,
+            output,
+            cluster,
+            load_site(site),
+            dry_run,
+            lambda p: progress.update(p.num_ended, p.num_total, p.note),
+        )
+    if as_json:
+        print_json(found)
+    else:
+        tables.show(*tables.profile_parts(found))
+    for failure in found.failures:
+        say(f"error: {failure}")
+    return int(bool(found.failures))
+
+
+@click.command()
+@click.argument("workflow", type=FILE)
+@click.argument("tasks", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="Where to write spans.jsonl.")
+@click.option("-n", "--num-tasks", type=COUNT, default=20, show_default=True, help="First N tasks.")
+@click.option("--runs-in-flight", type=COUNT, default=1, show_default=True, help="Runs at a time.")
+@click.option("--task-timeout", type=DURATION, help="Limit for one run, such as 30min.")
+@click.option(
+    "--endpoint",
+    "endpoints",
+    multiple=True,
+    metavar="ALIAS=URL[#MODEL]",
+    help="Where an LLM is served already; repeat for each alias.",
+)
+@click.option("--profiles", type=FOLDER, help="Or host one instance of each LLM: its bundles,")
+@click.option("--topology", type=FILE, help="and the GPUs to host them on.")
+@cluster_options("local")
+@json_option
+def trace(
+    workflow: Path,
+    tasks: Path,
+    output: Path,
+    num_tasks: int,
+    runs_in_flight: int,
+    task_timeout: float | None,
+    endpoints: tuple[str, ...],
+    profiles: Path | None,
+    topology: Path | None,
+    cluster: ClusterName,
+    site: Path | None,
+    as_json: bool,
+) -> int:
+    """Run a few TASKS through the recording proxy and write what was seen.
+
+    Give the LLMs by --endpoint, or --profiles and --topology to host one small instance of each
+    for the time of the recording.
+    """
+    from scepsy_hpc.report import tables
+    from scepsy_hpc.tracing.demand import demand_of
+    from scepsy_hpc.tracing.spans import save_spans
+    from scepsy_hpc.tracing.tasks import load_tasks
+    from scepsy_hpc.tracing.workflow import load_workflow
+
+    checked = load_workflow(workflow)
+    chosen = load_tasks(tasks, (checked.name,))[:num_tasks]
+    if endpoints:
+        spans, failures = _by_endpoints(checked, chosen, endpoints, runs_in_flight, task_timeout)
+    elif profiles and topology:
+        spans, failures = _hosted(
+            checked, chosen, profiles, topology, cluster, site, runs_in_flight, task_timeout
+        )
+    else:
+        raise click.UsageError("give --endpoint for each LLM, or --profiles and --topology")
+    save_spans(output, spans)
+    found = demand_of(spans, checked.name, tuple(checked.llms))
+    if as_json:
+        print_json({"num_runs": len(chosen), "failures": failures, "demand": found.summary()})
+    else:
+        tables.show(*tables.demand_parts(found))
+        say(f"wrote {output}: {len(spans)} spans of {len(chosen)} runs")
+    for task_id, error in failures.items():
+        say(f"error: task {task_id}: {error}")
+    return int(bool(failures))
+
+
+def _by_endpoints(
+    workflow: Any,
+    tasks: list[dict[str, Any]],
+    endpoints: tuple[str, ...],
+    runs_in_flight: int,
+    timeout_s: float | None,
+) -> tuple[list[Any], dict[str, str]]:
+    import os
+
+    from scepsy_hpc.report.progress import Progress
+    from scepsy_hpc.tracing.recorder import trace_workflow
+    from scepsy_hpc.tracing.upstream import Target
+
+    targets = {}
+    for alias, address in named(endpoints, "url").items():
+        if alias is None:
+            raise click.UsageError(f"--endpoint {address!r}: write ALIAS=URL")
+        url, _, model = address.partition("#")
+        key = os.environ.get("OPENAI_API_KEY")
+        targets[alias] = Target(url, model or workflow.llms[alias].model, None, key)
+    with Progress("runs") as progress:
+        recording = trace_workflow(
+            workflow,
+            tasks,
+            targets,
+            concurrency=runs_in_flight,
+            timeout_s=timeout_s,
+            on_progress=lambda p: progress.update(p.num_done, p.num_total, f"{p.num_calls} calls"),
+        )
+    return list(recording.spans), recording.failures
+
+
+def _hosted(
+    workflow: Any,
+    tasks: list[dict[str, Any]],
+    profiles: Path,
+    topology: Path,
+    cluster: ClusterName,
+    site: Path | None,
+    runs_in_flight: int,
+    timeout_s: float | None,
+) -> tuple[list[Any], dict[str, str]]:
+    from scepsy_hpc.bundles.library import find_bundles
+    from scepsy_hpc.cluster.site import load_site
+    from scepsy_hpc.cluster.topology import load_topology
+    from scepsy_hpc.planning.build import one_each
+    from scepsy_hpc.serving.recording import record_hosted
+
+    plan = one_each(workflow, find_bundles(profiles), load_topology(topology))
+    from scepsy_hpc.cli.running import show_status
+    from scepsy_hpc.report.progress import Progress
+
+    with Progress("runs") as progress:
+        return record_hosted(
+            plan,
+            tasks,
+            cluster,
+            load_site(site),
+            runs_in_flight,
+            timeout_s,
+            lambda status, note: show_status(progress, status, note),
+        )
+
+
+@click.command()
+@click.option("--workflow", type=FILE, required=True, help="workflow.yaml")
+@click.option("--spans", type=FILE, required=True, help="spans.jsonl")
+@json_option
+def demand(workflow: Path, spans: Path, as_json: bool) -> None:
+    """Say what the spans show about each LLM: calls, parallelism, share of LLM time, tokens."""
+    from scepsy_hpc.report import tables
+    from scepsy_hpc.tracing.demand import demand_of
+    from scepsy_hpc.tracing.spans import load_spans
+    from scepsy_hpc.tracing.workflow import load_workflow
+
+    checked = load_workflow(workflow)
+    found = demand_of(load_spans(spans), checked.name, tuple(checked.llms))
+    if as_json:
+        print_json(found.summary())
+    else:
+        tables.show(*tables.demand_parts(found))
+
+
+@click.group()
+def bundle() -> None:
+    """List, check, import and share profile bundles."""
+
+
+@bundle.command("list")
+@click.argument("folder", type=FOLDER)
+@json_option
+def list_bundles(folder: Path, as_json: bool) -> None:
+    """Show the bundles below FOLDER, each checked as it is read."""
+    from scepsy_hpc.bundles.library import find_bundles
+    from scepsy_hpc.report import tables
+
+    found = find_bundles(folder)
+    if as_json:
+        print_json([{**_header(b), "num_points": len(b.points)} for b in found])
+    else:
+        tables.show(tables.bundles_table(found))
+
+
+def _header(found: Any) -> dict[str, Any]:
+    from scepsy_hpc.files import to_plain
+
+    plain: dict[str, Any] = to_plain(found.header)
+    return plain
+
+
+@bundle.command("import")
+@click.argument("kind", type=click.Choice(["silicon", "modelled"]))
+@click.argument("table", type=FILE)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Where bundles are written.")
+def import_table(kind: str, table: Path, output: Path) -> None:
+    """Turn a TABLE of measured (silicon) or modelled points into bundles."""
+    from scepsy_hpc.bundles.importers import import_csv
+
+    found = import_csv(kind, table, output)
+    click.echo(f"wrote {len(found.bundles)} bundles below {output}; left out: {found.dropped}")

@@ -1,0 +1,65 @@
+"""Hosts one small plan for the time of a recording: ``scepsy trace`` without endpoints at hand."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scepsy_hpc.cluster.executors import ClusterName
+from scepsy_hpc.cluster.site import Site
+from scepsy_hpc.files import read_jsonl_data, write_jsonl
+from scepsy_hpc.planning.plan import Plan, save_plan
+from scepsy_hpc.serving import run as runs
+from scepsy_hpc.serving.run import OnStatus
+from scepsy_hpc.serving.settings import RunSettings
+from scepsy_hpc.tracing.spans import Span, load_spans
+
+
+def record_hosted(
+    plan: Plan,
+    tasks: Sequence[dict[str, Any]],
+    cluster: ClusterName,
+    site: Site,
+    runs_in_flight: int,
+    timeout_s: float | None,
+    on_status: OnStatus,
+    parent: Path | None = None,
+) -> tuple[list[Span], dict[str, str]]:
+    """Work ``tasks`` off on ``plan``; returns the spans and the error of each task that failed.
+
+    The run's folder is a temporary one below ``parent`` (default: the working directory, which
+    Slurm's nodes share); it stays where something failed, for its logs. Raises RunError.
+    """
+    made = Path(tempfile.mkdtemp(prefix=".scepsy-trace-", dir=parent or Path.cwd()))
+    save_plan(made / "wanted.yaml", _one_run_plan(plan))
+    write_jsonl(made / "wanted.jsonl", tasks)
+    settings = RunSettings(
+        max_runs_in_flight=runs_in_flight, task_timeout_s=timeout_s, cluster=cluster
+    )
+    folder = runs.prepare(made / "wanted.yaml", made / "wanted.jsonl", made / "run", settings)
+    jobs = runs.launch(folder, cluster, site)
+    try:
+        runs.follow(folder, jobs, on_status)
+    except KeyboardInterrupt:
+        runs.stop(folder.root)
+        jobs.cancel()
+        raise
+    results = read_jsonl_data(folder.results)
+    failures = {r["task_id"]: str(r.get("error")) for r in results if r["status"] != "ok"}
+    spans = load_spans(folder.spans)
+    if not failures:
+        _remove(made)
+    return spans, failures
+
+
+def _one_run_plan(plan: Plan) -> Plan:
+    return replace(plan, predicted=None, certificate=None, explanation=())
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
