@@ -1,0 +1,109 @@
+"""Why the plan is what it is, in lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from scepsy_hpc.planning.choice import Choice
+from scepsy_hpc.planning.deployments import WorkflowDemand
+from scepsy_hpc.planning.kinds import Offers
+from scepsy_hpc.planning.options import Option, OptionTable
+from scepsy_hpc.planning.plan import Predicted
+
+_MOST_REFUSALS = 4
+_NO_CHANGE = "no change"
+
+
+def explain(
+    choice: Choice,
+    offers: Mapping[str, Offers],
+    predicted: Predicted,
+    demands: Mapping[str, WorkflowDemand],
+) -> tuple[str, ...]:
+    """One line per LLM, then the target's notes, the frontier, and what was refused and why."""
+    lines = [_llm_line(choice, name, offers[name], predicted) for name in choice.solution.chosen]
+    lines += choice.notes
+    lines += _frontier(choice)
+    for offer in offers.values():
+        lines += offer.refused[:_MOST_REFUSALS]
+        if len(offer.refused) > _MOST_REFUSALS:
+            lines.append(f"  and {len(offer.refused) - _MOST_REFUSALS} more refused")
+    for demand in demands.values():
+        lines += demand.warnings
+    return tuple(lines)
+
+
+def _llm_line(choice: Choice, name: str, offers: Offers, predicted: Predicted) -> str:
+    option = choice.solution.chosen[name]
+    offer = next(o for o in offers.found if o.curve is option.payload)
+    figures = predicted.per_llm[name]
+    share = figures.share_of_latency
+    over = f" over {option.link}" if option.link else ""
+    text = (
+        f"{name}: {option.num_replicas} x TP {option.tp_degree}{over}, {option.gpu_share_pct}% of "
+        f"{option.gpu_type}, by {offer.evidence.label}"
+    )
+    if share is not None:
+        text += f": {100 * share:.0f}% of the latency of a run"
+    if figures.utilisation is not None:
+        text += f", {100 * figures.utilisation:.0f}% utilised"
+    more, less = _neighbour(choice, option, +1), _neighbour(choice, option, -1)
+    text += f"; one GPU more: {more}; one less: {less}"
+    return text + (_first_gain(choice, option) if more == _NO_CHANGE else "")
+
+
+def gpus_of(table: OptionTable | Option) -> float:
+    """GPUs that one replica takes."""
+    return table.tp_degree * table.gpu_share_pct / 100.0
+
+
+def _best_cost_s(choice: Choice, llm: str, most_gpus: float) -> float:
+    """Least cost of one LLM on at most so many GPUs; infinite where the rate is out of reach."""
+    best = np.inf
+    for table in choice.tables:
+        if table.llm == llm:
+            fitting = table.num_replicas * gpus_of(table) <= most_gpus + 1e-9
+            if np.any(fitting):
+                best = min(best, float(table.cost_s[fitting].min()))
+    return float(best)
+
+
+def _change_pct(choice: Choice, option: Option, cost_s: float) -> float:
+    total_s = choice.solution.cost_s + choice.pipeline.tool_time_s
+    return 100.0 * (cost_s - option.cost_s) / total_s if total_s > 0 else 0.0
+
+
+def _neighbour(choice: Choice, option: Option, step: int) -> str:
+    """What the best option of that LLM with one GPU more or less would do to the run's latency."""
+    most = option.num_replicas * gpus_of(option) + step
+    best_s = _best_cost_s(choice, option.llm, most)
+    if not np.isfinite(best_s):
+        return "the rate is out of reach"
+    change = _change_pct(choice, option, best_s)
+    return f"{change:+.1f}% latency" if abs(change) >= 0.05 else _NO_CHANGE
+
+
+def _first_gain(choice: Choice, option: Option) -> str:
+    """The first number of GPUs more that is worth a percent: groups grow in steps."""
+    used = option.num_replicas * gpus_of(option)
+    for step in (2, 4, 8, 16):
+        best_s = _best_cost_s(choice, option.llm, used + step)
+        change = _change_pct(choice, option, best_s)
+        if np.isfinite(best_s) and change <= -1.0:
+            return f"; {step} more: {change:+.1f}%"
+    return ""
+
+
+def _frontier(choice: Choice) -> list[str]:
+    """Number of GPUs against the best mean latency on them."""
+    points = [p for p in choice.solution.frontier if p.value is not None]
+    if not points:
+        return []
+    tool_s = choice.pipeline.tool_time_s
+    shown: Sequence[str] = [f"{p.num_gpus}: {(p.value or 0.0) + tool_s:.4g} s" for p in points]
+    if len(shown) > 12:
+        picks = np.unique(np.linspace(0, len(shown) - 1, 12).astype(int))
+        shown = [shown[i] for i in picks]
+    return ["frontier, GPUs: best mean latency: " + ", ".join(shown)]
