@@ -11,13 +11,15 @@ holds more than k: dealt out in turn, each group then gets t different GPUs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from scepsy_hpc.planning.options import Floats, Goal, Ints, Kind
+from scepsy_hpc.planning.options import Floats, Ints, Kind
 from scepsy_hpc.planning.pools import Hole, Pool, is_whole
 
 MOST_MIXES = 3000
@@ -26,12 +28,11 @@ _COST_STEPS = 2**31
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choices:
-    """Options of one LLM as columns: index into the kinds, replicas, cost, and a rank to raise."""
+    """Options of one LLM as columns: index into the kinds, replicas, cost."""
 
     kind: Ints
     num_replicas: Ints
     cost: Floats
-    rank: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +62,15 @@ class CellPacking:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``rows`` (one per LLM) and ``packing`` are empty unless something was found.
+    """``rows`` (one per LLM) and ``packing`` are empty unless a choice was found.
 
-    ``bound`` is a bound on the goal (cost in s, rank, or GPUs); ``infeasible`` is proved.
+    ``bound``: no choice costs less; ``infeasible``: proved that there is none.
     """
 
     rows: tuple[int, ...]
     packing: tuple[CellPacking, ...]
     bound: float
-    optimal: bool
     infeasible: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a choice must keep: GPUs touched, sum of costs, smallest rank."""
-
-    max_gpus: int | None = None
-    max_cost: float | None = None
-    min_rank: int | None = None
 
 
 def cells_of(pools: Sequence[Pool]) -> list[Cell]:
@@ -88,7 +79,7 @@ def cells_of(pools: Sequence[Pool]) -> list[Cell]:
     for pool in pools:
         wide_whole = all(is_whole(k, pool.kinds) for k in pool.kinds if k.tp_degree > 1)
         sizes = sorted({1, *(k.tp_degree for k in pool.kinds)})
-        chain = all(b % a == 0 for a, b in zip(sizes, sizes[1:], strict=False))
+        chain = all(b % a == 0 for a, b in pairwise(sizes))
         if wide_whole and chain and not pool.mixed:
             found.append(_cell(pool.holes, pool.kinds, pool))
         else:
@@ -243,72 +234,41 @@ def choose(
     kinds: Sequence[Kind],
     choices: Sequence[Choices],
     pools: Sequence[Pool],
-    goal: Goal,
-    limits: Limits,
+    max_gpus: int,
     time_limit_s: float,
     hint: Sequence[int] = (),
 ) -> Result:
-    """The best choice and its packing: least cost, highest smallest rank, or fewest GPUs."""
+    """The choice of least cost that can be packed, and its packing."""
     model = _Model(kinds, pools)
     model.choose(choices)
     scale, floor, costs = _scaled(choices)
-    cost = sum(
-        c * x
+    model.model.add(model.num_gpus <= max_gpus)
+    pairs = [
+        (c, x)
         for row, xs in zip(costs, model.picks, strict=True)
         for c, x in zip(row, xs, strict=True)
         if c
-    )
-    if limits.max_gpus is not None:
-        model.model.add(model.num_gpus <= limits.max_gpus)
-    if limits.max_cost is not None:
-        model.model.add(cost <= int(np.floor((limits.max_cost - floor) * scale + 1e-6)))
-    lowest = _rank(model, choices, limits.min_rank)
-    goals = {"cost": cost, "gpus": model.num_gpus}
-    if goal == "rank":
-        model.model.maximize(lowest)
-    else:
-        model.model.minimize(goals[goal])
+    ]
+    if pairs:
+        model.model.minimize(sum(c * x for c, x in pairs))
     for picks, row in zip(model.picks, hint, strict=False):
         for i, x in enumerate(picks):
             model.model.add_hint(x, i == row)
     solver, status = model.run(time_limit_s)
-    return _result(model, solver, status, goal, scale, floor)
+    bound = floor + (solver.best_objective_bound / scale if pairs else 0.0)
+    if status not in (model.cp.OPTIMAL, model.cp.FEASIBLE):
+        return Result((), (), bound, infeasible=status == model.cp.INFEASIBLE)
+    rows = tuple(_true(solver, picks) for picks in model.picks)
+    return Result(rows, model.packing(solver), bound, infeasible=False)
 
 
 def _scaled(choices: Sequence[Choices]) -> tuple[float, float, list[list[int]]]:
     """Costs as integers, rounded down so that the model's bound is a bound; scale and offset."""
-    floor = float(sum(c.cost.min() for c in choices))
-    spread = float(sum(c.cost.max() - c.cost.min() for c in choices))
+    floor = math.fsum(c.cost.min() for c in choices)
+    spread = math.fsum(c.cost.max() - c.cost.min() for c in choices)
     scale = _COST_STEPS / spread if spread > 0 else 1.0
-    return (
-        scale,
-        floor,
-        [np.floor((c.cost - c.cost.min()) * scale).astype(np.int64).tolist() for c in choices],
-    )
-
-
-def _rank(model: _Model, choices: Sequence[Choices], min_rank: int | None) -> Any:
-    """A variable at most the rank of every LLM's option."""
-    top = min(int(c.rank.max()) for c in choices)
-    lowest = model.model.new_int_var(min_rank or 0, max(top, min_rank or 0), "rank")
-    for choice, picks in zip(choices, model.picks, strict=True):
-        ranks = zip(choice.rank.tolist(), picks, strict=True)
-        model.model.add(sum(r * x for r, x in ranks if r) >= lowest)
-    return lowest
-
-
-def _result(
-    model: _Model, solver: Any, status: Any, goal: Goal, scale: float, floor: float
-) -> Result:
-    raw = solver.best_objective_bound
-    bound = floor + raw / scale if goal == "cost" else float(round(raw))
-    if status == model.cp.INFEASIBLE:
-        return Result((), (), bound, optimal=False, infeasible=True)
-    if status not in (model.cp.OPTIMAL, model.cp.FEASIBLE):
-        return Result((), (), bound, optimal=False, infeasible=False)
-    rows = tuple(_true(solver, picks) for picks in model.picks)
-    done = status == model.cp.OPTIMAL
-    return Result(rows, model.packing(solver), bound, optimal=done, infeasible=False)
+    steps = [np.floor((c.cost - c.cost.min()) * scale).astype(np.int64).tolist() for c in choices]
+    return scale, floor, steps
 
 
 def _true(solver: Any, picks: Sequence[Any]) -> int:

@@ -16,7 +16,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Objective = Literal["min_cost", "max_throughput"]
 Method = Literal["dp", "cp_sat"]
-Goal = Literal["cost", "rank", "gpus"]
 
 
 class Kind(NamedTuple):

@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.planning.options import Kind, Option
 from scepsy_hpc.planning.plan import Instance
 from scepsy_hpc.planning.pools import Hole, Pool, pools_of
+
+if TYPE_CHECKING:
+    from scepsy_hpc.planning.cp_sat import CellPacking
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +36,17 @@ def place(
     topology: Topology,
     max_gpus: int | None = None,
     time_limit_s: float = 5.0,
+    packing: Sequence[CellPacking] = (),
 ) -> tuple[Instance, ...] | None:
     """Put every replica of the options onto free GPUs.
 
     Returns one instance per replica (ids ``LLM-0``, ``LLM-1``, ...), or None when no placement on
     at most ``max_gpus`` GPUs exists or, where counting does not decide, none was found in time.
+    A ``packing`` that is known already is used where counting does not decide.
     """
     chosen = list(options)
-    slots = place_kinds(_count(chosen), topology, max_gpus, time_limit_s)
-    return None if slots is None else _assign(chosen, slots)
+    slots = place_kinds(_count(chosen), topology, max_gpus, time_limit_s, packing)
+    return _assign(chosen, slots) if slots else None
 
 
 def _count(options: Iterable[Option]) -> dict[Kind, int]:
@@ -51,7 +57,11 @@ def _count(options: Iterable[Option]) -> dict[Kind, int]:
 
 
 def place_kinds(
-    counts: Mapping[Kind, int], topology: Topology, max_gpus: int | None, time_limit_s: float
+    counts: Mapping[Kind, int],
+    topology: Topology,
+    max_gpus: int | None,
+    time_limit_s: float,
+    packing: Sequence[CellPacking] = (),
 ) -> list[Slot] | None:
     """Room for so many replicas of each kind, or None."""
     pools = pools_of(topology, counts)
@@ -67,10 +77,9 @@ def place_kinds(
     slots = None if None in built else [slot for part in built for slot in part or ()]
     if slots is not None and num_gpus(slots) == fewest:
         return slots
-    packed = _by_model(counts, pools, max_gpus, time_limit_s)
-    if packed is None and slots is not None and num_gpus(slots) <= (max_gpus or num_gpus(slots)):
-        return slots
-    return packed
+    if slots is not None and num_gpus(slots) > (max_gpus or num_gpus(slots)):
+        slots = None
+    return _by_model(counts, pools, max_gpus, time_limit_s, packing) or slots
 
 
 def num_gpus(slots: Iterable[Slot | Instance]) -> int:
@@ -127,7 +136,7 @@ def _count_out(pool: Pool, counts: Mapping[Kind, int]) -> list[Slot] | None:
 def in_turn(holes: Iterable[Hole]) -> list[Hole]:
     """One hole of each node, then a second of each, and so on."""
     seen: Counter[str] = Counter()
-    keyed = []
+    keyed: list[tuple[int, int, Hole]] = []
     for hole in holes:
         keyed.append((seen[hole.node], len(keyed), hole))
         seen[hole.node] += 1
@@ -180,7 +189,7 @@ def _best_fit(pool: Pool, counts: Mapping[Kind, int]) -> list[Slot] | None:
 def _fit(
     kind: Kind, hole: Hole, room: Mapping[int, int]
 ) -> tuple[tuple[int, int], Hole, tuple[int, ...]] | None:
-    """How well a replica fits a hole: what is left on its GPUs, then in the hole; lower is better."""
+    """How well a replica fits a hole: left on its GPUs, then in the hole (lower is better)."""
     if not hole.takes(kind):
         return None
     able = sorted((r, gpu) for gpu, r in room.items() if r >= kind.gpu_share_pct)
@@ -192,13 +201,16 @@ def _fit(
 
 
 def _by_model(
-    counts: Mapping[Kind, int], pools: Sequence[Pool], max_gpus: int | None, time_limit_s: float
-) -> list[Slot] | None:
+    counts: Mapping[Kind, int],
+    pools: Sequence[Pool],
+    max_gpus: int | None,
+    time_limit_s: float,
+    known: Sequence[CellPacking],
+) -> list[Slot]:
+    """The packing on the fewest GPUs that the time allows, else the known one, else nothing."""
     from scepsy_hpc.planning import cp_sat
 
-    packing = cp_sat.pack(counts, pools, max_gpus, time_limit_s)
-    if packing is None:
-        return None
+    packing = cp_sat.pack(counts, pools, max_gpus, time_limit_s) or known
     return [Slot(kind, hole.node, gpus) for kind, hole, gpus in cp_sat.slots(packing)]
 
 
@@ -227,7 +239,7 @@ def _assign(options: Sequence[Option], slots: Sequence[Slot]) -> tuple[Instance,
 def _gpus_apart(slots: Iterable[Slot]) -> list[Slot]:
     """Reorder so that neighbours in the list share no GPU where possible."""
     seen: Counter[tuple[Kind, str, tuple[int, ...]]] = Counter()
-    keyed = []
+    keyed: list[tuple[int, int, Slot]] = []
     for slot in slots:
         key = (slot.kind, slot.node, slot.gpus)
         keyed.append((seen[key], len(keyed), slot))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from scepsy_hpc.cluster.topology import Link, Node, Topology
 from scepsy_hpc.planning.options import Kind
@@ -52,15 +53,20 @@ def holes_of(topology: Topology) -> tuple[Hole, ...]:
 
 @dataclass(frozen=True, slots=True)
 class HoleRow:
-    """GPUs of replicas pinned to a link, with at least so many GPUs each, stay within a number."""
+    """GPUs of replicas bound to a link, with at least so many GPUs each, stay within a number.
+
+    ``alone``: the pool has no other link, so replicas that take any link are bound to it, too.
+    """
 
     link: Link
     tp_degree: int
     num_gpus: int
+    alone: bool
 
     def covers(self, kind: Kind) -> bool:
         """Whether replicas of that kind count."""
-        return kind.link == self.link and kind.tp_degree >= self.tp_degree
+        bound = kind.link == self.link or (self.alone and kind.link is None)
+        return bound and kind.tp_degree >= self.tp_degree
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +74,8 @@ class Pool:
     """Holes that the same kinds may use, with sizes counted in units of a GPU.
 
     ``divisible``: sizes divide each other; ``rows`` are the conditions that the total does not
-    imply. ``mixed``: replicas of one GPU are pinned to a link while others may use any. Where it
-    is not divisible, or mixed, counting is necessary but not enough.
+    imply. ``mixed``: of several links, some replicas of one GPU are pinned to one, or some groups
+    may use any. Where it is not divisible, or mixed, counting is necessary but not enough.
     """
 
     holes: tuple[Hole, ...]
@@ -96,7 +102,7 @@ class Pool:
         groups = sum(len(h.gpus) // kind.tp_degree for h in self.holes if h.takes(kind))
         if kind.tp_degree == 1 or per_gpu == 1:
             return groups * per_gpu
-        # A hole of g GPUs takes k groups of t GPUs at n a GPU when k·t <= g·n and k >= n, or k <= n.
+        # At most: a hole of g GPUs at n a GPU has g·n slices, and a group takes t of them.
         return sum(len(h.gpus) * per_gpu // kind.tp_degree for h in self.holes if h.takes(kind))
 
     def fits(self, num_replicas: Mapping[Kind, int]) -> bool:
@@ -148,8 +154,9 @@ def _by_link(
 
 def _pool(holes: tuple[Hole, ...], kinds: tuple[Kind, ...]) -> Pool:
     links = {hole.link for hole in holes}
-    pinned = any(kind.link is not None and kind.tp_degree == 1 for kind in kinds)
-    mixed = len(links) > 1 and pinned
+    # Links matter only to groups: a pinned single GPU, or a group that takes any link, competes
+    # with others for the holes of one link.
+    mixed = len(links) > 1 and any((k.link is None) == (k.tp_degree > 1) for k in kinds)
     chain = divisible_units(kinds)
     if chain is None:
         unit = math.gcd(100, *(kind.gpu_share_pct for kind in kinds))
@@ -162,16 +169,21 @@ def _pool(holes: tuple[Hole, ...], kinds: tuple[Kind, ...]) -> Pool:
 def _rows(holes: Sequence[Hole], kinds: Sequence[Kind]) -> tuple[HoleRow, ...]:
     """Conditions on wide groups that the total does not imply; only for whole GPUs."""
     wide = [k for k in kinds if k.tp_degree > 1]
-    if not _is_chain([1, *(k.tp_degree for k in wide)]) or not all(
-        is_whole(k, kinds) for k in wide
-    ):
+    sizes = sorted({k.tp_degree for k in wide})
+    if not _is_chain([1, *sizes]) or not all(is_whole(k, kinds) for k in wide):
         return ()
+    links = sorted({hole.link for hole in holes})
     total = sum(len(hole.gpus) for hole in holes)
     rows = [
-        HoleRow(link, size, sum(len(h.gpus) // size * size for h in holes if h.link == link))
-        for link, size in sorted({(k.link, k.tp_degree) for k in wide if k.link is not None})
+        HoleRow(link, size, _room(holes, link, size), alone=len(links) == 1)
+        for link in links
+        for size in sizes
     ]
-    return tuple(row for row in rows if row.num_gpus < total)
+    return tuple(r for r in rows if r.num_gpus < total and any(r.covers(k) for k in wide))
+
+
+def _room(holes: Sequence[Hole], link: Link, size: int) -> int:
+    return sum(len(hole.gpus) // size * size for hole in holes if hole.link == link)
 
 
 def is_whole(kind: Kind, kinds: Sequence[Kind]) -> bool:
@@ -182,7 +194,7 @@ def is_whole(kind: Kind, kinds: Sequence[Kind]) -> bool:
 
 def _is_chain(sizes: Sequence[int]) -> bool:
     ordered = sorted(set(sizes))
-    return all(big % small == 0 for small, big in zip(ordered, ordered[1:], strict=False))
+    return all(big % small == 0 for small, big in pairwise(ordered))
 
 
 def divisible_units(kinds: Sequence[Kind]) -> tuple[int, dict[Kind, int]] | None:

@@ -1,0 +1,97 @@
+"""Largest throughput: bisection over the values it can take, then least cost at the largest."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from scepsy_hpc.planning.candidates import Candidates
+from scepsy_hpc.planning.fitting import Fitter, Found
+from scepsy_hpc.planning.options import Floats
+from scepsy_hpc.planning.relaxation import gpus_needed, relax, throughputs
+
+
+def levels_of(fitter: Fitter) -> Floats:
+    """Values that the smallest throughput can take, rising; empty when an LLM has no option."""
+    groups = fitter.reaching(0.0)
+    return np.zeros(0) if groups is None else throughputs(groups)
+
+
+def fastest(fitter: Fitter, gpus: int) -> tuple[Found, float]:
+    """The largest throughput on at most so many GPUs, at the least cost; a bound on it."""
+    levels = levels_of(fitter)
+    top = _highest(fitter, levels, gpus)
+    if top < 0:
+        return Found((), (), math.inf, "dp", infeasible=True), math.inf
+    found = _at(fitter, float(levels[top]), gpus)
+    if found.options:
+        return found, float(levels[top])
+    return _below(fitter, levels, top, gpus, proved=found.infeasible)
+
+
+def _highest(fitter: Fitter, levels: Floats, gpus: int) -> int:
+    """Index of the largest value that the relaxation allows; -1 if there is none."""
+    groups = fitter.reaching(0.0)
+    if groups is None:
+        return -1
+    needed = gpus_needed(groups, fitter.space.pools, levels)
+    low, high = -1, int(np.searchsorted(needed, gpus, side="right")) - 1
+    if fitter.problem.max_cost_s is None and len(fitter.space.pools) == 1:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _allowed(fitter, float(levels[middle]), gpus):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _allowed(fitter: Fitter, level: float, gpus: int) -> bool:
+    groups = fitter.reaching(level)
+    if groups is None:
+        return False
+    limit = fitter.problem.max_cost_s
+    if limit is None:
+        groups = tuple(_smallest(group) for group in groups)
+    least = float(relax(groups, fitter.space.pools, gpus).values[-1])
+    return math.isfinite(least) and (limit is None or least <= limit)
+
+
+def _at(fitter: Fitter, level: float, gpus: int) -> Found:
+    """Least cost at a throughput, if it keeps the limit on cost; else nothing."""
+    groups = fitter.reaching(level)
+    assert groups is not None
+    table = relax(groups, fitter.space.pools, gpus)
+    found = fitter.least(groups, table, len(table.values) - 1, fitter.left_s / 2)
+    limit = fitter.problem.max_cost_s
+    if found.options and limit is not None and found.cost_s > limit:
+        return Found((), (), found.bound, found.method, infeasible=found.bound > limit)
+    return found
+
+
+def _below(
+    fitter: Fitter, levels: Floats, top: int, gpus: int, proved: bool
+) -> tuple[Found, float]:
+    """Search downwards from a level that did not work: steps that double, then bisection."""
+    refuted = top if proved else top + 1
+    low, high, step = -1, top, 1
+    best = Found((), (), math.inf, "cp_sat", infeasible=False)
+    while high - low > 1:
+        middle = max(high - step, 0) if not best.options else (low + high) // 2
+        found = _at(fitter, float(levels[middle]), gpus)
+        if found.options:
+            low, best = middle, found
+        else:
+            high, step = middle, step * 2
+            refuted = middle if found.infeasible and refuted >= middle else refuted
+    if not best.options:
+        return Found((), (), math.inf, "cp_sat", infeasible=refuted == 0), math.inf
+    return best, float(levels[refuted - 1])
+
+
+def _smallest(group: Candidates) -> Candidates:
+    """The option of fewest units in each pool, at no cost."""
+    order = np.lexsort((group.units, group.pool))
+    return group.keep(order[np.r_[True, np.diff(group.pool[order]) > 0]])
