@@ -77,8 +77,10 @@ def profile(
     metavar="ALIAS=URL[#MODEL]",
     help="Where an LLM is served already; repeat for each alias.",
 )
-@click.option("--profiles", type=FOLDER, help="Or host one instance of each LLM: its bundles,")
+@click.option("--plan", "plan_path", type=FILE, help="Or host this plan for the recording,")
+@click.option("--profiles", type=FOLDER, help="or one small instance of each LLM: its bundles")
 @click.option("--topology", type=FILE, help="and the GPUs to host them on.")
+@click.option("--rehearse", is_flag=True, help="Host simulated engines; timing from --profiles.")
 @cluster_options("local")
 @json_option
 def trace(
@@ -89,16 +91,18 @@ def trace(
     runs_in_flight: int,
     task_timeout: float | None,
     endpoints: tuple[str, ...],
+    plan_path: Path | None,
     profiles: Path | None,
     topology: Path | None,
+    rehearse: bool,
     cluster: ClusterName,
     site: Path | None,
     as_json: bool,
 ) -> int:
     """Run a few TASKS through the recording proxy and write what was seen.
 
-    Give the LLMs by --endpoint, or --profiles and --topology to host one small instance of each
-    for the time of the recording.
+    Give the LLMs by --endpoint; or a --plan to host for the time of the recording; or --profiles
+    and --topology, to host one small instance of each LLM.
     """
     from scepsy_hpc.report import tables
     from scepsy_hpc.tracing.demand import demand_of
@@ -110,12 +114,9 @@ def trace(
     chosen = load_tasks(tasks, (checked.name,))[:num_tasks]
     if endpoints:
         spans, failures = _by_endpoints(checked, chosen, endpoints, runs_in_flight, task_timeout)
-    elif profiles and topology:
-        spans, failures = _hosted(
-            checked, chosen, profiles, topology, cluster, site, runs_in_flight, task_timeout
-        )
     else:
-        raise click.UsageError("give --endpoint for each LLM, or --profiles and --topology")
+        plan = _plan_to_host(checked, plan_path, profiles, topology, rehearse)
+        spans, failures = _hosted(plan, chosen, cluster, site, runs_in_flight, task_timeout)
     save_spans(output, spans)
     found = demand_of(spans, checked.name, tuple(checked.llms))
     if as_json:
@@ -160,25 +161,39 @@ def _by_endpoints(
     return list(recording.spans), recording.failures
 
 
+def _plan_to_host(
+    workflow: Any, plan_path: Path | None, profiles: Path | None, topology: Path | None, sim: bool
+) -> Any:
+    from scepsy_hpc.bundles.library import find_bundles
+    from scepsy_hpc.cluster.topology import load_topology
+    from scepsy_hpc.planning.build import one_each
+    from scepsy_hpc.planning.plan import load_plan
+    from scepsy_hpc.serving.rehearsal import rehearsed
+
+    bundles = find_bundles(profiles) if profiles else []
+    if plan_path:
+        plan = load_plan(plan_path)
+    elif profiles and topology:
+        plan = one_each(workflow, bundles, load_topology(topology))
+    else:
+        raise click.UsageError(
+            "give --endpoint for each LLM, or --plan, or --profiles with --topology"
+        )
+    return rehearsed(plan, bundles) if sim else plan
+
+
 def _hosted(
-    workflow: Any,
+    plan: Any,
     tasks: list[dict[str, Any]],
-    profiles: Path,
-    topology: Path,
     cluster: ClusterName,
     site: Path | None,
     runs_in_flight: int,
     timeout_s: float | None,
 ) -> tuple[list[Any], dict[str, str]]:
-    from scepsy_hpc.bundles.library import find_bundles
-    from scepsy_hpc.cluster.site import load_site
-    from scepsy_hpc.cluster.topology import load_topology
-    from scepsy_hpc.planning.build import one_each
-    from scepsy_hpc.serving.recording import record_hosted
-
-    plan = one_each(workflow, find_bundles(profiles), load_topology(topology))
     from scepsy_hpc.cli.running import show_status
+    from scepsy_hpc.cluster.site import load_site
     from scepsy_hpc.report.progress import Progress
+    from scepsy_hpc.serving.recording import record_hosted
 
     with Progress("runs") as progress:
         return record_hosted(

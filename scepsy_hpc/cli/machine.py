@@ -65,5 +65,5 @@ def doctor(site: Path | None, as_json: bool) -> int:
     if as_json:
         print_json(findings)
     else:
-        tables.show(tables.findings_table(findings))
+        tables.show(*tables.findings_parts(findings))
     return int(any(f.state == "broken" for f in findings))

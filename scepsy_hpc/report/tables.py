@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.cluster.topology import Topology
-from scepsy_hpc.planning.plan import DemandSummary, Plan, Predicted, WorkflowFigures
+from scepsy_hpc.planning.plan import Plan, Predicted, WorkflowFigures
 from scepsy_hpc.report.doctor import Finding
+from scepsy_hpc.tracing.demand import Demand
 
-console = Console(highlight=False)
+LOG_WIDTH = 140
+_plain = Console(highlight=False)
+# In a log or a pipe there is no width to fit into; folded words would be worse.
+console = _plain if _plain.is_terminal else Console(highlight=False, width=LOG_WIDTH)
 
 
 def number(value: float | None, unit: str = "", digits: int = 3) -> str:
@@ -26,13 +33,20 @@ def pct(value: float | None) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """Columns that hold figures only are aligned to the right."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    """A table; columns that hold figures only are aligned to the right."""
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for index, column in enumerate(columns):
-        figures = all(_is_figure(str(row[index])) for row in rows) and rows
-        made.add_column(column, justify="right" if figures else "left", overflow="fold")
+        figures = bool(rows) and all(_is_figure(str(row[index])) for row in rows)
+        made.add_column(column, justify="right" if figures else "left", no_wrap=index == 0)
     for row in rows:
-        made.add_row(*(str(cell) for cell in row))
+        made.add_row(*(Text(str(cell)) for cell in row))
     return made
 
 
@@ -56,26 +70,75 @@ def topology_table(topology: Topology) -> Table:
     return table("Topology", ("node", "GPU type", "memory", "GPUs joined", "free"), rows)
 
 
-def demand_table(name: str, demand: DemandSummary) -> Table:
-    """What the spans say about each LLM of a workflow."""
+def demand_parts(demand: Demand) -> list[Any]:
+    """What the spans say about each LLM, each role where there are several, and the warnings."""
+    rows = []
+    for alias, llm in demand.llms.items():
+        rows.append(
+            (
+                alias,
+                number(llm.calls_per_run),
+                number(llm.parallelism),
+                pct(llm.share_mean),
+                "-" if llm.share_cv is None else f"{llm.share_cv:.2f}",
+                number(llm.duration_s.mean, "s"),
+                number(llm.input_tokens.mean, digits=4),
+                number(llm.output_tokens.mean, digits=4),
+            )
+        )
+    title = (
+        f"Demand of {demand.workflow}: {demand.num_runs} runs of "
+        f"{number(demand.run_length_mean_s, 's')}, {number(demand.tool_time_s, 's')} of it outside "
+        f"LLMs, overlap {demand.overlap:.2f}"
+    )
+    heads = (
+        *("LLM", "calls/run", "parallelism", "share of LLM time", "CV of it"),
+        *("call latency", "tokens in", "tokens out"),
+    )
+    return [table(title, heads, rows), *_roles(demand), *(f"note: {f}" for f in demand.flags)]
+
+
+def _roles(demand: Demand) -> list[Table]:
     rows = [
         (
             alias,
-            number(llm.calls_per_run),
-            number(llm.parallelism),
-            pct(llm.share_mean),
-            "-" if llm.share_cv is None else f"{llm.share_cv:.2f}",
-            number(llm.input_tokens_mean, digits=4),
-            number(llm.output_tokens_mean, digits=4),
+            role,
+            number(of.calls_per_run),
+            number(of.duration_mean_s, "s"),
+            number(of.input_tokens_mean, digits=4),
+            number(of.output_tokens_mean, digits=4),
         )
         for alias, llm in demand.llms.items()
+        if len(llm.roles) > 1
+        for role, of in llm.roles.items()
     ]
-    title = (
-        f"Demand of {name}: {demand.num_runs} runs, {number(demand.tool_time_s, 's')} outside "
-        f"LLMs a run, overlap {demand.overlap:.2f}"
+    heads = ("LLM", "role", "calls/run", "call latency", "tokens in", "tokens out")
+    return [table("Roles", heads, rows)] if rows else []
+
+
+def bundles_table(bundles: Sequence[Bundle]) -> Table:
+    """Bundles and whether an engine was measured."""
+    rows = []
+    for bundle in bundles:
+        head, points = bundle.header, bundle.points
+        rows.append(
+            (
+                head.gpu_type,
+                head.model,
+                f"{head.engine} {head.engine_version}",
+                head.precision,
+                head.how,
+                ", ".join(str(tp) for tp in sorted({p.tp_degree for p in points})),
+                ", ".join(str(share) for share in sorted({p.gpu_share_pct for p in points})),
+                len(points),
+                head.licence,
+            )
+        )
+    heads = (
+        *("GPU type", "model", "engine", "precision", "how", "TP", "shares, %"),
+        *("points", "licence"),
     )
-    heads = ("LLM", "calls/run", "parallelism", "share", "share CV", "tokens in", "tokens out")
-    return table(title, heads, rows)
+    return table("Profile bundles", heads, rows)
 
 
 def deployments_table(plan: Plan) -> Table:
@@ -125,10 +188,17 @@ def predicted_table(predicted: Predicted, title: str = "Predicted") -> Table:
     return table(title, heads, rows)
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """What `doctor` found."""
-    rows = [(f.what, f.state, f.detail, f.needed_for, f.fix or "-") for f in findings]
-    return table("Doctor", ("what", "state", "found", "needed for", "fix"), rows)
+def findings_parts(findings: Sequence[Finding]) -> list[str]:
+    """What `doctor` found, a few lines each: long texts do not fit columns."""
+    parts = []
+    for f in findings:
+        lines = [f"{f.state:8} {f.what}: {f.detail}"]
+        if f.state != "ok":
+            lines.append(f"         needed for: {f.needed_for}")
+        if f.fix:
+            lines.append(f"         fix: {f.fix}")
+        parts.append("\n".join(lines))
+    return parts
 
 
 def status_tables(status: dict[str, Any]) -> list[Any]:
