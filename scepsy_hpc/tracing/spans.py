@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import read_jsonl, record, write_jsonl
+from scepsy_hpc.files import read_jsonl, read_text, record, write_jsonl
 
 Tokens = Annotated[int, Field(ge=0)]
 
@@ -55,23 +55,37 @@ class Span:
 
 
 def load_spans(path: Path | str) -> list[Span]:
-    """Read spans. Raises InputError naming the line: end before start, an LLM span without llm."""
+    """Read spans. Raises InputError naming the line.
+
+    Refused: end before start, an LLM span without `llm`, a span id that stands twice in a run (a
+    file that was appended to itself would double the demand).
+    """
     spans = read_jsonl(path, Span)
     if not spans:
         raise InputError(f"{path}: has no spans; record some with `scepsy trace`")
-    for number, span in enumerate(spans, start=1):
-        problem = _problem(span)
+    seen: set[tuple[str, str]] = set()
+    for number, span in enumerate(spans):
+        problem = _problem(span, seen)
         if problem:
-            raise InputError(f"{path} span {number} ({span.span_id}): {problem}")
+            raise InputError(f"{path} line {_line_number(path, number)}: {problem}")
+        seen.add((span.run_id, span.span_id))
     return spans
 
 
-def _problem(span: Span) -> str | None:
+def _problem(span: Span, seen: set[tuple[str, str]]) -> str | None:
     if span.end_s < span.start_s:
-        return f"end_s ({span.end_s}) is before start_s ({span.start_s})"
+        return f"span {span.span_id!r}: end_s ({span.end_s}) is before start_s ({span.start_s})"
     if span.kind == "llm" and not span.llm:
-        return "llm: missing; an LLM span names its LLM"
+        return f"span {span.span_id!r}: llm: missing; an LLM span names its LLM"
+    if (span.run_id, span.span_id) in seen:
+        return f"span_id: {span.span_id!r} stands twice in run {span.run_id!r}; ids must differ"
     return None
+
+
+def _line_number(path: Path | str, index: int) -> int:
+    """Line of the span at ``index``; blank lines hold none."""
+    lines = read_text(path).splitlines()
+    return [number for number, line in enumerate(lines, start=1) if line.strip()][index]
 
 
 def save_spans(path: Path | str, spans: Iterable[Span]) -> None:
