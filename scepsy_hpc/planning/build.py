@@ -6,17 +6,18 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.files import sha256_file
+from scepsy_hpc.planning.aggregate import demands_of, offers_of
 from scepsy_hpc.planning.choice import Case, Choice, choose
 from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of, pipeline_of
 from scepsy_hpc.planning.explain import explain
 from scepsy_hpc.planning.kinds import Offer, Offers, offers_for
 from scepsy_hpc.planning.options import Option
-from scepsy_hpc.planning.pipeline import Pipeline
 from scepsy_hpc.planning.placement import place
 from scepsy_hpc.planning.plan import (
     Allocation,
@@ -30,6 +31,7 @@ from scepsy_hpc.planning.plan import (
 )
 from scepsy_hpc.planning.predict import Batch, predict_batch, predict_open
 from scepsy_hpc.planning.targets import Deadline, Limits, Rate, Target
+from scepsy_hpc.tracing.spans import Span
 from scepsy_hpc.tracing.workflow import EngineArgs, Workflow
 
 CPUS_PER_GPU = 4
@@ -40,6 +42,39 @@ _START_MIN = 20  # engines load weights and compile before the first task
 
 def make_plan(
     workflows: Sequence[tuple[Workflow, float | None]],
+    spans: Mapping[str, Sequence[Span]],
+    bundles: Sequence[Bundle],
+    topology: Topology,
+    target: Target,
+    limits: Limits | None = None,
+    *,
+    engine: str | None = None,
+    inputs: Sequence[Path | str] = (),
+    client: Any = None,
+) -> Plan:
+    """The best plan for the target within the limits.
+
+    ``spans`` by workflow name. Rates belong to the workflows where there are several. ``engine``
+    narrows the profiles (``vllm`` or ``vllm-0.24.0``); ``inputs`` are files to name in the plan;
+    ``client`` is a Dask client for big inputs. Raises InputError, and InfeasibleError that names
+    the nearest feasible target.
+    """
+    demands = demands_of([workflow for workflow, _ in workflows], spans, client)
+    return plan_for(
+        workflows,
+        demands,
+        bundles,
+        topology,
+        target,
+        limits,
+        engine=engine,
+        inputs=inputs,
+        client=client,
+    )
+
+
+def plan_for(
+    workflows: Sequence[tuple[Workflow, float | None]],
     demands: Mapping[str, WorkflowDemand],
     bundles: Sequence[Bundle],
     topology: Topology,
@@ -48,16 +83,12 @@ def make_plan(
     *,
     engine: str | None = None,
     inputs: Sequence[Path | str] = (),
+    client: Any = None,
 ) -> Plan:
-    """The best plan for the target within the limits.
-
-    ``demands`` by workflow name (``aggregate.demands_of``). Rates belong to the workflows where
-    there are several. ``engine`` narrows the profiles (``vllm`` or ``vllm-0.24.0``).
-    Raises InputError, and InfeasibleError that names the nearest feasible target.
-    """
+    """``make_plan`` from demand that is known already, by workflow name."""
     flows = [workflow for workflow, _ in workflows]
     pipeline = pipeline_of(flows, demands, _rates(workflows, target))
-    offers = offers_of(pipeline, bundles, topology, engine)
+    offers = offers_of(pipeline, bundles, topology, engine, client)
     lengths = demands[flows[0].name].run_lengths_s if len(flows) == 1 else ()
     case = Case(pipeline, offers, topology, limits or Limits(), lengths)
     choice = choose(case, target)
@@ -107,19 +138,6 @@ def _rates(workflows: Sequence[tuple[Workflow, float | None]], target: Target) -
             f"({target.deadline_s} s) greater than 0"
         )
     return found
-
-
-def offers_of(
-    pipeline: Pipeline, bundles: Sequence[Bundle], topology: Topology, engine: str | None
-) -> dict[str, Offers]:
-    """What each LLM of the pipeline may run on. Raises InputError, InfeasibleError."""
-    rates = pipeline.rates_rps
-    return {
-        stage.name: offers_for(
-            stage.name, stage.spec, stage.tokens(rates), bundles, topology, engine
-        )
-        for stage in pipeline.stages
-    }
 
 
 def _offer(option: Option, offers: Offers) -> Offer:
