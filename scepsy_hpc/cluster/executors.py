@@ -22,6 +22,7 @@ from scepsy_hpc.cluster.tasks import (
     Jobs,
     OnOutcome,
     OnProgress,
+    OnTick,
     Outcome,
     Progress,
     Resources,
@@ -124,10 +125,13 @@ class DebugJobs:
         self._cancelled = True
 
     def wait(
-        self, on_progress: OnProgress | None = None, on_outcome: OnOutcome | None = None
+        self,
+        on_progress: OnProgress | None = None,
+        on_outcome: OnOutcome | None = None,
+        on_tick: OnTick | None = None,
     ) -> list[Outcome]:
         """Run the tasks; their errors become outcomes, as on a cluster."""
-        board = Board(len(self._arguments), on_progress, on_outcome)
+        board = Board(len(self._arguments), on_progress, on_outcome, on_tick)
         for i in range(len(self._arguments)):
             board.tell(1)
             board.add(self._outcome(i))

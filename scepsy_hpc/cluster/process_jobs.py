@@ -21,6 +21,7 @@ from scepsy_hpc.cluster.tasks import (
     Board,
     OnOutcome,
     OnProgress,
+    OnTick,
     Outcome,
     Resources,
     collect,
@@ -83,10 +84,13 @@ class ProcessJobs:
             popen.kill()
 
     def wait(
-        self, on_progress: OnProgress | None = None, on_outcome: OnOutcome | None = None
+        self,
+        on_progress: OnProgress | None = None,
+        on_outcome: OnOutcome | None = None,
+        on_tick: OnTick | None = None,
     ) -> list[Outcome]:
         """Block until every task has ended."""
-        board = Board(len(self._arguments), on_progress, on_outcome)
+        board = Board(len(self._arguments), on_progress, on_outcome, on_tick)
         while True:
             for i, (launched, place) in list(self._running.items()):
                 code = launched.popen.poll()

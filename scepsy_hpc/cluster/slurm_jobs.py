@@ -19,6 +19,7 @@ from scepsy_hpc.cluster.tasks import (
     Board,
     OnOutcome,
     OnProgress,
+    OnTick,
     Outcome,
     Resources,
     collect,
@@ -86,10 +87,13 @@ class SlurmJobs:
         subprocess.run(["scancel", *masters], env=environment, check=False, timeout=60)
 
     def wait(
-        self, on_progress: OnProgress | None = None, on_outcome: OnOutcome | None = None
+        self,
+        on_progress: OnProgress | None = None,
+        on_outcome: OnOutcome | None = None,
+        on_tick: OnTick | None = None,
     ) -> list[Outcome]:
         """Block until every task has a result or has left the queue without one."""
-        board = Board(len(self._jobs), on_progress, on_outcome)
+        board = Board(len(self._jobs), on_progress, on_outcome, on_tick)
         pause_s, view = FIRST_SQUEUE_S, slurm.QueueView(False, {})
         asked_s = float("-inf")
         left_s: dict[int, float] = {}

@@ -67,6 +67,7 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 OnOutcome = Callable[[Outcome], None]
+OnTick = Callable[[], None]
 
 
 class Jobs(Protocol):
@@ -79,11 +80,15 @@ class Jobs(Protocol):
         """Ids of what was submitted so far: Slurm job ids, or process ids."""
 
     def wait(
-        self, on_progress: OnProgress | None = None, on_outcome: OnOutcome | None = None
+        self,
+        on_progress: OnProgress | None = None,
+        on_outcome: OnOutcome | None = None,
+        on_tick: OnTick | None = None,
     ) -> list[Outcome]:
         """Block until every task has ended; outcomes in the order of the arguments.
 
-        ``on_progress`` is called when something changed, ``on_outcome`` once a task.
+        ``on_progress`` is called when something changed, ``on_outcome`` once a task, ``on_tick``
+        each time the tasks were looked at, about once or a few times a second.
         """
 
     def cancel(self) -> None:
@@ -190,12 +195,17 @@ class Board:
     """Outcomes as they come in; tells the callbacks, the progress only when it changed."""
 
     def __init__(
-        self, num_total: int, on_progress: OnProgress | None, on_outcome: OnOutcome | None
+        self,
+        num_total: int,
+        on_progress: OnProgress | None,
+        on_outcome: OnOutcome | None,
+        on_tick: OnTick | None = None,
     ) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self._num_total = num_total
         self._on_progress = on_progress
         self._on_outcome = on_outcome
+        self._on_tick = on_tick
         self._last: Progress | None = None
 
     @property
@@ -216,6 +226,8 @@ class Board:
         if self._on_progress and now != self._last:
             self._on_progress(now)
         self._last = now
+        if self._on_tick:
+            self._on_tick()
 
     def in_order(self) -> list[Outcome]:
         """All outcomes in the order of the arguments."""

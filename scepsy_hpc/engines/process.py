@@ -22,7 +22,8 @@ from scepsy_hpc.engines.probe import Answer, ask
 from scepsy_hpc.errors import InputError, RunError
 
 ENGINES = ("vllm", "simulated")
-API_KEY_VARIABLE = "VLLM_API_KEY"
+# The key of an engine is its own: not one that this environment has for something else.
+_NOT_INHERITED = ("VLLM_API_KEY",)
 NUM_LOG_LINES = 15
 
 
@@ -48,6 +49,7 @@ class EngineProcess:
         command, environment = start_line(config)
         config.log_path.parent.mkdir(parents=True, exist_ok=True)
         line = [sys.executable, "-I", "-S", guard.__file__, *command]
+        inherited = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
         group = _slice_group(config)
         if group is not None:
             line = group.enter_command(line)
@@ -58,7 +60,7 @@ class EngineProcess:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | environment,
+                    env=inherited | environment,
                     start_new_session=True,
                 )
             except OSError as error:
@@ -195,7 +197,7 @@ def start_line(config: EngineConfig) -> tuple[list[str], dict[str, str]]:
     if config.engine == "simulated":
         from scepsy_hpc.engines import simulated  # late: it serves HTTP, this only starts it
 
-        return simulated.command(config), {API_KEY_VARIABLE: config.api_key or ""}
+        return simulated.command(config), {simulated.API_KEY_VARIABLE: config.api_key or ""}
     raise InputError(
         f"{config.instance_id}: engine: unknown engine {config.engine!r}; "
         f"known: {', '.join(ENGINES)}"

@@ -1,0 +1,289 @@
+"""The array: submit every task of a spec, wait, write bundles of what succeeded."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scepsy_hpc import __version__
+from scepsy_hpc.bundles.bundle import Bundle, BundleHeader, Point
+from scepsy_hpc.bundles.library import load_bundle, resolve_bundle, save_bundle
+from scepsy_hpc.cluster.executors import ClusterName, Jobs, Outcome, Resources, dry_run, submit
+from scepsy_hpc.cluster.site import Site
+from scepsy_hpc.cluster.tasks import Progress
+from scepsy_hpc.engines.vllm import CPU_TYPE
+from scepsy_hpc.errors import RunError
+from scepsy_hpc.files import sha256_file
+from scepsy_hpc.profiling.spec import ProfileSpec, SweepTask, load_spec
+from scepsy_hpc.profiling.sweep import SweepJob, SweepResult, run_sweep
+
+JOB_NAME = "scepsy-profile"
+WORK_FOLDER = ".profiling"
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileProgress:
+    """Where the profiling stands; ``num_points_wanted`` counts loads that may be left out."""
+
+    num_tasks: int
+    num_ended: int
+    num_failed: int
+    num_points: int
+    num_points_wanted: int
+    note: str = ""
+
+
+OnProgress = Callable[[ProfileProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileResult:
+    """What was measured and what was lost. ``gpu_hours`` is the most the array can take."""
+
+    bundles: tuple[Bundle, ...]
+    failures: tuple[tuple[str, str], ...]
+    skipped: tuple[str, ...]
+    num_points: int
+    gpu_hours: float
+    sbatch_texts: tuple[str, ...] = ()
+
+    def raise_if_failed(self) -> None:
+        """Raises RunError naming each failed task and why; the bundles are written by then."""
+        if not self.failures:
+            return
+        told = "\n".join(f"  {task_id}: {reason}" for task_id, reason in self.failures)
+        raise RunError(
+            f"profile: {len(self.failures)} task(s) failed and their points are missing; "
+            f"{len(self.bundles)} bundle(s) with {self.num_points} points were written:\n{told}"
+        )
+
+
+def profile_all(
+    spec_path: Path | str,
+    out_root: Path | str,
+    cluster: ClusterName = "slurm",
+    site: Site | None = None,
+    only_show: bool = False,
+    on_progress: OnProgress | None = None,
+    parallelism: int | None = None,
+) -> ProfileResult:
+    """Measure what a spec asks for and write its bundles below ``out_root``.
+
+    ``only_show`` (the dry run) submits and writes nothing. ``parallelism`` tasks run at once; None
+    is the site's choice on Slurm, and elsewhere as many as there are GPUs, or one.
+    A failed task loses only its own points: call ``raise_if_failed`` on the result.
+    Raises InputError for a bad spec, and RunError when nothing could be submitted.
+    """
+    spec = load_spec(spec_path)
+    site = site or Site()
+    folder = Path(out_root).expanduser().absolute() / WORK_FOLDER
+    groups = _groups(spec, site, parallelism)
+    gpu_hours = sum(len(tasks) * need.gpus_per_node * need.time_min / 60 for need, tasks in groups)
+    if only_show:
+        texts = tuple(dry_run(folder, len(tasks), need, site, JOB_NAME) for need, tasks in groups)
+        return ProfileResult((), (), spec.skipped, 0, gpu_hours, texts)
+    outcomes = _run(groups, folder, cluster, site, on_progress)
+    done = {task.task_id: task for task in spec.tasks}
+    results = [o.value for _, o in outcomes if o.error is None]
+    failures = [(task.task_id, o.error) for task, o in outcomes if o.error is not None]
+    bundles = tuple(
+        save_bundle(out_root, header, points, spec.workload.name)
+        for header, points in bundles_of(spec, [(done[r.task_id], r) for r in results])
+    )
+    num_points = sum(len(bundle.points) for bundle in bundles)
+    return ProfileResult(bundles, tuple(failures), spec.skipped, num_points, gpu_hours)
+
+
+def _groups(
+    spec: ProfileSpec, site: Site, parallelism: int | None
+) -> list[tuple[Resources, list[SweepTask]]]:
+    """Tasks that may stand in one array, since they ask Slurm for the same."""
+
+    def need(task: SweepTask) -> Resources:
+        return Resources(
+            gpus_per_node=task.tp_degree,
+            cpus_per_task=(site.cpus_per_gpu or 1) * task.tp_degree,
+            mem_gib=site.mem_gib_per_gpu * task.tp_degree if site.mem_gib_per_gpu else None,
+            time_min=spec.time_min or site.time_min,
+            gpu_type=task.gpu_type,
+            array_parallelism=parallelism,
+        )
+
+    ordered = sorted(spec.tasks, key=lambda task: (task.gpu_type, task.tp_degree))
+    return [(need, list(tasks)) for need, tasks in itertools.groupby(ordered, key=need)]
+
+
+def _run(
+    groups: Sequence[tuple[Resources, list[SweepTask]]],
+    folder: Path,
+    cluster: ClusterName,
+    site: Site,
+    on_progress: OnProgress | None,
+) -> list[tuple[SweepTask, Outcome]]:
+    watch = _Watch([task for _, tasks in groups for task in tasks], on_progress)
+    outcomes: list[tuple[SweepTask, Outcome]] = []
+    submitted: list[Jobs] = []
+
+    def start(need: Resources, tasks: Sequence[SweepTask]) -> Jobs:
+        own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{len(submitted)}"
+        jobs = [SweepJob(task, own) for task in tasks]
+        watch.follow(jobs)
+        gpus = _local_gpus(tasks) if cluster == "local" else ()
+        submitted.append(submit(cluster, own, run_sweep, jobs, need, site, JOB_NAME, gpus))
+        return submitted[-1]
+
+    with _cancelled_on_error(submitted):
+        # Slurm gets all arrays at once and sorts them out; processes would only be in each
+        # other's way.
+        eager = [start(need, tasks) for need, tasks in groups] if cluster == "slurm" else None
+        for i, (need, tasks) in enumerate(groups):
+            jobs = eager[i] if eager else start(need, tasks)
+            ended = jobs.wait(watch.progress, watch.outcome, watch.tick)
+            outcomes += zip(tasks, ended, strict=True)
+    return outcomes
+
+
+def _local_gpus(tasks: Sequence[SweepTask]) -> tuple[int, ...]:
+    """Real GPUs of this machine that local tasks share out; none for engines without."""
+    if all(t.model.engine != "vllm" or t.gpu_type == CPU_TYPE for t in tasks):
+        return ()
+    from scepsy_hpc.cluster.discovery import discover_local
+
+    return discover_local().nodes[0].free
+
+
+@contextmanager
+def _cancelled_on_error(submitted: Sequence[Jobs]) -> Iterator[None]:
+    """An interrupted profiling leaves no jobs behind."""
+    try:
+        yield
+    except BaseException:
+        for jobs in submitted:
+            jobs.cancel()
+        raise
+
+
+class _Watch:
+    """Adds up progress over arrays, with the points that running tasks have so far."""
+
+    def __init__(self, tasks: Sequence[SweepTask], on_progress: OnProgress | None) -> None:
+        loads = [task.loads for task in tasks]
+        self._wanted = sum(len(load.concurrency) + len(load.arrival_rate_rps) for load in loads)
+        self._num_tasks = len(tasks)
+        self._on_progress = on_progress
+        self._jobs: list[SweepJob] = []
+        self._num_ended = 0
+        self._num_failed = 0
+        self._note = ""
+        self._last: ProfileProgress | None = None
+        self._looked_s = float("-inf")
+
+    def follow(self, jobs: Sequence[SweepJob]) -> None:
+        self._jobs += jobs
+
+    def progress(self, progress: Progress) -> None:
+        self._note = progress.note
+
+    def outcome(self, outcome: Outcome) -> None:
+        self._num_ended += 1
+        self._num_failed += outcome.error is not None
+        self._looked_s = float("-inf")
+
+    def tick(self) -> None:
+        if self._on_progress is None or time.monotonic() - self._looked_s < 1.0:
+            return
+        self._looked_s = time.monotonic()
+        num_points = sum(_num_lines(job.points_path) for job in self._jobs)
+        counts = (self._num_tasks, self._num_ended, self._num_failed, num_points, self._wanted)
+        now = ProfileProgress(*counts, self._note)
+        if now != self._last:
+            self._on_progress(now)
+        self._last = now
+
+
+def _num_lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def bundles_of(
+    spec: ProfileSpec, measured: Sequence[tuple[SweepTask, SweepResult]]
+) -> list[tuple[BundleHeader, list[Point]]]:
+    """Header and points of each bundle: one a model, GPU type and engine version."""
+
+    def key(pair: tuple[SweepTask, SweepResult]) -> tuple[str, str, str, str]:
+        task, result = pair
+        return (task.model.model, task.model.engine, result.engine_version, task.gpu_type)
+
+    found = []
+    for _, group in itertools.groupby(sorted(measured, key=key), key=key):
+        pairs = list(group)
+        points = [point for _, result in pairs for point in result.points]
+        found.append((_header(spec, pairs, points), points))
+    return found
+
+
+def _header(
+    spec: ProfileSpec,
+    pairs: Sequence[tuple[SweepTask, SweepResult]],
+    points: Sequence[Point],
+) -> BundleHeader:
+    (task, result), model = pairs[0], pairs[0][0].model
+    links = {point.link for point in points}
+    header = BundleHeader(
+        model=model.model,
+        engine=model.engine,
+        engine_version=result.engine_version,
+        engine_args=model.engine_args,
+        precision=model.precision,
+        gpu_type=task.gpu_type,
+        gpu_memory_gib=min(task.gpu_memory_gib for task, _ in pairs),
+        how="measured",
+        source=model.source or _source(spec, pairs),
+        licence=model.licence or "not stated",
+        date=time.strftime("%Y-%m-%d"),
+        points_sha256="0" * 64,  # save_bundle fills it in
+        driver=result.driver,
+        link=links.pop() if len(links) == 1 else None,
+        weights_gib=model.weights_gib,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        spans_sha256=_spans_sha256(spec),
+    )
+    return _as_simulated(header, task) if model.engine == "simulated" else header
+
+
+def _source(spec: ProfileSpec, pairs: Sequence[tuple[SweepTask, SweepResult]]) -> str:
+    text = f"scepsy-hpc {__version__} profile, workload {spec.workload.name}"
+    shares = sorted({(t.gpu_share_pct, r.num_neighbours) for t, r in pairs if r.num_neighbours})
+    for share, num_neighbours in shares:
+        text += f"; {share}% measured beside {num_neighbours} instances under the same load"
+    return text
+
+
+def _as_simulated(header: BundleHeader, task: SweepTask) -> BundleHeader:
+    """Nothing about a simulated engine was measured: its timing is another bundle's."""
+    timing = load_bundle(resolve_bundle(str(task.model.engine_args["timing_bundle"])))
+    origin = timing.header
+    return replace(
+        header,
+        how="modelled",
+        source=(
+            f"simulated engine; timing of {origin.gpu_type}/{origin.model}/{origin.engine}-"
+            f"{origin.engine_version} ({origin.how}, points {timing.sha256[:12]}), "
+            f"whose source is: {origin.source}"
+        ),
+        licence=task.model.licence or origin.licence,
+        driver=None,
+    )
+
+
+def _spans_sha256(spec: ProfileSpec) -> str | None:
+    if spec.workload.spans is None:
+        return None
+    return sha256_file(spec.path.parent / spec.workload.spans)

@@ -1,0 +1,239 @@
+"""Load on one OpenAI-compatible endpoint: closed loop (so many calls in flight) or Poisson.
+
+Prompts are random token ids, so that their length is exact and no prefix is ever found in a cache;
+output lengths are forced. Tokens are counted by the engine's own usage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import aiohttp
+
+from scepsy_hpc.errors import RunError
+from scepsy_hpc.profiling.steady import LITTLE_TOLERANCE, Call, Window, closed_window
+
+# Ids that every vocabulary has and that no tokenizer uses for something special.
+_IDS = range(100, 1000)
+CALL_TIMEOUT_S = 900.0
+# Little's law is aimed at more closely than it must hold.
+_LITTLE_AIM = LITTLE_TOLERANCE / 2
+_MAX_EXTENSION = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of one call."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where calls go. ``work`` is `embed` for engines that generate no tokens."""
+
+    base_url: str
+    model: str
+    api_key: str | None = None
+    work: Literal["generate", "embed"] = "generate"
+
+
+class Client:
+    """Sends calls; use inside ``async with``."""
+
+    def __init__(self, endpoint: Endpoint, lengths: Sequence[Lengths], seed: int) -> None:
+        self._endpoint = endpoint
+        self._lengths: Iterator[Lengths] = itertools.cycle(lengths)
+        self._random = random.Random(seed)
+
+    async def __aenter__(self) -> Client:
+        key = self._endpoint.api_key
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S),
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+        )
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._session.close()
+
+    async def call(self, worker: int = 0) -> Call:
+        """One call with the next lengths. Raises RunError when it fails."""
+        lengths = next(self._lengths)
+        prompt = self._random.choices(_IDS, k=max(1, lengths.input_tokens))
+        try:
+            if self._endpoint.work == "embed":
+                return await self._embed(worker, prompt)
+            return await self._generate(worker, prompt, lengths.output_tokens)
+        except TimeoutError:
+            raise RunError(f"a call took longer than {CALL_TIMEOUT_S:g} s") from None
+        except aiohttp.ClientError as error:
+            raise RunError(f"a call failed: {type(error).__name__}: {error}") from None
+
+    async def _generate(self, worker: int, prompt: list[int], output_tokens: int) -> Call:
+        body = {
+            "model": self._endpoint.model,
+            "prompt": prompt,
+            "max_tokens": output_tokens,
+            "min_tokens": output_tokens,
+            "ignore_eos": True,
+            "temperature": 0.0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        start_s, first_s, last = time.monotonic(), None, b""
+        url = self._endpoint.base_url + "/v1/completions"
+        async with self._session.post(url, json=body) as response:
+            await _check(response)
+            async for line in response.content:
+                # Parsing every chunk would make this client the bottleneck; only the last counts.
+                if line.startswith(b"data:") and b"[DONE]" not in line:
+                    first_s = first_s or time.monotonic()
+                    last = line
+        end_s = time.monotonic()
+        usage = _usage(last[len(b"data:") :])
+        if first_s is None or usage["completion_tokens"] < 1:
+            raise RunError("the engine answered a call with 0 generated tokens")
+        return Call(
+            worker=worker,
+            start_s=start_s,
+            end_s=end_s,
+            ttft_s=first_s - start_s,
+            input_tokens=usage["prompt_tokens"],
+            output_tokens=usage["completion_tokens"],
+            cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
+        )
+
+    async def _embed(self, worker: int, prompt: list[int]) -> Call:
+        start_s = time.monotonic()
+        body = {"model": self._endpoint.model, "input": [prompt]}
+        url = self._endpoint.base_url + "/v1/embeddings"
+        async with self._session.post(url, json=body) as response:
+            await _check(response)
+            answer = await response.read()
+        end_s = time.monotonic()
+        tokens = _usage(answer)["prompt_tokens"]
+        if tokens < 1:
+            raise RunError("the engine answered a call with 0 tokens processed")
+        return Call(worker, start_s, end_s, input_tokens=tokens, output_tokens=0)
+
+
+async def _check(response: aiohttp.ClientResponse) -> None:
+    if response.status != 200:
+        text = (await response.text())[:200]
+        raise RunError(f"a call was answered with HTTP {response.status}: {text}")
+
+
+def _usage(data: bytes) -> dict[str, Any]:
+    try:
+        usage: dict[str, Any] = json.loads(data)["usage"]
+        if {"prompt_tokens"} <= set(usage):
+            return {"completion_tokens": 0} | usage
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise RunError(f"the engine sent no token usage; its last chunk was {data[:200]!r}")
+
+
+async def warm_up(client: Client, num_requests: int) -> None:
+    """A few calls whose times do not count: first-call compilation, connections."""
+    await asyncio.gather(*(client.call() for _ in range(num_requests)))
+
+
+async def closed_loop(
+    client: Client, concurrency: int, num_requests: int, limit_s: float = 600.0
+) -> Window:
+    """``concurrency`` calls in flight until ``num_requests`` stand in the steady window.
+
+    At least two rounds of calls; more, up to four times as many, while the cut calls at the edges
+    still spoil Little's law. After ``limit_s`` what there is must do. Raises RunError when a call
+    fails or no steady window was reached.
+    """
+    calls: list[Call] = []
+    wanted = max(2, -(-num_requests // concurrency)) * concurrency
+    until_s = time.monotonic() + limit_s
+    enough = asyncio.Event()
+
+    def is_enough() -> bool:
+        if time.monotonic() > until_s:
+            return closed_window(calls, concurrency) is not None
+        # Once a round, and not before the first round and the wanted ones are in.
+        if len(calls) < wanted + concurrency or len(calls) % concurrency:
+            return False
+        window = closed_window(calls, concurrency)
+        if window is None or len(window.calls) < wanted:
+            return False
+        settled = window.little_error(concurrency) <= _LITTLE_AIM
+        return settled or len(window.calls) >= _MAX_EXTENSION * wanted
+
+    async def work(worker: int) -> None:
+        while not enough.is_set():
+            calls.append(await client.call(worker))
+            if is_enough():
+                enough.set()
+
+    await _until(enough, [work(worker) for worker in range(concurrency)])
+    window = closed_window(calls, concurrency)
+    if window is None:
+        raise RunError(f"concurrency {concurrency}: no steady part within {limit_s:g} s")
+    error = window.little_error(concurrency)
+    if error > LITTLE_TOLERANCE:
+        raise RunError(
+            f"concurrency {concurrency}: throughput x latency misses the concurrency by {error:.0%}"
+            f" over {len(window.calls)} calls (at most {LITTLE_TOLERANCE:.0%}); the engine does "
+            "not settle: raise requests_per_point"
+        )
+    return window
+
+
+async def _until(enough: asyncio.Event, coroutines: Sequence[Any]) -> None:
+    """Run all until ``enough`` is set, then cancel them; the first error is raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    waiting = asyncio.ensure_future(enough.wait())
+    try:
+        pending = {waiting, *tasks}
+        while not enough.is_set():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    finally:
+        for task in (waiting, *tasks):
+            task.cancel()
+        await asyncio.gather(waiting, *tasks, return_exceptions=True)
+
+
+async def open_loop(client: Client, rate_rps: float, num_requests: int, seed: int) -> list[Call]:
+    """``num_requests`` calls at Poisson arrivals, however long the engine takes.
+
+    Raises RunError when a call fails.
+    """
+    gaps = random.Random(seed)
+    tasks = []
+    next_s = time.monotonic()
+    for _ in range(num_requests):
+        await asyncio.sleep(max(0.0, next_s - time.monotonic()))
+        tasks.append(asyncio.ensure_future(client.call()))
+        next_s += gaps.expovariate(rate_rps)
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def background_load(client: Client, concurrency: int) -> None:
+    """Keep ``concurrency`` calls in flight until cancelled. Raises RunError when one fails."""
+
+    async def work() -> None:
+        while True:
+            await client.call()
+
+    await _until(asyncio.Event(), [work() for _ in range(concurrency)])

@@ -1,0 +1,235 @@
+"""One array task: start the engine once, sweep the loads, return the points."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import aiohttp
+
+from scepsy_hpc.bundles.bundle import Point
+from scepsy_hpc.engines.config import EngineConfig
+from scepsy_hpc.engines.ports import is_free, spaced_ports
+from scepsy_hpc.engines.process import EngineProcess
+from scepsy_hpc.errors import RunError
+from scepsy_hpc.files import check, json_line, write_text
+from scepsy_hpc.profiling.hardware import Hardware, hardware_of
+from scepsy_hpc.profiling.load_generator import (
+    Client,
+    Endpoint,
+    background_load,
+    closed_loop,
+    open_loop,
+    warm_up,
+)
+from scepsy_hpc.profiling.spec import SweepTask
+from scepsy_hpc.profiling.steady import closed_point, open_point, open_window
+
+SERVED_NAME = "profiled"
+# Saturation: throughput rose by no more than this, twice in a row, while latency rose.
+MIN_GAIN = 0.02
+NUM_FLAT_POINTS = 2
+START_ATTEMPTS = 2
+
+OnPoint = Callable[[Point], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepJob:
+    """A task and the folder, seen by all nodes, in which it leaves points and logs."""
+
+    task: SweepTask
+    folder: Path
+
+    @property
+    def points_path(self) -> Path:
+        """Points so far, one JSON object a line; replaced after each point."""
+        return self.folder / f"{self.task.task_id}.points.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What one task measured."""
+
+    task_id: str
+    engine_version: str
+    points: tuple[Point, ...]
+    driver: str | None = None
+    num_neighbours: int = 0
+
+
+def run_sweep(job: SweepJob) -> SweepResult:
+    """Measure one task. Raises RunError, with the engine's last words where it was its fault."""
+    return asyncio.run(sweep(job))
+
+
+async def sweep(job: SweepJob, on_point: OnPoint | None = None) -> SweepResult:
+    """The same inside an event loop. The engine and its neighbours are stopped in any case."""
+    task = job.task
+    hardware = hardware_of(task)
+    points: list[Point] = []
+
+    def keep(point: Point) -> None:
+        points.append(point)
+        write_text(job.points_path, "".join(json_line(p) for p in points))
+        if on_point:
+            on_point(point)
+
+    num_neighbours = neighbours_of(task)
+    async with contextlib.AsyncExitStack() as stack:
+        # One after the other: two engines that start together on a GPU mis-measure its memory.
+        engine = await stack.enter_async_context(running(job, hardware, "engine"))
+        others = [
+            await stack.enter_async_context(running(job, hardware, f"neighbour{i}"))
+            for i in range(num_neighbours)
+        ]
+        version = await engine_version(engine)
+        try:
+            await _measure(task, engine, others, keep)
+        except RunError as error:
+            state = "" if engine.is_alive() else "; the engine died"
+            raise RunError(
+                f"{task.task_id}: {error}{state}; see {engine.config.log_path}"
+            ) from None
+    return SweepResult(task.task_id, version, tuple(points), hardware.driver, num_neighbours)
+
+
+def neighbours_of(task: SweepTask) -> int:
+    """How many more instances keep the rest of the GPU busy while a share is measured.
+
+    None for a simulated engine: its timing follows a bundle, whatever else runs.
+    """
+    return 0 if task.model.engine == "simulated" else 100 // task.gpu_share_pct - 1
+
+
+@contextlib.asynccontextmanager
+async def running(job: SweepJob, hardware: Hardware, role: str) -> AsyncIterator[EngineProcess]:
+    """An engine that is ready. One that lost the race for its port gets another, once."""
+    for attempt in range(START_ATTEMPTS):
+        config = engine_config(job, hardware, role, spaced_ports(1)[0])
+        engine = EngineProcess.start(config)
+        try:
+            try:
+                await engine.wait_ready(job.task.ready_timeout_s)
+            except RunError:
+                lost_port = not engine.is_alive() and not is_free(config.port)
+                if attempt + 1 < START_ATTEMPTS and lost_port:
+                    continue
+                raise
+            yield engine
+            return
+        finally:
+            await engine.stop()
+
+
+def engine_config(job: SweepJob, hardware: Hardware, role: str, port: int) -> EngineConfig:
+    """The instance that a task measures, or one of its neighbours."""
+    task = job.task
+    return EngineConfig(
+        instance_id=f"{task.task_id}-{role}",
+        engine=task.model.engine,
+        model=task.model.model,
+        served_names=(SERVED_NAME,),
+        gpu_type=task.gpu_type,
+        gpu_memory_gib=task.gpu_memory_gib,
+        gpus=hardware.gpus,
+        port=port,
+        log_path=job.folder / f"{task.task_id}-{role}.log",
+        tp_degree=task.tp_degree,
+        gpu_share_pct=task.gpu_share_pct,
+        engine_args=task.model.engine_args,
+        # Other users of the node can reach the port.
+        api_key=secrets.token_urlsafe(24),
+    )
+
+
+async def engine_version(engine: EngineProcess) -> str:
+    """What the engine itself says it is. Raises RunError when it does not say."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session,
+            session.get(f"{engine.base_url}/version") as response,
+        ):
+            answer = check(await response.json(), dict[str, object], "/version")
+            return str(answer["version"])
+    except (aiohttp.ClientError, TimeoutError, KeyError, ValueError) as error:
+        raise RunError(
+            f"{engine.config.instance_id}: /version does not tell the engine's version: {error}"
+        ) from None
+
+
+async def _measure(
+    task: SweepTask, engine: EngineProcess, others: list[EngineProcess], keep: OnPoint
+) -> None:
+    async with Client(_endpoint(engine), task.lengths, task.seed) as client:
+        await warm_up(client, task.loads.warmup_requests)
+        before: list[Point] = []
+        for concurrency in sorted(set(task.loads.concurrency)):
+            async with _busy(task, others, concurrency):
+                window = await closed_loop(
+                    client, concurrency, task.loads.requests_per_point, task.loads.limit_s
+                )
+            key = (task.tp_degree, task.gpu_share_pct, task.link)
+            point = closed_point(window, concurrency, *key)
+            point = replace(point, saturated=is_flat(before, point))
+            keep(point)
+            before.append(point)
+            if is_saturated(before):
+                break
+        for rate_rps in sorted(set(task.loads.arrival_rate_rps)):
+            num_requests = task.loads.requests_per_point
+            async with _busy(task, others, max(task.loads.concurrency, default=1)):
+                calls = await open_loop(client, rate_rps, num_requests, task.seed)
+            open_part = open_window(calls)
+            if open_part is not None:
+                keep(open_point(open_part, rate_rps, task.tp_degree, task.gpu_share_pct, task.link))
+
+
+@contextlib.asynccontextmanager
+async def _busy(
+    task: SweepTask, others: list[EngineProcess], concurrency: int
+) -> AsyncIterator[None]:
+    """Keep the neighbours under the same load. Raises RunError when one of them fails."""
+    async with contextlib.AsyncExitStack() as stack:
+        loads = []
+        for i, engine in enumerate(others):
+            endpoint = _endpoint(engine)
+            client = await stack.enter_async_context(
+                Client(endpoint, task.lengths, task.seed + 1 + i)
+            )
+            loads.append(asyncio.ensure_future(background_load(client, concurrency)))
+        try:
+            yield
+            for load in loads:
+                if load.done():
+                    load.result()
+        finally:
+            for load in loads:
+                load.cancel()
+            await asyncio.gather(*loads, return_exceptions=True)
+
+
+def _endpoint(engine: EngineProcess) -> Endpoint:
+    pooling = engine.config.engine_args.get("runner") == "pooling"
+    return Endpoint(
+        engine.base_url, SERVED_NAME, engine.config.api_key, "embed" if pooling else "generate"
+    )
+
+
+def is_flat(before: list[Point], point: Point) -> bool:
+    """Whether more calls in flight brought no more throughput, only more latency."""
+    if not before:
+        return False
+    most_rps = max(p.throughput_rps for p in before)
+    no_gain = point.throughput_rps <= most_rps * (1 + MIN_GAIN)
+    return no_gain and point.latency_mean_s > before[-1].latency_mean_s
+
+
+def is_saturated(points: list[Point]) -> bool:
+    """Whether the last points are all flat, so that higher loads would teach nothing."""
+    last = points[-NUM_FLAT_POINTS:]
+    return len(last) == NUM_FLAT_POINTS and all(point.saturated for point in last)
