@@ -1,8 +1,8 @@
 """The process behind Python agents: imports the agent once, then forks one worker per seat.
 
 Started by ``agents.py`` as a program of its own; talks over sockets, never over stdout, so that
-whatever an agent prints goes to its log. Imports only the standard library: agents run in
-environments of their own making.
+whatever an agent prints goes to its log. Imports only the standard library, so that it starts
+quickly.
 """
 
 from __future__ import annotations

@@ -25,8 +25,7 @@ def runs_needed(shares: Floats) -> int | None:
     if num_runs < 3 or shares.mean() <= 0:
         return None
     random = np.random.default_rng(_SEED)
-    weights = random.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=NUM_RESAMPLES)
-    means = weights @ shares / num_runs
+    means = [shares[random.integers(num_runs, size=num_runs)].mean() for _ in range(NUM_RESAMPLES)]
     low, high = np.percentile(means, [2.5, 97.5])
     relative = float(high - low) / 2 / float(shares.mean())
     # Resampling n runs underrates the variance by (n - 1) / n.
