@@ -271,13 +271,13 @@ def save_bundle(
         (staging / POINTS_FILE).write_text(text, encoding="utf-8")
         write_yaml(staging / HEADER_FILE, replace(header, points_sha256=digest), SCHEMA)
         load_bundle(staging)
-        _swap(staging, target)
+        swap_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return load_bundle(target)
 
 
-def _swap(staging: Path, target: Path) -> None:
+def swap_folder(staging: Path, target: Path) -> None:
     """Put ``staging`` in the place of ``target``; an old folder is out of sight for an instant."""
     if target.exists():
         old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
