@@ -1,0 +1,89 @@
+"""Operating points from raw calls: exact on timelines made by hand."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from scepsy_hpc.profiling.steady import Call, closed_point, closed_window, open_point, open_window
+
+
+def call(worker: int, start_s: float, end_s: float, ttft_s: float | None = None) -> Call:
+    return Call(worker, start_s, end_s, input_tokens=10, output_tokens=5, ttft_s=ttft_s)
+
+
+def closed_run(latencies: list[list[float]]) -> list[Call]:
+    """Calls of workers that all start at 0 and send the next when the last has ended."""
+    calls = []
+    for worker, own in enumerate(latencies):
+        now_s = 0.0
+        for latency_s in own:
+            calls.append(call(worker, now_s, now_s + latency_s))
+            now_s += latency_s
+    return calls
+
+
+def test_lockstep_rounds_are_counted_whole():
+    """Two workers in step: the first round is dropped, the others give throughput and latency."""
+    window = closed_window(closed_run([[2.0] * 4, [2.0] * 4]), concurrency=2)
+    assert window is not None
+    assert len(window.calls) == 6
+    assert window.length_s == 6.0
+    assert window.throughput_rps == 1.0
+    assert window.latency_mean_s == 2.0
+    assert window.little_error(2) == 0.0
+
+
+def test_ramp_up_and_drain_do_not_count():
+    """A slow first call and calls after the last whole round change nothing."""
+    window = closed_window(closed_run([[9.0, 1.0, 1.0, 1.0, 1.0], [10.0, 1.0, 1.0]]), concurrency=2)
+    assert window is not None
+    # Opens when the slower first call ends, at 10; the call that ended then is not counted.
+    assert [c.end_s for c in window.calls] == [11.0, 11.0, 12.0, 12.0]
+    assert window.throughput_rps == 2.0
+    assert window.latency_mean_s == 1.0
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 16])
+def test_little_holds_for_random_latencies(concurrency):
+    """With many rounds throughput x latency is the concurrency, whatever the latencies."""
+    chance = random.Random(7)
+    rows = [[chance.uniform(0.5, 1.5) for _ in range(60)] for _ in range(concurrency)]
+    last_s = min(sum(row) for row in rows)
+    calls = [c for c in closed_run(rows) if c.end_s <= last_s]
+    window = closed_window(calls, concurrency)
+    assert window is not None
+    assert window.little_error(concurrency) < 0.02
+
+
+def test_no_window_before_a_round():
+    """Until every worker has ended a first call, and a round after it, there is nothing."""
+    assert closed_window(closed_run([[1.0, 1.0]]), concurrency=2) is None
+    assert closed_window(closed_run([[1.0], [1.0]]), concurrency=2) is None
+
+
+def test_point_holds_the_percentiles_and_token_times():
+    """TTFT, TPOT (without the first token), tokens and percentiles follow from the calls."""
+    calls = [call(0, 0.0, 1.0, 0.2)] + [call(0, i, i + 1.0, 0.2) for i in range(1, 4)]
+    window = closed_window(calls, concurrency=1)
+    assert window is not None
+    point = closed_point(window, 1, tp_degree=2, gpu_share_pct=100, link="nvlink")
+    assert point.ttft_mean_s == pytest.approx(0.2)
+    assert point.tpot_mean_s == pytest.approx(0.8 / 4)
+    assert (point.input_tokens_mean, point.output_tokens_mean) == (10.0, 5.0)
+    assert point.latency_p95_s == pytest.approx(1.0)
+    assert point.cached_tokens_mean is None
+    assert (point.num_requests, point.link, point.concurrency) == (3, "nvlink", 1)
+
+
+@pytest.mark.parametrize(("latency_s", "saturated"), [(0.1, False), (60.0, True)])
+def test_open_run_behind_its_arrivals_is_saturated(latency_s, saturated):
+    """An open point whose calls end later than they come is saturated, otherwise it is not."""
+    calls = [call(i, float(i), i + latency_s) for i in range(100)]
+    window = open_window(calls)
+    assert window is not None
+    point = open_point(window, 1.0, tp_degree=1, gpu_share_pct=100, link=None)
+    assert len(window.calls) == 90
+    assert point.saturated is saturated
+    assert point.latency_mean_s == pytest.approx(latency_s)
