@@ -1,0 +1,126 @@
+"""Bundles, workflows and demand with known answers, for the tests of planning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scepsy_hpc.bundles.bundle import Bundle, BundleHeader, Point
+from scepsy_hpc.bundles.step_time import EngineModel
+from scepsy_hpc.cluster.topology import Domain, Node, Topology, check_topology
+from scepsy_hpc.planning.deployments import WorkflowDemand
+from scepsy_hpc.planning.plan import DemandSummary, LlmDemand
+from scepsy_hpc.tracing.workflow import Llm, Workflow
+
+HEADER = BundleHeader(
+    model="org/model",
+    engine="vllm",
+    engine_version="0.20.0",
+    engine_args={},
+    precision="bf16",
+    gpu_type="h100_sxm",
+    gpu_memory_gib=80.0,
+    how="measured",
+    source="a test",
+    licence="Apache-2.0",
+    date="2026-01-01",
+    points_sha256="0",
+    weights_gib=10.0,
+    kv_bytes_per_token=100_000.0,
+)
+
+ENGINE = EngineModel(step_s=0.01, prefill_token_s=2e-5, sequence_s=1e-4, context_token_s=2e-8)
+"""A made-up engine, so that points of any shape are known exactly."""
+
+
+def point(concurrency: float, throughput_rps: float, **changes: Any) -> Point:
+    """A closed point that keeps Little's law."""
+    made = Point(
+        tp_degree=1,
+        gpu_share_pct=100,
+        load="closed",
+        concurrency=concurrency,
+        throughput_rps=throughput_rps,
+        latency_mean_s=concurrency / throughput_rps,
+        input_tokens_mean=1000.0,
+        output_tokens_mean=100.0,
+    )
+    return replace(made, **changes)
+
+
+def open_point(rate_rps: float, throughput_rps: float, latency_s: float, **changes: Any) -> Point:
+    """A point under Poisson arrivals."""
+    made = replace(point(1, throughput_rps), load="open", concurrency=None)
+    return replace(made, arrival_rate_rps=rate_rps, latency_mean_s=latency_s, **changes)
+
+
+def engine_points(
+    shapes: Iterable[tuple[float, float]],
+    concurrency: Sequence[float] = (1, 4, 16, 64),
+    engine: EngineModel = ENGINE,
+    **changes: Any,
+) -> tuple[Point, ...]:
+    """Points of ``ENGINE`` at several token shapes."""
+    made = []
+    for inputs, outputs in shapes:
+        for k in concurrency:
+            state = engine.closed_loop(k, inputs, outputs)
+            made.append(
+                point(
+                    float(k),
+                    state.throughput_rps,
+                    input_tokens_mean=inputs,
+                    output_tokens_mean=outputs,
+                    ttft_mean_s=state.ttft_s,
+                    **changes,
+                )
+            )
+    return tuple(made)
+
+
+def bundle(points: Iterable[Point], **header: Any) -> Bundle:
+    """A bundle in memory; its digest is made of what it says."""
+    made = replace(HEADER, **header)
+    found = tuple(points)
+    name = f"{made.model}-{made.engine}-{made.engine_version}-{made.gpu_type}-{len(found)}"
+    return Bundle(replace(made, points_sha256=name), found, Path("profiles") / name)
+
+
+def cluster(num_nodes: int = 1, gpus: int = 8, **changes: Any) -> Topology:
+    """Equal H100 nodes of one NVLink domain."""
+    domain = Domain(gpus=tuple(range(gpus)), link="nvlink")
+    nodes = [
+        replace(
+            Node(name=f"n{i}", gpu_type="h100_sxm", gpu_memory_gib=80.0, domains=(domain,)),
+            **changes,
+        )
+        for i in range(num_nodes)
+    ]
+    return check_topology(tuple(nodes), "test")
+
+
+def workflow(name: str, llms: dict[str, Llm]) -> Workflow:
+    """A workflow without an agent."""
+    return Workflow(name, llms, None, Path(f"{name}.yaml"))
+
+
+def calls(per_run: float, parallelism: float = 1.0, **changes: Any) -> LlmDemand:
+    """Demand for one LLM at the tokens of ``point``."""
+    made = LlmDemand(
+        calls_per_run=per_run,
+        parallelism=parallelism,
+        share_mean=0.5,
+        input_tokens_mean=1000.0,
+        output_tokens_mean=100.0,
+    )
+    return replace(made, **changes)
+
+
+def demand(
+    llms: dict[str, LlmDemand], overlap: float = 1.0, tool_time_s: float = 0.0, **more: Any
+) -> WorkflowDemand:
+    """Demand of a workflow with ten runs."""
+    summary = DemandSummary(num_runs=10, tool_time_s=tool_time_s, overlap=overlap, llms=llms)
+    return WorkflowDemand(summary, **more)
