@@ -34,7 +34,7 @@ def profile(
     site: Path | None,
     dry_run: bool,
     as_json: bool,
-) -> int:
+) -> None:
     """Measure every model of SPEC under every parallelism its topology offers.
 
     One array task a (model, TP degree, share, link): it starts its engine once and sweeps the
@@ -45,22 +45,25 @@ def profile(
     from scepsy_hpc.report import tables
     from scepsy_hpc.report.progress import Progress
 
-    with Progress("profiling tasks") as progress:
+    with Progress("load points") as progress:
         found = profile_all(
             spec,
             output,
             cluster,
             load_site(site),
             dry_run,
-            lambda p: progress.update(p.num_ended, p.num_total, p.note),
+            lambda p: progress.update(p.num_points, p.num_points_wanted, _tasks_ended(p)),
         )
     if as_json:
         print_json(found)
     else:
         tables.show(*tables.profile_parts(found))
-    for failure in found.failures:
-        say(f"error: {failure}")
-    return int(bool(found.failures))
+    found.raise_if_failed()
+
+
+def _tasks_ended(progress: Any) -> str:
+    failed = f", {progress.num_failed} failed" if progress.num_failed else ""
+    return f"({progress.num_ended} of {progress.num_tasks} tasks{failed}) {progress.note}".rstrip()
 
 
 @click.command()

@@ -196,12 +196,21 @@ def stop(folder: Path) -> None:
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.option("-o", "--output", type=FILE, help="HTML file.  [default: FOLDER/report.html]")
+@click.option(
+    "--again",
+    type=FOLDER,
+    multiple=True,
+    help="Another run of the same plan and tasks: shows the noise floor. Repeatable.",
+)
 @json_option
-def report(folder: Path, output: Path | None, as_json: bool) -> None:
-    """Write one self-contained HTML file about a run."""
+def report(folder: Path, output: Path | None, again: tuple[Path, ...], as_json: bool) -> None:
+    """Write one self-contained HTML file about a run: predicted beside measured."""
+    from scepsy_hpc.report import tables
     from scepsy_hpc.report.html import write_report
 
-    path, figures = write_report(folder, output or folder / "report.html")
+    path, comparison = write_report(folder, output or folder / "report.html", again)
     if as_json:
-        print_json(figures)
+        print_json(comparison)
+    else:
+        tables.show(tables.comparison_table(comparison), *(f"note: {n}" for n in comparison.notes))
     say(f"wrote {path}")

@@ -13,6 +13,9 @@ from rich.text import Text
 from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.planning.plan import Plan, Predicted, WorkflowFigures
+from scepsy_hpc.planning.simulated import SimulationResult
+from scepsy_hpc.profiling.array import ProfileResult
+from scepsy_hpc.report.comparison import Comparison
 from scepsy_hpc.report.doctor import Finding
 from scepsy_hpc.tracing.demand import Demand
 
@@ -186,6 +189,72 @@ def predicted_table(predicted: Predicted, title: str = "Predicted") -> Table:
         )
     heads = ("workflow", "throughput", "mean latency", "p50", "p95", "makespan")
     return table(title, heads, rows)
+
+
+def llm_table(predicted: Predicted) -> Table:
+    """Utilisation and call latency of each deployment."""
+    rows = [
+        (name, pct(f.utilisation), number(f.latency_mean_s, "s"), pct(f.share_of_latency))
+        for name, f in predicted.per_llm.items()
+    ]
+    return table("Deployments", ("LLM", "utilisation", "call latency", "of latency"), rows)
+
+
+def simulated_table(found: SimulationResult) -> Table:
+    """Simulated figures with their 95% intervals."""
+    rows = []
+    for name, flow in found.per_workflow.items():
+        for label, key, unit in (
+            ("throughput", "throughput_rps", "runs/s"),
+            ("mean latency", "latency_mean_s", "s"),
+            ("p50 latency", "latency_p50_s", "s"),
+            ("p95 latency", "latency_p95_s", "s"),
+            ("p99 latency", "latency_p99_s", "s"),
+            ("makespan", "makespan_s", "s"),
+        ):
+            low, high = flow.intervals.get(key, (None, None))
+            between = "-" if low is None else f"{number(low)} to {number(high)}"
+            rows.append((name, label, number(getattr(flow, key), unit), between))
+    title = f"Simulated, not measured: {found.num_runs} runs, seed {found.seed}"
+    return table(title, ("workflow", "figure", "value", "95% interval"), rows)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Predicted beside measured."""
+    rows = [
+        (
+            row.workflow,
+            row.metric,
+            number(row.pipeline, row.unit),
+            number(row.simulation, row.unit),
+            number(row.measured, row.unit),
+            signed_pct(row.pipeline_error),
+            signed_pct(row.simulation_error),
+            pct(row.noise),
+        )
+        for row in comparison.rows
+    ]
+    heads = (
+        *("workflow", "figure", "pipeline", "simulation", "measured"),
+        *("error, pipeline", "error, simulation", "noise floor"),
+    )
+    return table("Predicted and measured", heads, rows)
+
+
+def signed_pct(value: float | None) -> str:
+    """A relative error with its sign; a dash when unknown."""
+    return "-" if value is None else f"{100 * value:+.1f} %"
+
+
+def profile_parts(result: ProfileResult) -> list[Any]:
+    """What a profiling run wrote, or would submit."""
+    parts: list[Any] = [*result.sbatch_texts]
+    if result.bundles:
+        parts.append(bundles_table(result.bundles))
+    what = f"{result.num_points} points" if result.num_points else "no points yet"
+    parts.append(f"{what}; at most {result.gpu_hours:.2f} GPU-hours")
+    parts += [f"skipped: {line}" for line in result.skipped]
+    return parts
 
 
 def findings_parts(findings: Sequence[Finding]) -> list[str]:

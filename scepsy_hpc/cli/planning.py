@@ -1,0 +1,262 @@
+"""``plan``, ``predict`` and ``simulate``: computed from files alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scepsy_hpc.cli.options import (
+    COUNT,
+    DURATION,
+    FILE,
+    FOLDER,
+    PERCENT,
+    POSITIVE,
+    json_option,
+    named,
+    print_json,
+    say,
+)
+
+
+@click.command()
+@click.option(
+    "--workflow",
+    "workflows",
+    multiple=True,
+    required=True,
+    metavar="[NAME=]W.yaml[@RATE]",
+    help="workflow.yaml; repeat for several, each with its rate in runs per second.",
+)
+@click.option(
+    "--spans", multiple=True, required=True, metavar="[NAME=]S.jsonl", help="Its traced runs."
+)
+@click.option("--profiles", type=FOLDER, required=True, help="Folder of profile bundles.")
+@click.option("--topology", type=FILE, required=True, help="topology.yaml")
+@click.option("--rate", type=POSITIVE, help="Target: lowest latency at so many runs per second.")
+@click.option("--max-throughput", is_flag=True, help="Target: highest rate.")
+@click.option("--tasks", type=COUNT, help="Target: so many tasks, with --deadline.")
+@click.option("--deadline", type=DURATION, help="Within this time, such as 8h.")
+@click.option("--gpus", type=COUNT, help="Use at most so many GPUs.")
+@click.option("--latency-limit", type=DURATION, help="Mean run latency at most this.")
+@click.option("--p95-limit", type=DURATION, help="95% of runs within this (by simulation).")
+@click.option("--within", type=PERCENT, help="Fewest GPUs within so many percent of the best.")
+@click.option("--engine", help="Use profiles of this engine only: vllm or vllm-0.24.0.")
+@click.option("--dask", default="none", show_default=True, help="none, local, slurm or an address.")
+@click.option("-o", "--output", type=FILE, required=True, help="Where to write plan.yaml.")
+@json_option
+def plan(
+    workflows: tuple[str, ...],
+    spans: tuple[str, ...],
+    profiles: Path,
+    topology: Path,
+    rate: float | None,
+    max_throughput: bool,
+    tasks: int | None,
+    deadline: float | None,
+    gpus: int | None,
+    latency_limit: float | None,
+    p95_limit: float | None,
+    within: float | None,
+    engine: str | None,
+    dask: str,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Aggregate spans and profiles, search every allocation, place the best, write plan.yaml.
+
+    Exit code 3 where nothing meets the target: the message names the nearest that is feasible.
+    """
+    from scepsy_hpc.bundles.library import find_bundles
+    from scepsy_hpc.cluster.topology import load_topology
+    from scepsy_hpc.planning.aggregate import dask_workers
+    from scepsy_hpc.planning.build import make_plan
+    from scepsy_hpc.planning.plan import save_plan
+    from scepsy_hpc.planning.targets import Limits
+
+    target = _target(rate, max_throughput, tasks, deadline)
+    flows, paths = _workflows(workflows)
+    recorded, span_paths = _spans(spans, [flow for flow, _ in flows])
+    limits = Limits(gpus, latency_limit, p95_limit, within)
+    with dask_workers(dask) as client:
+        made = make_plan(
+            flows,
+            recorded,
+            find_bundles(profiles),
+            load_topology(topology),
+            target,
+            limits,
+            engine=engine,
+            inputs=[*paths, *span_paths, topology],
+            client=client,
+        )
+    save_plan(output, made)
+    if as_json:
+        print_json(made)
+    else:
+        _show_plan(made)
+        say(f"wrote {output}")
+
+
+def _show_plan(made: Any) -> None:
+    from scepsy_hpc.report import tables
+
+    tables.show(tables.deployments_table(made))
+    if made.predicted:
+        tables.show(tables.predicted_table(made.predicted))
+    tables.show(*made.explanation)
+    if made.certificate:
+        c = made.certificate
+        tables.show(f"certificate: {c.metric} {c.value:.4g}, bound {c.bound:.4g}, gap {c.gap:.2%}")
+
+
+def _target(rate: float | None, most: bool, tasks: int | None, deadline: float | None) -> Any:
+    from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Rate
+
+    if (tasks is None) != (deadline is None):
+        raise click.UsageError("--tasks and --deadline belong together")
+    given = (rate is not None, most, tasks is not None)
+    if given.count(True) > 1:
+        raise click.UsageError("give one of --rate, --max-throughput, --tasks with --deadline")
+    if tasks is not None and deadline is not None:
+        return Deadline(tasks, deadline)
+    return MaxThroughput() if most else Rate(rate)
+
+
+def _workflows(values: tuple[str, ...]) -> tuple[list[tuple[Any, float | None]], list[Path]]:
+    """Workflows with their rates, and their paths."""
+    from scepsy_hpc.tracing.workflow import load_workflow
+
+    flows, paths = [], []
+    for name, value in named(values, "workflow").items():
+        match = re.fullmatch(r"(.+?)(?:@([\d.eE+-]+))?", value)
+        assert match is not None
+        flow = load_workflow(match[1])
+        if name is not None and name != flow.name:
+            raise click.UsageError(f"--workflow {name}={value}: its `name:` is {flow.name!r}")
+        flows.append((flow, _rate(match[2], value)))
+        paths.append(Path(match[1]))
+    return flows, paths
+
+
+def _rate(text: str | None, value: str) -> float | None:
+    if text is None:
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise click.UsageError(f"--workflow {value}: rate {text!r} must be above 0 runs per second")
+    return rate
+
+
+def _spans(values: tuple[str, ...], flows: Sequence[Any]) -> tuple[dict[str, Any], list[Path]]:
+    """Spans by workflow name, and their paths."""
+    from scepsy_hpc.tracing.spans import load_spans
+
+    found: dict[str, Any] = {}
+    paths: list[Path] = []
+    known = ", ".join(flow.name for flow in flows)
+    for name, value in named(values, "spans").items():
+        wanted = name or (str(flows[0].name) if len(flows) == 1 else "")
+        if wanted not in {flow.name for flow in flows}:
+            raise click.UsageError(f"--spans {value}: write NAME={value}; NAME is one of {known}")
+        found[wanted] = load_spans(value)
+        paths.append(Path(value))
+    for flow in flows:
+        if flow.name not in found:
+            raise click.UsageError(f"--spans {flow.name}=FILE is missing")
+    return found, paths
+
+
+@click.command()
+@click.argument("plan_path", metavar="PLAN", type=FILE)
+@click.option("--rate", type=POSITIVE, help="Runs per second.  [default: the plan's]")
+@click.option("--tasks", type=COUNT, help="Or a closed batch of so many tasks.")
+@click.option("--runs-in-flight", type=COUNT, help="Runs of it at a time.  [default: the plan's]")
+@click.option("--workflow", "workflows", multiple=True, metavar="[NAME=]W.yaml", help="As in plan.")
+@click.option("--spans", multiple=True, metavar="[NAME=]S.jsonl", help="Traced runs.")
+@click.option("--profiles", type=FOLDER, help="Bundles.  [default: those the plan names]")
+@json_option
+def predict(
+    plan_path: Path,
+    rate: float | None,
+    tasks: int | None,
+    runs_in_flight: int | None,
+    workflows: tuple[str, ...],
+    spans: tuple[str, ...],
+    profiles: Path | None,
+    as_json: bool,
+) -> None:
+    """Say what an allocation reaches: mean latency and throughput by the pipeline.
+
+    A plan written by hand needs --workflow, --spans and --profiles. Percentiles come from
+    `scepsy simulate`.
+    """
+    from scepsy_hpc.planning import plan_curves
+    from scepsy_hpc.planning.aggregate import demands_in
+    from scepsy_hpc.planning.outlook import demands_in_spans, with_in_flight
+    from scepsy_hpc.planning.plan import load_plan
+    from scepsy_hpc.planning.plan_inputs import bundles_of
+    from scepsy_hpc.report import tables
+
+    made = load_plan(plan_path)
+    bundles = bundles_of(made, profiles)
+    flows = [flow for flow, _ in _workflows(workflows)[0]]
+    made = plan_curves.complete(made, flows, bundles)
+    if spans:
+        demands = demands_in_spans(made, _spans(spans, made.workflows)[0])
+    else:
+        demands = demands_in(made)
+    if runs_in_flight:
+        made = with_in_flight(made, runs_in_flight)
+    found = plan_curves.predict(made, demands, bundles, rate, tasks)
+    if as_json:
+        print_json(found)
+        return
+    tables.show(tables.predicted_table(found, "Predicted by the pipeline"))
+    tables.show(tables.llm_table(found))
+    tables.show(*(f"flag: {flag}" for flag in found.flags))
+
+
+@click.command()
+@click.argument("plan_path", metavar="PLAN", type=FILE)
+@click.option("--rate", type=POSITIVE, help="Runs per second, Poisson arrivals.")
+@click.option("--runs-in-flight", type=COUNT, help="Or a closed batch, so many runs at a time.")
+@click.option("--runs", type=COUNT, default=200, show_default=True, help="Runs to simulate.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of arrivals and draws.")
+@click.option("--spans", multiple=True, metavar="[NAME=]S.jsonl", help="Traced runs.")
+@click.option("--profiles", type=FOLDER, help="Bundles.  [default: those the plan names]")
+@json_option
+def simulate(
+    plan_path: Path,
+    rate: float | None,
+    runs_in_flight: int | None,
+    runs: int,
+    seed: int,
+    spans: tuple[str, ...],
+    profiles: Path | None,
+    as_json: bool,
+) -> None:
+    """Simulate the traced runs on a plan, call by call: percentiles with intervals."""
+    from scepsy_hpc.planning.outlook import Closed, Open, simulated
+    from scepsy_hpc.planning.plan import load_plan
+    from scepsy_hpc.planning.plan_inputs import bundles_of, spans_of
+    from scepsy_hpc.report import tables
+
+    if (rate is None) == (runs_in_flight is None):
+        raise click.UsageError("give one of --rate and --runs-in-flight")
+    made = load_plan(plan_path)
+    recorded = _spans(spans, made.workflows)[0] if spans else spans_of(made)
+    load = Open(runs, rate) if rate is not None else Closed(runs, runs_in_flight or 1)
+    found = simulated(made, recorded, bundles_of(made, profiles), load, seed)
+    if as_json:
+        print_json(found)
+        return
+    tables.show(tables.simulated_table(found))
+    tables.show(*(f"flag: {flag}" for flag in found.flags))

@@ -1,0 +1,45 @@
+"""What a plan was made from, found again by the paths and digests under its ``inputs``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scepsy_hpc.bundles.bundle import Bundle
+from scepsy_hpc.bundles.library import find_bundles, load_bundle
+from scepsy_hpc.errors import InputError
+from scepsy_hpc.files import sha256_file
+from scepsy_hpc.planning.plan import Plan, PlanInput
+from scepsy_hpc.tracing.spans import Span, load_spans
+
+POINTS_FILE = "points.csv"
+
+
+def bundles_of(plan: Plan, profiles: Path | None = None) -> list[Bundle]:
+    """All bundles below ``profiles``, else those that the plan names. Raises InputError."""
+    if profiles is not None:
+        return find_bundles(profiles)
+    paths = [_unchanged(i) for i in plan.inputs if Path(i.path).name == POINTS_FILE]
+    if not paths:
+        raise InputError("plan: inputs: names no profiles; give them with --profiles")
+    return [load_bundle(path.parent) for path in paths]
+
+
+def spans_of(plan: Plan) -> dict[str, list[Span]]:
+    """Traced runs of each workflow of the plan. Raises InputError."""
+    paths = [_unchanged(i) for i in plan.inputs if i.path.endswith(".jsonl")]
+    if not paths:
+        raise InputError("plan: inputs: names no spans; give them with --spans")
+    spans = [span for path in paths for span in load_spans(path)]
+    names = [workflow.name for workflow in plan.workflows]
+    if len(names) == 1:
+        return {names[0]: spans}
+    return {name: [span for span in spans if span.workflow == name] for name in names}
+
+
+def _unchanged(item: PlanInput) -> Path:
+    path = Path(item.path)
+    if not path.is_file():
+        raise InputError(f"{path}: is gone; the plan was made from it (inputs)")
+    if sha256_file(path) != item.sha256:
+        raise InputError(f"{path}: has changed since the plan was made from it (inputs.sha256)")
+    return path
