@@ -6,13 +6,22 @@ import itertools
 import math
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 
 from scepsy_hpc.cluster.topology import Domain, Link, Node, Topology
 from scepsy_hpc.planning.options import Kind
-from scepsy_hpc.planning.search import Option, Problem, Solution, solve, tables_of
+from scepsy_hpc.planning.search import (
+    Option,
+    OptionTable,
+    Problem,
+    Solution,
+    best_choices,
+    solve,
+    tables_of,
+)
 
 Room = tuple[tuple[str, str, tuple[int, ...]], ...]  # holes: GPU type, link, room in % per GPU
 
@@ -43,25 +52,28 @@ def random_topology(rng: np.random.Generator, num_gpus: int, mixed: bool) -> Top
 
 
 def random_options(
-    rng: np.random.Generator, num_llms: int, shares: list[int], tps: list[int], mixed: bool
+    rng: np.random.Generator, topology: Topology, num_llms: int, shares: list[int], tps: list[int]
 ) -> list[Option]:
-    """A few options per LLM; sharing and odd sizes as the arguments allow."""
+    """Options for the holes there are. More GPUs cost less, so that the best want to be large."""
+    places = [(n.gpu_type, d.link) for n in topology.nodes for d in n.domains]
     options = []
     for llm in range(num_llms):
-        for _ in range(rng.integers(3, 9)):
+        for _ in range(rng.integers(4, 10)):
+            gpu_type, link = places[rng.integers(len(places))]
             tp = int(rng.choice(tps))
             share = int(rng.choice(shares)) if tp == 1 or rng.random() < 0.4 else 100
-            link = str(rng.choice(["nvlink", "pcie"])) if mixed else "nvlink"
+            num_replicas = int(rng.integers(1, 5 if share < 100 else 4))
+            size = (tp * share * num_replicas / 100) ** 0.7
             options.append(
                 Option(
                     llm=f"m{llm}",
-                    gpu_type=str(rng.choice(["a", "b"])) if mixed else "a",
-                    link=None if tp == 1 and rng.random() < 0.7 else link,  # type: ignore[arg-type]
+                    gpu_type=gpu_type,
+                    link=None if tp == 1 and rng.random() < 0.7 else link,
                     tp_degree=tp,
                     gpu_share_pct=share,
-                    num_replicas=int(rng.integers(1, 5)),
-                    cost_s=float(np.round(rng.uniform(1, 10), 3)),
-                    throughput_rps=float(np.round(rng.uniform(1, 5), 1)),
+                    num_replicas=num_replicas,
+                    cost_s=float(np.round(rng.uniform(3, 5) / size, 3)),
+                    throughput_rps=float(np.round(rng.uniform(1, 2) * size, 1)),
                 )
             )
     return options
@@ -146,7 +158,7 @@ def check_placed(solution: Solution, problem: Problem) -> None:
 
 
 CASES = {
-    "divisible": ([25, 50, 100], [1, 2, 4], False),
+    "divisible": ([25, 50, 100], [1, 2, 2, 4], False),
     "mixed": ([25, 50, 100], [1, 2, 4], True),
     "odd shares": ([30, 40, 60, 100], [1, 2], False),
     "odd groups": ([50, 100], [1, 2, 3], False),
@@ -157,19 +169,19 @@ CASES = {
 def random_problem(case: str, seed: int) -> tuple[Problem, list[Option]]:
     shares, tps, mixed = CASES[case]
     rng = np.random.default_rng([seed, *map(ord, case)])
-    topology = random_topology(rng, int(rng.integers(2, 7)), mixed)
-    options = random_options(rng, int(rng.integers(1, 4)), shares, tps, mixed)
-    limit = int(rng.integers(1, topology.num_gpus + 1)) if rng.random() < 0.4 else None
+    topology = random_topology(rng, int(rng.integers(3, 8)), mixed)
+    options = random_options(rng, topology, int(rng.integers(1, 4)), shares, tps)
+    limit = int(rng.integers(2, topology.num_gpus + 1)) if rng.random() < 0.4 else None
     problem = Problem(tables_of(options), topology, max_gpus=limit, time_limit_s=20)
     return problem, options
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(30))
 def test_least_cost_equals_brute_force(case: str, seed: int) -> None:
     """On random small clusters the cost is the least of all choices that reach the target."""
     problem, options = random_problem(case, seed)
-    problem = replace(problem, min_throughput_rps=float(seed % 3))
+    problem = replace(problem, min_throughput_rps=float(seed % 3) / 2)
     good = [c for c in all_choices(problem, options) if rate(c) >= problem.min_throughput_rps]
     solution = solve(problem)
     assert solution.is_feasible == bool(good)
@@ -183,7 +195,7 @@ def test_least_cost_equals_brute_force(case: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(30))
 def test_most_throughput_equals_brute_force(case: str, seed: int) -> None:
     """The throughput is the largest there is under the limit on cost, at the least cost."""
     problem, options = random_problem(case, seed)
@@ -201,7 +213,7 @@ def test_most_throughput_equals_brute_force(case: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("objective", ["min_cost", "max_throughput"])
 def test_within_takes_the_fewest_gpus(case: str, seed: int, objective: str) -> None:
     """Within 30% of the best no choice needs fewer GPUs than the one returned."""
@@ -222,7 +234,7 @@ def test_within_takes_the_fewest_gpus(case: str, seed: int, objective: str) -> N
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(15))
 def test_frontier_brackets_brute_force(case: str, seed: int) -> None:
     """At every number of GPUs the frontier's bound is not above, its value not below the best."""
     problem, options = random_problem(case, seed)
@@ -235,3 +247,109 @@ def test_frontier_brackets_brute_force(case: str, seed: int) -> None:
             assert point.value >= best - 1e-9
         if case == "divisible" and point.value == point.bound:
             assert point.value == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_further_choices_can_be_placed_and_cost_more(seed: int) -> None:
+    """The best comes first, each further choice is another one, placed, with the same bound."""
+    problem, _ = random_problem("divisible", seed)
+    solutions = best_choices(problem, 4)
+    if not solutions[0].is_feasible:
+        assert len(solutions) == 1
+        return
+    assert solutions[0].value == pytest.approx(solve(problem).value)
+    assert [s.value for s in solutions] == sorted(s.value for s in solutions)
+    assert len({tuple(sorted(map(str, s.chosen.values()))) for s in solutions}) == len(solutions)
+    for solution in solutions:
+        check_placed(solution, problem)
+        assert solution.bound == solutions[0].bound
+        assert solution.gap == pytest.approx(solution.value / solution.bound - 1, abs=1e-9)
+
+
+def one_llm(topology: Topology, **limits: Any) -> Problem:
+    """One LLM of up to 8 whole GPUs: n replicas give n runs a second and cost 8/n seconds."""
+    options = [Option("m", "a", None, 1, 100, n, 8 / n, float(n)) for n in range(1, 9)]
+    return Problem(tables_of(options), topology, **limits)
+
+
+FOUR_GPUS = Topology(
+    (
+        Node(
+            name="n",
+            gpu_type="a",
+            gpu_memory_gib=80,
+            domains=(Domain(gpus=(0, 1, 2, 3), link="nvlink"),),
+        ),
+    )
+)
+
+
+def test_target_out_of_reach_says_what_is_feasible() -> None:
+    """Five runs a second on four GPUs are refused with the four that are feasible."""
+    solution = solve(one_llm(FOUR_GPUS, min_throughput_rps=5.0))
+    assert not solution.is_feasible
+    assert solution.proved_infeasible
+    assert solution.nearest_throughput_rps == 4.0
+    assert solution.nearest_num_gpus is None
+    assert "5 runs/s" in str(solution.refused)
+
+
+def test_gpu_limit_that_forbids_the_target_says_how_many_would_do() -> None:
+    """Three runs a second on two GPUs are refused: two runs, or three GPUs, are feasible."""
+    solution = solve(one_llm(FOUR_GPUS, min_throughput_rps=3.0, max_gpus=2))
+    assert not solution.is_feasible
+    assert solution.nearest_throughput_rps == 2.0
+    assert solution.nearest_num_gpus == 3
+
+
+def test_cost_limit_out_of_reach_says_the_least_cost() -> None:
+    """One second is refused where the least is two, with and without a limit on GPUs."""
+    solution = solve(one_llm(FOUR_GPUS, max_cost_s=1.0))
+    assert not solution.is_feasible
+    assert solution.proved_infeasible
+    assert solution.nearest_cost_s == 2.0
+    limited = solve(one_llm(FOUR_GPUS, max_cost_s=3.0, max_gpus=2))
+    assert limited.nearest_cost_s == 4.0
+    assert limited.nearest_num_gpus == 3
+
+
+def test_frontier_has_every_step() -> None:
+    """On four GPUs the frontier has four points, each proved best."""
+    frontier = solve(one_llm(FOUR_GPUS)).frontier
+    assert [(p.num_gpus, p.value) for p in frontier] == [(1, 8.0), (2, 4.0), (3, 8 / 3), (4, 2.0)]
+    assert all(p.value == p.bound for p in frontier)
+
+
+def test_llm_without_a_place_is_named() -> None:
+    """An LLM whose GPU type is not there is refused by name."""
+    option = Option("lonely", "z", None, 1, 100, 1, 1.0, 1.0)
+    solution = solve(Problem(tables_of([option]), FOUR_GPUS))
+    assert not solution.is_feasible
+    assert "lonely" in str(solution.refused)
+
+
+@pytest.mark.parametrize("fragmented", [False, True])
+def test_large_clusters_are_certified(fragmented: bool) -> None:
+    """At 256 GPUs the gap is at most 1%, fragmented or not, and everything is placed."""
+    rng = np.random.default_rng(7)
+    nodes = tuple(
+        Node(
+            name=f"n{i}",
+            gpu_type="a",
+            gpu_memory_gib=80,
+            domains=(Domain(gpus=tuple(range(8)), link="nvlink"),),
+            free_gpus=tuple(g for g in range(8) if not fragmented or rng.random() < 0.6),
+        )
+        for i in range(32)
+    )
+    replicas = np.arange(1, 100)
+    tables = tuple(
+        OptionTable(f"m{m}", "a", "nvlink" if tp > 1 else None, tp, share, replicas, cost, replicas)
+        for m in range(12)
+        for tp, share in ((1, 25), (1, 100), (2, 100), (4, 100), (8, 100))
+        for cost in [rng.uniform(5, 9) / (tp * share / 100) ** 0.8 * (1 + 4 / (tp * replicas))]
+    )
+    problem = Problem(tables, Topology(nodes))
+    solution = solve(problem)
+    assert solution.gap <= 0.01
+    check_placed(solution, problem)

@@ -165,17 +165,18 @@ def _rounded(kind: Kind, parts: int) -> float:
 
 def _prices(groups: Sequence[Candidates], takes: Sequence[Floats], rooms: Floats) -> Floats:
     """Prices of the rows from the linear relaxation, by column generation."""
+    relaxed = _Linear(groups, takes, rooms)
     columns = [_sample(group) for group in groups]
     prices = np.zeros(len(rooms))
     for _ in range(PRICING_ROUNDS):
-        prices = _dual_values(groups, takes, rooms, columns)
-        grown = [
-            np.union1d(have, _cheapest_of_kind(group, group.cost + take @ prices))
-            for group, take, have in zip(groups, takes, columns, strict=True)
+        relaxed.add(columns)
+        prices = relaxed.prices()
+        columns = [
+            _cheapest_of_kind(group, group.cost + take @ prices)
+            for group, take in zip(groups, takes, strict=True)
         ]
-        if all(len(a) == len(b) for a, b in zip(grown, columns, strict=True)):
+        if relaxed.has(columns):
             break
-        columns = grown
     return prices
 
 
@@ -195,25 +196,45 @@ def _cheapest_of_kind(group: Candidates, priced: Floats) -> Ints:
     return order[np.r_[True, np.diff(group.kind[order]) > 0]]
 
 
-def _dual_values(
-    groups: Sequence[Candidates], takes: Sequence[Floats], rooms: Floats, columns: Sequence[Ints]
-) -> Floats:
-    from ortools.linear_solver import pywraplp
+class _Linear:
+    """The linear relaxation, whose columns are added as they are needed."""
 
-    solver: Any = pywraplp.Solver.CreateSolver("GLOP")
-    infinity = solver.infinity()
-    limits = [solver.Constraint(-infinity, float(room)) for room in rooms]
-    goal = solver.Objective()
-    goal.SetMinimization()
-    for group, take, rows in zip(groups, takes, columns, strict=True):
-        one = solver.Constraint(1.0, 1.0)
-        for cost, used in zip(group.cost[rows].tolist(), take[rows].tolist(), strict=True):
-            x = solver.NumVar(0.0, infinity, "")
-            one.SetCoefficient(x, 1.0)
-            goal.SetCoefficient(x, cost)
-            for limit, amount in zip(limits, used, strict=True):
-                if amount:
-                    limit.SetCoefficient(x, amount)
-    if solver.Solve() != pywraplp.Solver.OPTIMAL:
-        return np.zeros(len(rooms))
-    return np.array([max(-limit.dual_value(), 0.0) for limit in limits])
+    def __init__(
+        self, groups: Sequence[Candidates], takes: Sequence[Floats], rooms: Floats
+    ) -> None:
+        from ortools.linear_solver import pywraplp
+
+        self.optimal = pywraplp.Solver.OPTIMAL
+        self.solver: Any = pywraplp.Solver.CreateSolver("GLOP")
+        self.infinity = self.solver.infinity()
+        self.limits = [self.solver.Constraint(-self.infinity, float(room)) for room in rooms]
+        self.ones = [self.solver.Constraint(1.0, 1.0) for _ in groups]
+        self.goal = self.solver.Objective()
+        self.goal.SetMinimization()
+        self.groups, self.takes = groups, takes
+        self.known: list[set[int]] = [set() for _ in groups]
+
+    def has(self, columns: Sequence[Ints]) -> bool:
+        """Whether all columns (rows of the groups) are in."""
+        return all(set(c.tolist()) <= k for c, k in zip(columns, self.known, strict=True))
+
+    def add(self, columns: Sequence[Ints]) -> None:
+        """Add columns that are not in yet."""
+        for number, rows in enumerate(columns):
+            for row in set(rows.tolist()) - self.known[number]:
+                self._add(number, row)
+
+    def _add(self, number: int, row: int) -> None:
+        x = self.solver.NumVar(0.0, self.infinity, "")
+        self.ones[number].SetCoefficient(x, 1.0)
+        self.goal.SetCoefficient(x, float(self.groups[number].cost[row]))
+        take = self.takes[number][row]
+        for at in np.flatnonzero(take).tolist():
+            self.limits[at].SetCoefficient(x, float(take[at]))
+        self.known[number].add(row)
+
+    def prices(self) -> Floats:
+        """Dual values of the rows, at least zero; all zero when the relaxation has no solution."""
+        if self.solver.Solve() != self.optimal:
+            return np.zeros(len(self.limits))
+        return np.array([max(-limit.dual_value(), 0.0) for limit in self.limits])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
 
 import numpy as np
 
 from scepsy_hpc.planning.candidates import Candidates
 from scepsy_hpc.planning.fitting import Fitter, Found
 from scepsy_hpc.planning.options import Floats
-from scepsy_hpc.planning.relaxation import gpus_needed, relax, throughputs
+from scepsy_hpc.planning.relaxation import gpus_needed, relax, room_for, throughputs
 
 
 def levels_of(fitter: Fitter) -> Floats:
@@ -24,7 +26,7 @@ def fastest(fitter: Fitter, gpus: int) -> tuple[Found, float]:
     top = _highest(fitter, levels, gpus)
     if top < 0:
         return Found((), (), math.inf, "dp", infeasible=True), math.inf
-    found = _at(fitter, float(levels[top]), gpus)
+    found = _at(fitter, float(levels[top]), gpus, part=0.1)
     if found.options:
         return found, float(levels[top])
     return _below(fitter, levels, top, gpus, proved=found.infeasible)
@@ -50,48 +52,69 @@ def _highest(fitter: Fitter, levels: Floats, gpus: int) -> int:
 
 def _allowed(fitter: Fitter, level: float, gpus: int) -> bool:
     groups = fitter.reaching(level)
-    if groups is None:
+    if groups is None or not room_for([_smallest(g) for g in groups], fitter.space.pools, gpus):
         return False
     limit = fitter.problem.max_cost_s
-    if limit is None:
-        groups = tuple(_smallest(group) for group in groups)
-    least = float(relax(groups, fitter.space.pools, gpus).values[-1])
-    return math.isfinite(least) and (limit is None or least <= limit)
+    return limit is None or float(relax(groups, fitter.space.pools, gpus).values[-1]) <= limit
 
 
-def _at(fitter: Fitter, level: float, gpus: int) -> Found:
-    """Least cost at a throughput, if it keeps the limit on cost; else nothing."""
+def _smallest(group: Candidates) -> Candidates:
+    """The option of fewest replicas of each kind and pool, at no cost."""
+    order = np.lexsort((group.replicas, group.kind, group.pool))
+    kind, pool = group.kind[order], group.pool[order]
+    first = order[np.r_[True, (np.diff(kind) != 0) | (np.diff(pool) != 0)]]
+    return replace(group.keep(first), cost=np.zeros(len(first)))
+
+
+def _at(fitter: Fitter, level: float, gpus: int, part: float = 1.0) -> Found:
+    """Least cost at a throughput, if it keeps the limit on cost; else nothing.
+
+    ``part``: of the time left, how much the constraint model may take.
+    """
     groups = fitter.reaching(level)
     assert groups is not None
     table = relax(groups, fitter.space.pools, gpus)
-    found = fitter.least(groups, table, len(table.values) - 1, fitter.left_s / 2)
+    found = fitter.least(groups, table, len(table.values) - 1, fitter.left_s * part)
     limit = fitter.problem.max_cost_s
     if found.options and limit is not None and found.cost_s > limit:
         return Found((), (), found.bound, found.method, infeasible=found.bound > limit)
     return found
 
 
+def _fits(fitter: Fitter, level: float, gpus: int) -> Found:
+    """Something that fits at a throughput; only where cost has no limit is cost ignored."""
+    groups = fitter.reaching(level)
+    assert groups is not None
+    if fitter.problem.max_cost_s is not None:
+        return _at(fitter, level, gpus)
+    small = tuple(_smallest(group) for group in groups)
+    table = relax(small, fitter.space.pools, gpus)
+    return fitter.least(small, table, len(table.values) - 1, fitter.left_s / 4)
+
+
 def _below(
     fitter: Fitter, levels: Floats, top: int, gpus: int, proved: bool
 ) -> tuple[Found, float]:
-    """Search downwards from a level that did not work: steps that double, then bisection."""
+    """Search downwards from a level that did not work: steps that double, then bisection.
+
+    Half of the time is kept for the least cost at the level found. What ran out of time leaves the
+    bound where it was.
+    """
+    hasty = replace(fitter, ends_s=(time.monotonic() + fitter.ends_s) / 2)
     refuted = top if proved else top + 1
-    low, high, step = -1, top, 1
+    low, high, step = -1, top, 1 if proved else 0
     best = Found((), (), math.inf, "cp_sat", infeasible=False)
-    while high - low > 1:
-        middle = max(high - step, 0) if not best.options else (low + high) // 2
-        found = _at(fitter, float(levels[middle]), gpus)
+    while high - low > (0 if step == 0 else 1):
+        middle = max(high - step, 0) if low < 0 else (low + high) // 2
+        step = max(2 * step, 1)
+        found = _fits(hasty, float(levels[middle]), gpus)
         if found.options:
             low, best = middle, found
         else:
-            high, step = middle, step * 2
-            refuted = middle if found.infeasible and refuted >= middle else refuted
-    if not best.options:
+            high = middle
+            refuted = middle if found.infeasible else refuted
+    if low < 0:
         return Found((), (), math.inf, "cp_sat", infeasible=refuted == 0), math.inf
+    cheaper = _at(fitter, float(levels[low]), gpus)
+    best = cheaper if cheaper.options and cheaper.cost_s <= best.cost_s else best
     return best, float(levels[refuted - 1])
-
-
-def _smallest(group: Candidates) -> Candidates:
-    """The option of fewest units in each pool, at no cost."""
-    order = np.lexsort((group.units, group.pool))
-    return group.keep(order[np.r_[True, np.diff(group.pool[order]) > 0]])

@@ -6,6 +6,10 @@ The budget is one number, or a vector with one entry per pool.
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -43,6 +47,10 @@ def _runs(values: Ints) -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairwise(bounds) if a < b]
 
 
+# Cost of the best completion, tie-break, groups left, cost so far, budget left, rows so far.
+_State = tuple[float, int, int, float, tuple[int, ...], tuple[int, ...]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """``best[i][u]``: smallest cost of the first i groups within budget u (inf: none)."""
@@ -72,6 +80,37 @@ class Table:
             budget = tuple(left)
             chosen.append(row)
         return chosen[::-1]
+
+    def cheapest(self, budget: tuple[int, ...]) -> Iterator[list[int]]:
+        """Rows of all choices within a budget, cheapest first (a best-first search).
+
+        Only staircase rows are considered. The table is the exact cost to go, so each choice takes
+        one step per group.
+        """
+        start = float(self.value[budget])
+        count = itertools.count()
+        heap: list[_State] = [(start, next(count), len(self.groups), 0.0, budget, ())]
+        while heap and math.isfinite(heap[0][0]):
+            _, _, at, spent, left, rows = heapq.heappop(heap)
+            if at == 0:
+                yield list(rows)
+                continue
+            for cost, row, after in self._steps(at - 1, left):
+                total = spent + float(self.groups[at - 1].cost[row])
+                heapq.heappush(
+                    heap, (cost + total, next(count), at - 1, total, after, (row, *rows))
+                )
+
+    def _steps(
+        self, number: int, budget: tuple[int, ...]
+    ) -> Iterator[tuple[float, int, tuple[int, ...]]]:
+        """Each row of a group that fits: cost of the groups before it, row, budget left."""
+        group, before = self.groups[number], self.best[number]
+        for row in self.rows[number].tolist():
+            left = list(budget)
+            left[group.pool[row]] -= int(group.units[row])
+            if min(left) >= 0 and math.isfinite(cost := float(before[tuple(left)])):
+                yield cost, row, tuple(left)
 
 
 def _row_used(

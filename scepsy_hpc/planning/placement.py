@@ -172,32 +172,51 @@ def _best_fit(pool: Pool, counts: Mapping[Kind, int]) -> list[Slot] | None:
     room = {hole: dict.fromkeys(hole.gpus, 100) for hole in pool.holes}
     slots: list[Slot] = []
     for kind in sorted(counts, key=lambda k: (-k.tp_degree, -k.gpu_share_pct, k.link is None)):
-        for _ in range(counts[kind]):
-            best = min(
-                (fit for hole in room if (fit := _fit(kind, hole, room[hole]))),
-                key=lambda fit: fit[0],
-                default=None,
-            )
-            if best is None:
-                return None
-            for gpu in best[2]:
-                room[best[1]][gpu] -= kind.gpu_share_pct
-            slots.append(Slot(kind, best[1].node, best[2]))
+        take = _fit_single if kind.tp_degree == 1 else _fit_group
+        if not take(kind, counts[kind], room, slots):
+            return None
     return slots
 
 
-def _fit(
-    kind: Kind, hole: Hole, room: Mapping[int, int]
-) -> tuple[tuple[int, int], Hole, tuple[int, ...]] | None:
-    """How well a replica fits a hole: left on its GPUs, then in the hole (lower is better)."""
-    if not hole.takes(kind):
-        return None
-    able = sorted((r, gpu) for gpu, r in room.items() if r >= kind.gpu_share_pct)
-    if len(able) < kind.tp_degree:
-        return None
-    taken = able[: kind.tp_degree]
-    left = sum(r - kind.gpu_share_pct for r, _ in taken)
-    return (left, sum(room.values())), hole, tuple(sorted(gpu for _, gpu in taken))
+def _fit_single(
+    kind: Kind, wanted: int, room: dict[Hole, dict[int, int]], slots: list[Slot]
+) -> bool:
+    """Fill the fullest GPUs first."""
+    fullest: list[list[tuple[Hole, int]]] = [[] for _ in range(101)]
+    for hole, gpus in room.items():
+        if hole.takes(kind):
+            for gpu, left in gpus.items():
+                fullest[left].append((hole, gpu))
+    at = kind.gpu_share_pct
+    for _ in range(wanted):
+        while at <= 100 and not fullest[at]:
+            at += 1
+        if at > 100:
+            return False
+        hole, gpu = fullest[at].pop(0)
+        room[hole][gpu] -= kind.gpu_share_pct
+        slots.append(Slot(kind, hole.node, (gpu,)))
+        if room[hole][gpu] >= kind.gpu_share_pct:
+            fullest[room[hole][gpu]].insert(0, (hole, gpu))
+            at = room[hole][gpu]
+    return True
+
+
+def _fit_group(
+    kind: Kind, wanted: int, room: dict[Hole, dict[int, int]], slots: list[Slot]
+) -> bool:
+    """Fill the holes with the least room first, and in them the fullest GPUs."""
+    for hole in sorted(room, key=lambda h: sum(room[h].values())):
+        while wanted and hole.takes(kind):
+            able = sorted((r, gpu) for gpu, r in room[hole].items() if r >= kind.gpu_share_pct)
+            if len(able) < kind.tp_degree:
+                break
+            gpus = tuple(sorted(gpu for _, gpu in able[: kind.tp_degree]))
+            for gpu in gpus:
+                room[hole][gpu] -= kind.gpu_share_pct
+            slots.append(Slot(kind, hole.node, gpus))
+            wanted -= 1
+    return wanted == 0
 
 
 def _by_model(

@@ -7,7 +7,7 @@ large they are merged into one budget, which weakens the bound and nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from scepsy_hpc.planning.options import Floats, Ints
 from scepsy_hpc.planning.pools import Pool
 
 MOST_WORK = 2e8  # cells a table may touch: about half a second
+MOST_CELLS = 2e7  # cells it may hold: 160 MB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +34,10 @@ class Relaxation:
         """Row of each group that reaches ``values[num_gpus]``."""
         return self.table.choice(tuple(int(b) for b in self.budgets[num_gpus]))
 
+    def cheapest(self, num_gpus: int) -> Iterator[list[int]]:
+        """Choices of rising cost within the budget that is best at so many GPUs."""
+        return self.table.cheapest(tuple(int(b) for b in self.budgets[num_gpus]))
+
     def fewest_gpus(self, value: float) -> int | None:
         """Fewest GPUs whose value is at most ``value``."""
         good = np.flatnonzero(self.values <= value)
@@ -45,7 +50,7 @@ def relax(groups: Sequence[Candidates], pools: Sequence[Pool], max_gpus: int) ->
     per_gpu = [pool.units_per_gpu for pool in pools]
     gpus = [min(pool.num_gpus, max_gpus) for pool in pools]
     budget = tuple(u * n for u, n in zip(per_gpu, gpus, strict=True))
-    if len(pools) > 1 and knapsack.work(items, budget) > MOST_WORK:
+    if len(pools) > 1 and _too_large(items, budget):
         unit = math.lcm(*per_gpu)
         scale = np.array([unit // u for u in per_gpu], dtype=np.int64)
         items = tuple(Items(np.zeros_like(i.pool), i.units * scale[i.pool], i.cost) for i in items)
@@ -65,6 +70,39 @@ def _by_gpus(table: Table, per_gpu: Sequence[int], max_gpus: int) -> Relaxation:
     # Where more GPUs gain nothing, keep the vector of fewer.
     at = first[np.searchsorted(-best, -best, side="left")]
     return Relaxation(table, best, vectors[at] * np.array(per_gpu, dtype=np.int64))
+
+
+def room_for(groups: Sequence[Candidates], pools: Sequence[Pool], max_gpus: int) -> bool:
+    """Whether units leave room for one option of each group, whatever it costs.
+
+    The last pool needs no budget of its own: the table minimises the units taken from it.
+    """
+    last = len(pools) - 1
+    items = tuple(
+        Items(
+            np.minimum(g.pool, max(last - 1, 0)),
+            np.where(g.pool == last, 0, g.units),
+            np.where(g.pool == last, g.units, 0).astype(np.float64),
+        )
+        for g in groups
+    )
+    per_gpu = [pool.units_per_gpu for pool in pools]
+    gpus = [min(pool.num_gpus, max_gpus) for pool in pools]
+    budget = tuple(u * n for u, n in zip(per_gpu[:-1], gpus[:-1], strict=True)) or (0,)
+    if _too_large(items, budget):
+        return True
+    least = knapsack.fill(items, budget).value
+    used = np.ceil(np.where(least <= per_gpu[-1] * gpus[-1], least, np.inf) / per_gpu[-1])
+    for axis, (size, unit) in enumerate(zip(least.shape, per_gpu[:-1], strict=False)):
+        shape = [1] * least.ndim
+        shape[axis] = size
+        used = used + -(-np.arange(size) // unit).reshape(shape)
+    return bool(used.min() <= max_gpus)
+
+
+def _too_large(items: tuple[Items, ...], budget: tuple[int, ...]) -> bool:
+    cells = math.prod(b + 1 for b in budget) * (len(items) + 1)
+    return cells > MOST_CELLS or knapsack.work(items, budget) > MOST_WORK
 
 
 def throughputs(groups: Sequence[Candidates]) -> Floats:

@@ -8,6 +8,7 @@ solution says how far from the bound it may be.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -29,8 +30,18 @@ from scepsy_hpc.planning.options import (
 )
 from scepsy_hpc.planning.relaxation import Relaxation, gpus_needed
 
-__all__ = ["FrontierPoint", "Option", "OptionTable", "Problem", "Solution", "solve", "tables_of"]
+__all__ = [
+    "FrontierPoint",
+    "Option",
+    "OptionTable",
+    "Problem",
+    "Solution",
+    "best_choices",
+    "solve",
+    "tables_of",
+]
 
+TRIES_PER_CHOICE = 10  # cheapest choices looked at for each that is asked for
 MOST_CHECKS = 32  # frontier points that are checked where units alone do not decide
 
 
@@ -46,6 +57,35 @@ def solve(problem: Problem) -> Solution:
     return _least_cost(fitter) if problem.objective == "min_cost" else _most_throughput(fitter)
 
 
+def best_choices(problem: Problem, num_choices: int) -> list[Solution]:
+    """The answer and further choices of rising cost, for ranking by what the search cannot see.
+
+    For ``min_cost``. All carry the bound of the answer, so that the one that is emitted has its
+    certificate. The list is shorter when there are not so many, or when too few of the cheapest
+    can be placed.
+    """
+    if problem.objective != "min_cost":
+        raise ValueError(f"objective must be 'min_cost' to rank by cost, is {problem.objective!r}")
+    best = solve(problem)
+    if not best.is_feasible or num_choices <= 1:
+        return [best]
+    fitter = Fitter(problem, space_of(problem), time.monotonic() + problem.time_limit_s)
+    groups = fitter.reaching(problem.min_throughput_rps)
+    assert groups is not None
+    table = fitter.relax(groups)
+    gpus = best.num_gpus if problem.within_pct is not None else fitter.space.max_gpus
+    found = [best]
+    for rows in itertools.islice(table.cheapest(gpus), TRIES_PER_CHOICE * num_choices):
+        other = fitter.placed(groups, rows, gpus)
+        if other is None or other.cost_s > (problem.max_cost_s or math.inf):
+            continue
+        if {o.llm: o for o in other.options} != best.chosen:
+            found.append(_solution(other, other.cost_s, best.bound, best.frontier))
+        if len(found) == num_choices or time.monotonic() > fitter.ends_s:
+            break
+    return sorted(found, key=lambda solution: solution.value)
+
+
 def _least_cost(fitter: Fitter) -> Solution:
     problem, gpus = fitter.problem, fitter.space.max_gpus
     groups = fitter.reaching(problem.min_throughput_rps)
@@ -57,7 +97,7 @@ def _least_cost(fitter: Fitter) -> Solution:
         return _too_fast(problem) if best.infeasible else _nothing(_OUT_OF_TIME)
     limit = math.inf if problem.max_cost_s is None else problem.max_cost_s
     if best.cost_s > limit:
-        return _too_dear(best, limit)
+        return _too_dear(problem, best, limit)
     frontier = _cost_frontier(fitter, groups, table, best)
     found = best
     if problem.within_pct is not None:
@@ -93,12 +133,12 @@ def _cost_frontier(
         return tuple(FrontierPoint(g, float(values[g]), float(values[g])) for g in steps)
     spaced = np.unique(np.linspace(0, len(steps) - 1, MOST_CHECKS).astype(np.int64))
     checked = {steps[i] for i in spaced}
-    known = math.inf
+    known, used = math.inf, best.num_gpus
     points = []
-    for g in sorted({*steps, best.num_gpus}):
+    for g in sorted({*steps, used}):
         if g in checked and fitter.fits(groups, table, g):
             known = min(known, float(values[g]))
-        if g >= best.num_gpus:
+        if g >= used:
             known = min(known, best.cost_s)
         value = known if math.isfinite(known) else None
         points.append(FrontierPoint(g, value, float(values[g])))
@@ -148,10 +188,10 @@ def _rate_frontier(fitter: Fitter, best: Found) -> tuple[FrontierPoint, ...]:
     needed = gpus_needed(groups, fitter.space.pools, levels)
     exact = fitter.space.decides and len(fitter.space.pools) == 1
     exact = exact and fitter.problem.max_cost_s is None
-    points = []
-    for g in sorted({*needed[needed <= fitter.space.max_gpus].tolist(), best.num_gpus}):
+    points, used = [], best.num_gpus
+    for g in sorted({*needed[needed <= fitter.space.max_gpus].tolist(), used}):
         top = float(levels[np.searchsorted(needed, g, side="right") - 1])
-        known = top if exact else best.throughput_rps if g >= best.num_gpus else None
+        known = top if exact else best.throughput_rps if g >= used else None
         points.append(FrontierPoint(int(g), known, top))
     return tuple(points)
 
@@ -174,7 +214,7 @@ def _solution(
 
 
 def _too_fast(problem: Problem) -> Solution:
-    """Nothing reaches the target: say what could be reached, whatever it costs."""
+    """Nothing reaches the target: say what could be reached, whatever it costs, or on more GPUs."""
     tables = tuple(replace(t, cost_s=np.zeros(len(t.cost_s))) for t in problem.tables)
     best = solve(
         replace(
@@ -187,7 +227,19 @@ def _too_fast(problem: Problem) -> Solution:
         )
     )
     nearest = best.throughput_rps if best.is_feasible else None
-    return replace(_nothing(_short(problem, nearest), proved=True), nearest_throughput_rps=nearest)
+    return replace(
+        _nothing(_short(problem, nearest), proved=True),
+        nearest_throughput_rps=nearest,
+        nearest_num_gpus=_enough_gpus(problem),
+    )
+
+
+def _enough_gpus(problem: Problem) -> int | None:
+    """Fewest GPUs of the topology that meet the target, if only the limit on GPUs forbids it."""
+    if problem.max_gpus is None:
+        return None
+    best = solve(replace(problem, max_gpus=None, within_pct=_ANY_COST_PCT))
+    return best.num_gpus if best.is_feasible else None
 
 
 def _short(problem: Problem, nearest: float | None) -> str:
@@ -195,16 +247,18 @@ def _short(problem: Problem, nearest: float | None) -> str:
     return f"{problem.min_throughput_rps:.6g} runs/s are out of reach: {said}"
 
 
-def _too_dear(best: Found, limit: float) -> Solution:
+def _too_dear(problem: Problem, best: Found, limit: float) -> Solution:
     return replace(
         _nothing(
             f"the least cost is {best.cost_s:.6g} s, above the limit of {limit:.6g} s",
             proved=best.bound > limit,
         ),
         nearest_cost_s=best.cost_s,
+        nearest_num_gpus=_enough_gpus(problem),
     )
 
 
+_ANY_COST_PCT = 1e12
 _OUT_OF_TIME = "nothing was found within the time limit"
 
 
