@@ -37,11 +37,18 @@ Function = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A task that was started: its process and where each rank writes."""
+    """A task that was started: its process, where each rank writes, what the launcher said."""
 
     job_id: str
     popen: subprocess.Popen[bytes]
     paths: tuple[submitit_utils.JobPaths, ...]
+    log_path: Path | None = None
+
+    def lost(self, code: int) -> str:
+        """Why ranks have no result."""
+        said = self.log_path.read_text(errors="replace").strip() if self.log_path else ""
+        what = f"process {self.popen.pid} ended without a result (exit code {code})"
+        return f"{what}: {said}" if said else what
 
 
 class ProcessJobs:
@@ -96,8 +103,7 @@ class ProcessJobs:
                 code = launched.popen.poll()
                 if code is None:
                     continue
-                lost = f"process {launched.job_id} ended without a result (exit code {code})"
-                outcome = collect(i, launched.job_id, launched.paths, lost)
+                outcome = collect(i, launched.job_id, launched.paths, launched.lost(code))
                 assert outcome is not None
                 del self._running[i]
                 self._free.append(place)
@@ -188,7 +194,7 @@ def here_jobs(
                 stdout=log,
                 stderr=log,
             )
-        return Launched(job_id, popen, paths)
+        return Launched(job_id, popen, paths, own / "srun.log")
 
     num_gpus = _gpus_here() * int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     wanted = resources.gpus_per_node * resources.num_nodes
@@ -198,7 +204,9 @@ def here_jobs(
 
 def step_command(folder: Path, resources: Resources, site: Site) -> list[str]:
     """The srun line of one task inside this allocation: everything stated, nothing inherited."""
-    gpus = gpu_options(site, resources.gpu_type, resources.gpus_per_node) or {"gres": "none"}
+    # Without the site's name for the type: a job that asked for plain GPUs would not know it.
+    asked = gpu_options(site, resources.gpu_type, resources.gpus_per_node)
+    gpus = {"gres": f"gpu:{resources.gpus_per_node}" if asked else "none"}
     options = {
         "nodes": resources.num_nodes,
         "ntasks": resources.num_nodes,

@@ -55,7 +55,10 @@ class ProfileResult:
         """Raises RunError naming each failed task and why; the bundles are written by then."""
         if not self.failures:
             return
-        told = "\n".join(f"  {task_id}: {reason}" for task_id, reason in self.failures)
+        told = "\n".join(
+            f"  {task_id}: {reason.removeprefix(f'{task_id}: ')}"
+            for task_id, reason in self.failures
+        )
         raise RunError(
             f"profile: {len(self.failures)} task(s) failed and their points are missing; "
             f"{len(self.bundles)} bundle(s) with {self.num_points} points were written:\n{told}"
