@@ -22,9 +22,11 @@ from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check, to_plain
 from scepsy_hpc.planning.deployments import WorkflowDemand
+from scepsy_hpc.planning.evidence import no_evidence, speaks_for
 from scepsy_hpc.planning.kinds import Offers, offers_for
 from scepsy_hpc.planning.pipeline import Pipeline
 from scepsy_hpc.planning.plan import DemandSummary, LlmDemand, Plan
+from scepsy_hpc.planning.pools import holes_of
 from scepsy_hpc.tracing.demand import Demand, demand_of
 from scepsy_hpc.tracing.spans import Span
 from scepsy_hpc.tracing.workflow import Workflow
@@ -61,9 +63,12 @@ def offers_of(
 ) -> dict[str, Offers]:
     """What each LLM of the pipeline may run on. Raises InputError, InfeasibleError."""
     rates = pipeline.rates_rps
+    gpu_types = tuple(dict.fromkeys(hole.gpu_type for hole in holes_of(topology)))
     tasks = {}
     for stage in pipeline.stages:
-        mine = [b for b in bundles if b.header.model == stage.spec.model] or list(bundles)
+        mine = [b for b in bundles if speaks_for(b, stage.spec.model, gpu_types, engine)]
+        if not mine:
+            raise no_evidence(stage.spec.model, gpu_types, bundles, engine)
         tokens = stage.tokens(rates)
         tasks[stage.name] = _task(
             offers_for, stage.name, stage.spec, tokens, mine, topology, engine

@@ -68,12 +68,18 @@ def evidence_for(
     groups: dict[tuple[str, str, str, str], list[Bundle]] = {}
     for bundle in bundles:
         header = bundle.header
-        names = (header.engine, f"{header.engine}-{header.engine_version}")
-        if header.model == model and header.gpu_type == gpu_type and engine in (None, *names):
+        if speaks_for(bundle, model, (gpu_type,), engine):
             key = (header.engine, header.engine_version, header.precision, header.how)
             groups.setdefault(key, []).append(bundle)
     for group in sorted(groups.values(), key=_rank):
         yield _merge(group, gpu_memory_gib)
+
+
+def speaks_for(bundle: Bundle, model: str, gpu_types: Sequence[str], engine: str | None) -> bool:
+    """Whether a bundle is of that model, one of the GPU types, and the engine asked for."""
+    header = bundle.header
+    names = (header.engine, f"{header.engine}-{header.engine_version}")
+    return header.model == model and header.gpu_type in gpu_types and engine in (None, *names)
 
 
 def _merge(group: Sequence[Bundle], gpu_memory_gib: float | None) -> Evidence:
