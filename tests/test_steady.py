@@ -32,29 +32,37 @@ def test_lockstep_rounds_are_counted_whole():
     assert window.length_s == 6.0
     assert window.throughput_rps == 1.0
     assert window.latency_mean_s == 2.0
-    assert window.little_error(2) == 0.0
+    assert window.in_flight == 2.0
 
 
-def test_ramp_up_and_drain_do_not_count():
-    """A slow first call and calls after the last whole round change nothing."""
+def test_first_calls_do_not_count():
+    """A slow first call changes nothing: each worker's window opens when its own has ended."""
     window = closed_window(closed_run([[9.0, 1.0, 1.0, 1.0, 1.0], [10.0, 1.0, 1.0]]), concurrency=2)
     assert window is not None
-    # Opens when the slower first call ends, at 10; the call that ended then is not counted.
-    assert [c.end_s for c in window.calls] == [11.0, 11.0, 12.0, 12.0]
+    assert len(window.calls) == 6
     assert window.throughput_rps == 2.0
     assert window.latency_mean_s == 1.0
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 16])
 def test_little_holds_for_random_latencies(concurrency):
-    """With many rounds throughput x latency is the concurrency, whatever the latencies."""
+    """Throughput x latency is the mean number in flight, whatever the latencies."""
     chance = random.Random(7)
-    rows = [[chance.uniform(0.5, 1.5) for _ in range(60)] for _ in range(concurrency)]
-    last_s = min(sum(row) for row in rows)
-    calls = [c for c in closed_run(rows) if c.end_s <= last_s]
-    window = closed_window(calls, concurrency)
+    rows = [[chance.uniform(0.5, 1.5) for _ in range(20)] for _ in range(concurrency)]
+    window = closed_window(closed_run(rows), concurrency)
     assert window is not None
-    assert window.little_error(concurrency) < 0.02
+    in_flight = window.throughput_rps * window.latency_mean_s
+    assert in_flight == pytest.approx(window.in_flight) == pytest.approx(concurrency)
+
+
+def test_a_slow_client_is_seen():
+    """Pauses between a worker's calls show as fewer calls in flight, and the point says so."""
+    calls = [call(0, i * 2.0, i * 2.0 + 1.5) for i in range(5)]
+    window = closed_window(calls, concurrency=1)
+    assert window is not None
+    point = closed_point(window, 1, tp_degree=1, gpu_share_pct=100, link=None)
+    assert point.concurrency == pytest.approx(0.75)
+    assert point.throughput_rps * point.latency_mean_s == pytest.approx(0.75)
 
 
 def test_no_window_before_a_round():

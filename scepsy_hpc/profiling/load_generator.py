@@ -18,14 +18,12 @@ from typing import Any, Literal
 import aiohttp
 
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.profiling.steady import LITTLE_TOLERANCE, Call, Window, closed_window
+from scepsy_hpc.profiling.steady import CLIENT_TOLERANCE, Call, Window, closed_window
 
 # Ids that every vocabulary has and that no tokenizer uses for something special.
 _IDS = range(100, 1000)
 CALL_TIMEOUT_S = 900.0
 # Little's law is aimed at more closely than it must hold.
-_LITTLE_AIM = LITTLE_TOLERANCE / 2
-_MAX_EXTENSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +151,8 @@ async def closed_loop(
 ) -> Window:
     """``concurrency`` calls in flight until ``num_requests`` stand in the steady window.
 
-    At least two rounds of calls; more, up to four times as many, while the cut calls at the edges
-    still spoil Little's law. After ``limit_s`` what there is must do. Raises RunError when a call
-    fails or no steady window was reached.
+    At least two rounds of calls. After ``limit_s`` what there is must do. Raises RunError when a
+    call fails, no steady window was reached, or this client could not keep the calls in flight.
     """
     calls: list[Call] = []
     wanted = max(2, -(-num_requests // concurrency)) * concurrency
@@ -163,16 +160,9 @@ async def closed_loop(
     enough = asyncio.Event()
 
     def is_enough() -> bool:
-        if time.monotonic() > until_s:
-            return closed_window(calls, concurrency) is not None
-        # Once a round, and not before the first round and the wanted ones are in.
-        if len(calls) < wanted + concurrency or len(calls) % concurrency:
+        if time.monotonic() <= until_s and len(calls) < wanted + concurrency:
             return False
-        window = closed_window(calls, concurrency)
-        if window is None or len(window.calls) < wanted:
-            return False
-        settled = window.little_error(concurrency) <= _LITTLE_AIM
-        return settled or len(window.calls) >= _MAX_EXTENSION * wanted
+        return closed_window(calls, concurrency) is not None
 
     async def work(worker: int) -> None:
         while not enough.is_set():
@@ -184,12 +174,11 @@ async def closed_loop(
     window = closed_window(calls, concurrency)
     if window is None:
         raise RunError(f"concurrency {concurrency}: no steady part within {limit_s:g} s")
-    error = window.little_error(concurrency)
-    if error > LITTLE_TOLERANCE:
+    if window.in_flight < (1.0 - CLIENT_TOLERANCE) * concurrency:
         raise RunError(
-            f"concurrency {concurrency}: throughput x latency misses the concurrency by {error:.0%}"
-            f" over {len(window.calls)} calls (at most {LITTLE_TOLERANCE:.0%}); the engine does "
-            "not settle: raise requests_per_point"
+            f"concurrency {concurrency}: only {window.in_flight:.2g} calls were in flight on "
+            "average: the load generator is slower than the engine; give the task more cores "
+            "(cpus_per_gpu) or leave this load out"
         )
     return window
 

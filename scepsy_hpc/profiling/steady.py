@@ -1,11 +1,10 @@
 """From raw calls to one operating point: the steady part of a closed or open run.
 
 A closed run of c workers, each sending its next call when the last has ended, is only steady in
-the middle. The window opens when every worker has ended its first call (by then the common start
-has spread out) and closes at the end of a call such that it holds whole rounds of c calls; what
-is in flight then is not counted. Throughput is calls per second of that window, latency the mean
-of the same calls, so Little's law (throughput x latency = c) holds up to the calls cut by the two
-edges. A point that misses it by more than 5% is not an operating point.
+the middle: the window of a worker opens when its first call has ended (by then the common start
+has spread out) and closes with its last call that ended while all were still at work. So it
+holds whole calls only, and Little's law holds by construction: throughput x latency is the mean
+number of calls in flight, which is c less the moments that the client took between two calls.
 """
 
 from __future__ import annotations
@@ -16,7 +15,10 @@ from dataclasses import dataclass
 from scepsy_hpc import metrics
 from scepsy_hpc.bundles.bundle import Point
 
-LITTLE_TOLERANCE = 0.05
+CLIENT_TOLERANCE = 0.3
+"""A client that keeps less than 70% of the wanted calls in flight measures itself."""
+
+NEGLIGIBLE_GAP = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The calls that count and the time they took."""
+    """The calls that count, the time they took, and how many were in flight on average."""
 
     calls: tuple[Call, ...]
     length_s: float
+    in_flight: float
 
     @property
     def throughput_rps(self) -> float:
@@ -61,25 +64,18 @@ class Window:
         """Mean latency of the calls."""
         return sum(call.latency_s for call in self.calls) / len(self.calls)
 
-    def little_error(self, concurrency: int) -> float:
-        """``|throughput x latency / concurrency - 1|``."""
-        return abs(self.throughput_rps * self.latency_mean_s / concurrency - 1.0)
-
 
 def closed_window(calls: Sequence[Call], concurrency: int) -> Window | None:
-    """The steady window of a closed run; None before it holds one round."""
-    first_ends: dict[int, float] = {}
+    """The steady window of a closed run; None before each worker has a whole call in it."""
+    by_worker: dict[int, list[Call]] = {}
     for call in sorted(calls, key=lambda call: call.end_s):
-        first_ends.setdefault(call.worker, call.end_s)
-    if len(first_ends) < concurrency:
+        by_worker.setdefault(call.worker, []).append(call)
+    if len(by_worker) < concurrency or any(len(own) < 2 for own in by_worker.values()):
         return None
-    opens_s = max(first_ends.values())
-    later = sorted((c for c in calls if c.end_s > opens_s), key=lambda call: call.end_s)
-    whole_rounds = len(later) // concurrency * concurrency
-    if whole_rounds == 0:
-        return None
-    counted = later[:whole_rounds]
-    return Window(tuple(counted), counted[-1].end_s - opens_s)
+    counted = [call for own in by_worker.values() for call in own[1:]]
+    worked_s = sum(own[-1].end_s - own[0].end_s for own in by_worker.values())
+    in_flight = concurrency * sum(call.latency_s for call in counted) / worked_s
+    return Window(tuple(counted), worked_s / concurrency, in_flight)
 
 
 def open_window(calls: Sequence[Call], warmup_fraction: float = 0.1) -> Window | None:
@@ -88,14 +84,18 @@ def open_window(calls: Sequence[Call], warmup_fraction: float = 0.1) -> Window |
     counted = by_start[int(len(by_start) * warmup_fraction) :]
     if len(counted) < 2:
         return None
-    return Window(tuple(counted), max(c.end_s for c in counted) - counted[0].start_s)
+    length_s = max(c.end_s for c in counted) - counted[0].start_s
+    in_flight = sum(call.latency_s for call in counted) / length_s
+    return Window(tuple(counted), length_s, in_flight)
 
 
 def closed_point(
     window: Window, concurrency: int, tp_degree: int, gpu_share_pct: int, link: str | None
 ) -> Point:
-    """A closed operating point."""
-    return _point(window, "closed", concurrency, None, tp_degree, gpu_share_pct, link)
+    """A closed operating point, at the calls in flight that there really were."""
+    missed = abs(window.in_flight / concurrency - 1.0)
+    held = float(concurrency) if missed <= NEGLIGIBLE_GAP else round(window.in_flight, 4)
+    return _point(window, "closed", held, None, tp_degree, gpu_share_pct, link)
 
 
 def open_point(
@@ -109,7 +109,7 @@ def open_point(
 def _point(
     window: Window,
     load: str,
-    concurrency: int | None,
+    concurrency: float | None,
     arrival_rate_rps: float | None,
     tp_degree: int,
     gpu_share_pct: int,
