@@ -20,13 +20,9 @@ from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.plan import Deployment, Instance, Plan, PlanWorkflow
 from scepsy_hpc.planning.queueing import Server
 from scepsy_hpc.planning.replicas import ContinuousBatching, Engine, ProcessorSharing, Size
+from scepsy_hpc.planning.run_figures import bootstrap_intervals
 from scepsy_hpc.planning.scenario import sampled
-from scepsy_hpc.planning.simulated import (
-    SimulationResult,
-    Timeline,
-    bootstrap_intervals,
-    result_of,
-)
+from scepsy_hpc.planning.simulated import SimulationResult, Timeline, result_of
 from scepsy_hpc.planning.simulation import Closed, Open, simulate, simulate_timeline
 from scepsy_hpc.tracing.spans import Span
 
@@ -398,6 +394,20 @@ def test_workflows_share_a_deployment() -> None:
     assert result.per_llm["shared"].num_calls == result.num_runs == 4
 
 
+def test_open_arrivals_keep_the_mix() -> None:
+    """One rate for two workflows is split as the plan's rates are, and so are the runs."""
+    workflows = (
+        PlanWorkflow(name="v", llms={"a": "a"}, rate_rps=3.0),
+        PlanWorkflow(name="w", llms={"a": "a"}, rate_rps=1.0),
+    )
+    spans = {"v": single_calls(1), "w": single_calls(1)}
+    plan = plan_of("a", workflows=workflows)
+    result = simulate(plan, spans, {"a": UNLIMITED}, Open(4000, 8.0))
+    assert [result.per_workflow[name].num_runs for name in ("v", "w")] == [3000, 1000]
+    for name, rate in (("v", 6.0), ("w", 2.0)):
+        assert result.per_workflow[name].throughput_rps == pytest.approx(rate, rel=0.1)
+
+
 def test_instances_say_how_many_replicas() -> None:
     """A plan written by hand with instances alone hosts as many replicas as it lists."""
     instances = tuple(
@@ -477,7 +487,7 @@ def test_failed_runs_load_but_do_not_count() -> None:
         ),
         (
             {"spans": {"w": single_calls(1), "v": single_calls(1)}},
-            "several workflows (w, v) need arrivals for each",
+            "a batch of several workflows (w, v) needs its number of runs",
         ),
         ({"arrivals": {"v": Closed(1, 1)}}, "arrivals: are for v; spans are for w"),
     ],

@@ -54,14 +54,14 @@ def size_of(curve: Curve, inputs: int | None, outputs: int | None, cached: int |
         inputs, cached = round(mean.inputs), round(mean.cached)
     outputs = max(round(mean.outputs) if outputs is None else outputs, 1)
     prefill = max(inputs - (cached or 0), 1)
-    part = _prompt_part(curve)
+    part = prompt_part(curve)
     work = part * prefill / max(mean.inputs - mean.cached, 1.0)
     if mean.outputs > 1.0:
         work += (1.0 - part) * (outputs - 1) / (mean.outputs - 1.0)
     return Size(max(work, 1e-6), prefill, inputs, outputs)
 
 
-def _prompt_part(curve: Curve) -> float:
+def prompt_part(curve: Curve) -> float:
     """Part of a call's work that is its prompt's."""
     if curve.tokens.outputs <= 1.0:
         return 1.0

@@ -167,6 +167,7 @@ class _Order:
     """
 
     pieces: tuple[_Piece, ...]
+    by_id: dict[str, int]
     ends: tuple[int, ...]
     ended: tuple[int, ...]
     latest_start: tuple[int, ...]
@@ -177,6 +178,7 @@ class _Order:
         ended = sorted(range(len(pieces)), key=lambda i: pieces[i].end)
         return cls(
             pieces=tuple(pieces),
+            by_id={piece.span.span_id: i for i, piece in enumerate(pieces)},
             ends=tuple(pieces[i].end for i in ended),
             ended=tuple(ended),
             latest_start=tuple(accumulate((pieces[i].start for i in ended), max)),
@@ -186,17 +188,16 @@ class _Order:
         """What a piece waited for."""
         if piece.explicit is None:
             return self._latest_before(piece.start)
-        by_id = {p.span.span_id: p for p in self.pieces}
-        index = {p.span.span_id: i for i, p in enumerate(self.pieces)}
         found: set[int] = set()
         asked, seen = list(piece.explicit), set(piece.explicit)
         while asked:
             # The run span is no call: whoever names it waited for nothing else.
-            parent = by_id.get(asked.pop())
-            if parent is None:
+            index = self.by_id.get(asked.pop())
+            if index is None:
                 continue
+            parent = self.pieces[index]
             if parent.end < piece.start:
-                found.add(index[parent.span.span_id])
+                found.add(index)
             elif parent.span.parents is None:
                 # Still under way (a sub-agent, a stream): the child waited for what it did.
                 found |= self._latest_before(min(parent.begin, piece.start))
@@ -224,8 +225,10 @@ def _pieces(calls: Sequence[Span]) -> list[_Piece]:
     starts = [start_s for start_s, _ in models]
     found = []
     for span in calls:
-        inside = models[bisect_left(starts, span.start_s) : bisect_right(starts, span.end_s)]
-        encloses = span.kind == "tool" and any(end_s <= span.end_s for _, end_s in inside)
+        inside: list[tuple[float, float]] = []
+        if span.kind == "tool":
+            inside = models[bisect_left(starts, span.start_s) : bisect_right(starts, span.end_s)]
+        encloses = any(end_s <= span.end_s for _, end_s in inside)
         start_s = span.end_s if encloses else span.start_s
         found.append(_Piece(span, start_s, explicit=None if encloses else span.parents))
     # At one instant: first what ends there, then instants one by one, then what starts there.

@@ -51,8 +51,14 @@ Arrivals = Closed | Open
 
 
 def arrivals_of(
-    arrivals: Arrivals | Mapping[str, Arrivals], graphs: Mapping[str, Sequence[RunGraph]]
+    plan: Plan,
+    arrivals: Arrivals | Mapping[str, Arrivals],
+    graphs: Mapping[str, Sequence[RunGraph]],
 ) -> dict[str, Arrivals]:
+    """Arrivals of each workflow; open ones for all are split by the plan's mix of rates.
+
+    Raises InputError.
+    """
     empty = [name for name, mine in graphs.items() if not mine]
     if not graphs or empty:
         raise InputError(
@@ -60,17 +66,30 @@ def arrivals_of(
             "with `scepsy trace`"
         )
     if isinstance(arrivals, Closed | Open):
-        if len(graphs) > 1:
+        if len(graphs) == 1:
+            return dict.fromkeys(graphs, arrivals)
+        if isinstance(arrivals, Closed):
             raise InputError(
-                f"arrivals: several workflows ({', '.join(graphs)}) need arrivals for each"
+                f"arrivals: a batch of several workflows ({', '.join(graphs)}) needs its number "
+                "of runs and its runs in flight for each"
             )
-        return dict.fromkeys(graphs, arrivals)
+        return dict(_split(plan, arrivals, list(graphs)))
     if set(arrivals) != set(graphs):
         raise InputError(
             f"arrivals: are for {', '.join(sorted(arrivals))}; spans are for "
             f"{', '.join(sorted(graphs))}"
         )
     return dict(arrivals)
+
+
+def _split(plan: Plan, arrivals: Open, names: Sequence[str]) -> dict[str, Open]:
+    known = {workflow.name: workflow.rate_rps for workflow in plan.workflows}
+    rates = {name: known.get(name) or 1.0 for name in names}  # no rate counts as any other
+    parts = {name: rate / sum(rates.values()) for name, rate in rates.items()}
+    return {
+        name: Open(max(round(arrivals.num_runs * part), 1), arrivals.rate_rps * part)
+        for name, part in parts.items()
+    }
 
 
 def aliases_of(plan: Plan, workflow: str, graphs: Sequence[RunGraph]) -> dict[str, str]:

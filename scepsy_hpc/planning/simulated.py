@@ -11,11 +11,9 @@ import numpy as np
 from scepsy_hpc.files import record
 from scepsy_hpc.planning.hosting import Host
 from scepsy_hpc.planning.queueing import Floats
+from scepsy_hpc.planning.run_figures import bootstrap_intervals, latency_figures
 
-CONFIDENCE_PCT = 95.0
-NUM_RESAMPLES = 400
 _FEW_RUNS = 200
-_MOST_RESAMPLED = 4_000_000
 
 
 @record
@@ -175,39 +173,6 @@ def _workflow(start_s: Floats, end_s: Floats, ok: Any, seed: int) -> SimulatedWo
         **figures,
         intervals=bootstrap_intervals(latency_s, seed),
     )
-
-
-def latency_figures(latency_s: Floats) -> dict[str, float]:
-    """Mean and percentiles; empty without runs."""
-    if not len(latency_s):
-        return {}
-    p50, p95, p99 = np.percentile(latency_s, (50, 95, 99))
-    return {
-        "latency_mean_s": float(latency_s.mean()),
-        "latency_p50_s": float(p50),
-        "latency_p95_s": float(p95),
-        "latency_p99_s": float(p99),
-    }
-
-
-def bootstrap_intervals(latency_s: Floats, seed: int) -> dict[str, tuple[float, float]]:
-    """95% percentile-bootstrap intervals of the figures over runs; empty below two runs.
-
-    Runs of one simulation share its queues, so near saturation the intervals are too narrow.
-    """
-    number = len(latency_s)
-    if number < 2:
-        return {}
-    chance = np.random.default_rng([seed, 95])
-    resamples = max(min(NUM_RESAMPLES, _MOST_RESAMPLED // number), 40)
-    drawn = latency_s[chance.integers(0, number, size=(resamples, number))]
-    tail = (100.0 - CONFIDENCE_PCT) / 2.0
-    found = {"latency_mean_s": drawn.mean(axis=1)}
-    percentiles = np.percentile(drawn, (50, 95, 99), axis=1)
-    for key, values in zip(("p50", "p95", "p99"), percentiles, strict=True):
-        found[f"latency_{key}_s"] = values
-    ends = {key: np.percentile(values, (tail, 100.0 - tail)) for key, values in found.items()}
-    return {key: (float(low), float(high)) for key, (low, high) in ends.items()}
 
 
 def _llms(timeline: Timeline, window_s: float) -> dict[str, SimulatedLlm]:

@@ -54,7 +54,8 @@ def simulate(
     """Simulate traced runs on a plan; figures of the runs and of each deployment.
 
     ``curves`` and ``engine_models`` are by deployment; a deployment without an engine model is a
-    processor-sharing server. ``arrivals`` may be by workflow. Raises InputError.
+    processor-sharing server. ``arrivals`` may be by workflow; open ones for all are split by the
+    plan's mix of rates. Raises InputError.
     """
     timeline = simulate_timeline(
         plan, spans_by_workflow, curves, arrivals, seed=seed, engine_models=engine_models
@@ -73,7 +74,7 @@ def simulate_timeline(
 ) -> Timeline:
     """The same, as what happened when. Raises InputError."""
     graphs = {name: run_graphs(spans) for name, spans in spans_by_workflow.items()}
-    by_workflow = arrivals_of(arrivals, graphs)
+    by_workflow = arrivals_of(plan, arrivals, graphs)
     names = {name: aliases_of(plan, name, mine) for name, mine in graphs.items()}
     hosts = hosts_of(plan, names, graphs, curves, engine_models or {})
     flows = [
