@@ -87,8 +87,12 @@ def _task(function: Callable[..., Any], *arguments: Any) -> Any:
 def _compute(tasks: Any, client: Any) -> Any:
     import dask
 
-    scheduler = "synchronous" if client is None else client
-    return dask.compute(tasks, scheduler=scheduler)[0]
+    if client is None:
+        # By name Dask would import all of `distributed` first, half a second for nothing.
+        from dask.local import get_sync
+
+        return dask.compute(tasks, scheduler=get_sync)[0]
+    return dask.compute(tasks, scheduler=client)[0]
 
 
 def _one_workflow(spans: Sequence[Span], workflow: str) -> list[Span]:
