@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +87,33 @@ def _execute(
     jobs = runs.launch(folder, cluster, checked_site, time_min)
     say(f"{'serving' if settings.serve else 'running'} in {output} ({cluster} {jobs.ids[0]})")
     try:
-        with Progress("tasks" if tasks else "engines ready") as progress:
+        with _ends_as_by_hand(), Progress("tasks" if tasks else "engines ready") as progress:
             return runs.follow(folder, jobs, lambda s, note: show_status(progress, s, note))
     except KeyboardInterrupt:
         if cluster == "slurm":
             say(f"the job goes on; `scepsy status {output}`, `scepsy stop {output}`")
         else:
-            runs.stop(output)
-            jobs.cancel()
+            runs.end_in_order(folder, jobs)
+            say("the same command with --resume goes on with what is not recorded")
         raise
+
+
+@contextlib.contextmanager
+def _ends_as_by_hand() -> Iterator[None]:
+    """SIGTERM (Slurm at the end of a job) and SIGHUP act like Ctrl-C: nothing is left running."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def show_status(progress: Any, status: dict[str, Any] | None, note: str) -> None:
@@ -123,6 +144,7 @@ def _conclude(output: Path, status: dict[str, Any], as_json: bool) -> int:
         print_json({"status": status, "measured": measured})
     else:
         tables.show(*tables.status_tables(status))
+        _show_alerts(status)
     left = counts.get("waiting", 0) + counts.get("in_flight", 0)
     if left:
         say(f"error: {left} tasks are not recorded; the same command with --resume runs them")
@@ -163,6 +185,12 @@ def status(folder: Path, as_json: bool) -> None:
         print_json(found)
     else:
         tables.show(*tables.status_tables(found))
+        _show_alerts(found)
+
+
+def _show_alerts(status: dict[str, Any]) -> None:
+    for alert in status.get("alerts", []):
+        say(f"alert: {alert}")
 
 
 @click.command()

@@ -27,7 +27,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """How one attempt ended. ``faulted`` says that an engine fault may be the reason."""
+    """How one attempt ended; Unix seconds. ``faulted``: an engine fault may be the reason."""
 
     started_s: float
     finished_s: float
@@ -67,6 +67,11 @@ class Batch:
         self._max_attempts, self._on_change = max_attempts, on_change
         self._draining = asyncio.Event()
         self._broken: BaseException | None = None
+
+    @property
+    def num_left(self) -> int:
+        """Tasks without a record."""
+        return len(self.todo) - self.num_ok - self.num_failed
 
     def drain(self) -> None:
         """Admit no more runs."""
@@ -120,12 +125,13 @@ class Batch:
                 return
 
     async def _work_off(self, task: dict[str, Any]) -> None:
-        task_id, first_s = task["task_id"], time.time()
-        self.in_flight[task_id] = first_s
+        task_id, first_s = task["task_id"], 0.0
+        self.in_flight[task_id] = time.time()
         self._on_change()
         try:
             for attempt in range(1, self._max_attempts + 1):
                 end = await self._run_task(task, attempt)
+                first_s = end.started_s if attempt == 1 else first_s
                 if end.error is None or not end.faulted or attempt == self._max_attempts:
                     break
                 self.num_retried += 1

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from scepsy_hpc.planning.plan import Plan
 from scepsy_hpc.serving.routing import Routes, retry_delay_s
-from scepsy_hpc.serving.run_folder import AttemptFolder, read_json
 from scepsy_hpc.tracing.spans import Span
 from scepsy_hpc.tracing.upstream import Outcome, Refused, Target, unknown_alias
 
@@ -78,20 +77,3 @@ class Dispatcher:
 FAULTS = frozenset(
     ("unreachable", "broken_off", "error_stream", "error_500", "error_502", "error_503")
 )
-
-
-async def follow_engines(routes: Routes, attempt: AttemptFolder, instances: Sequence[str]) -> None:
-    """Keep ``routes`` at what the nodes report, until cancelled."""
-    while True:
-        routes.update(ready_endpoints(attempt, instances))
-        await asyncio.sleep(0.5)
-
-
-def ready_endpoints(attempt: AttemptFolder, instances: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Deployment and base URL of every instance that is ready now."""
-    reports = {name: read_json(attempt.engine(name)) for name in instances}
-    return {
-        name: (report["llm"], report["base_url"])
-        for name, report in reports.items()
-        if report and report["state"] == "ready"
-    }

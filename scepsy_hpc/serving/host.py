@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scepsy_hpc.cluster import executors
-from scepsy_hpc.errors import RunError
+from scepsy_hpc.errors import RunError, ScepsyError
 from scepsy_hpc.planning.plan import Instance, Plan, load_plan
 from scepsy_hpc.serving.allocation import (
     GrantedNode,
@@ -27,12 +29,14 @@ from scepsy_hpc.serving.allocation import (
     pretended_nodes,
     this_node,
 )
-from scepsy_hpc.serving.lead import Lead
+from scepsy_hpc.serving.beats import Pulse, beat
+from scepsy_hpc.serving.lead import LOOPBACK, Lead
 from scepsy_hpc.serving.node_agent import Hosting, NodeAgent
-from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, read_json, write_json
+from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, no_status, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings, load_settings
 
-LOST_LEAD_S = 120.0
+KILLED = 128 + signal.SIGTERM
+MANY_FILES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,51 +57,108 @@ class Seat:
     pretended: bool
 
 
+@dataclass(slots=True)
+class Interruption:
+    """Which signal, if any, asked this process to end; sets both events."""
+
+    stopping: asyncio.Event
+    happened: asyncio.Event
+    number: int | None = None
+
+    def __call__(self, number: int) -> None:
+        """Note the first signal."""
+        self.number = self.number or number
+        self.happened.set()
+        self.stopping.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One start of a run as every rank sees it."""
+
+    folder: RunFolder
+    attempt: AttemptFolder
+    plan: Plan
+    settings: RunSettings
+    seat: Seat
+    hostname: str
+
+
 def host(start: Start) -> dict[str, Any]:
     """Host this node until the batch ends or someone stops the run; what submitit executes.
 
-    Returns the last status. Raises RunError.
+    Returns the last status. Raises RunError. A job that Slurm terminates leaves no result: whether
+    it is over or starts again is for the queue to say.
     """
     rank, num_ranks = executors.rank()
     seat = Seat(0, 1, True) if start.pretended else Seat(rank, num_ranks, False)
     folder = RunFolder(Path(start.root))
     # A requeued job is a new attempt: it must not meet the endpoints of the one that was killed.
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-    return asyncio.run(_host(folder, folder.attempt(f"{start.attempt}-{restarts}"), seat))
-
-
-async def _host(folder: RunFolder, attempt: AttemptFolder, seat: Seat) -> dict[str, Any]:
+    attempt = folder.attempt(f"{start.attempt}-{restarts}")
     plan, settings = load_plan(folder.plan), load_settings(folder.settings)
-    stopping, interrupted = asyncio.Event(), asyncio.Event()
+    run = Run(folder, attempt, plan, settings, seat, socket.gethostname())
+    _allow_many_files()
+    return asyncio.run(_host(run))
 
-    def interrupt() -> None:
-        interrupted.set()
-        stopping.set()
 
-    _on_signals(interrupt)
-    hostname = socket.gethostname()
-    if seat.pretended:
-        nodes = local_nodes(plan, hostname)
-    else:
-        nodes = (this_node(seat.rank, hostname),)
-        write_json(attempt.node(seat.rank), _report(nodes[0]))
-    if seat.rank > 0:
-        await _follow(folder, attempt, plan, settings, nodes[0], stopping)
-        return {"rank": seat.rank}
-    if not seat.pretended:
-        nodes = await _gather(attempt, seat.num_ranks, settings.nodes_timeout_s)
-    placed = place_on(plan, nodes)
-    bind = _bind_address([node.host for node in nodes], hostname)
-    write_json(attempt.placement, [_placed_report(p) for p in placed])
-    own = placed if seat.pretended else tuple(p for p in placed if p.rank == 0)
-    agent = NodeAgent(_hosting(folder, attempt, plan, settings, bind), own)
-    lead = Lead(folder, attempt, plan, settings, placed, interrupted)
+async def _host(run: Run) -> dict[str, Any]:
+    interruption = Interruption(asyncio.Event(), asyncio.Event())
+    _on_signals(interruption)
+    beating = asyncio.create_task(beat(run.attempt, run.seat.rank))
     try:
-        await _both(agent.run(stopping), lead.run(), stopping)
+        if run.seat.rank == 0:
+            status = await _lead(run, interruption)
+        else:
+            await _follow(run, interruption.stopping)
+            status = {"rank": run.seat.rank}
+    finally:
+        beating.cancel()
+    if interruption.number == signal.SIGTERM and not run.seat.pretended:
+        sys.exit(KILLED)
+    return status
+
+
+async def _lead(run: Run, interruption: Interruption) -> dict[str, Any]:
+    """What rank 0 does: place, dispatch, lead the batch, and host its own instances."""
+    attempt, plan, settings = run.attempt, run.plan, run.settings
+    lead = None
+    try:
+        nodes = await _nodes(run)
+        placed = place_on(plan, nodes)
+        address = node_address([node.host for node in nodes], run.hostname)
+        write_json(attempt.placement, [_placed_report(p) for p in placed])
+        own = placed if run.seat.pretended else tuple(p for p in placed if p.rank == 0)
+        # Clients of a hosted plan sit on other machines; agents sit here.
+        reachable = settings.serve and not run.seat.pretended
+        lead = Lead(
+            run.folder,
+            attempt,
+            plan,
+            settings,
+            placed,
+            interruption.happened,
+            own_address() if reachable else LOOPBACK,
+        )
+        agent = NodeAgent(_hosting(run, address), own)
+        await _both(agent.run(interruption.stopping), lead.run(), interruption.stopping)
+    except Exception as error:
+        last = lead.status() if lead else no_status(attempt.root.name)
+        reason = str(error) if isinstance(error, ScepsyError) else repr(error)
+        write_json(run.folder.status, last | {"state": "failed", "error": reason})
+        raise
     finally:
         write_json(attempt.stop, {"since_s": time.time()})
-        lead.write_status("ended" if not interrupted.is_set() else "interrupted")
+    lead.write_status(lead.last_state())
     return lead.status()
+
+
+async def _nodes(run: Run) -> tuple[GrantedNode, ...]:
+    if run.seat.pretended:
+        return local_nodes(run.plan, run.hostname)
+    own = this_node(0, run.hostname)
+    write_json(run.attempt.node(0), _report(own))
+    return await _gather(run.attempt, run.seat.num_ranks, run.settings.nodes_timeout_s)
 
 
 def local_nodes(plan: Plan, hostname: str) -> tuple[GrantedNode, ...]:
@@ -134,40 +195,33 @@ async def _both(
             task.result()
 
 
-async def _follow(
-    folder: RunFolder,
-    attempt: AttemptFolder,
-    plan: Plan,
-    settings: RunSettings,
-    node: GrantedNode,
-    stopping: asyncio.Event,
-) -> None:
+async def _follow(run: Run, stopping: asyncio.Event) -> None:
     """What every rank but the first does: wait for the placement, host, end with the lead."""
-    until_s = time.monotonic() + settings.nodes_timeout_s
+    attempt, rank = run.attempt, run.seat.rank
+    write_json(attempt.node(rank), _report(this_node(rank, run.hostname)))
+    until_s = time.monotonic() + run.settings.nodes_timeout_s
     while (placement := read_json(attempt.placement)) is None:
-        if time.monotonic() > until_s or attempt.stop.exists() or stopping.is_set():
+        if time.monotonic() > until_s or attempt.is_stopped() or stopping.is_set():
             return
         await asyncio.sleep(0.3)
     placed = tuple(_placed(entry) for entry in placement)
-    own = tuple(p for p in placed if p.rank == node.rank)
-    bind = _bind_address([p.host for p in placed], node.host)
-    agent = NodeAgent(_hosting(folder, attempt, plan, settings, bind), own)
-    watching = asyncio.create_task(_until_stopped(attempt, stopping))
+    own = tuple(p for p in placed if p.rank == rank)
+    address = node_address([p.host for p in placed], run.hostname)
+    agent = NodeAgent(_hosting(run, address), own)
+    watching = asyncio.create_task(_until_stopped(run, stopping))
     try:
         await agent.run(stopping)
     finally:
         watching.cancel()
 
 
-async def _until_stopped(attempt: AttemptFolder, stopping: asyncio.Event) -> None:
-    """Set ``stopping`` when the stop mark appears, or when the lead has been silent for long."""
-    last, seen_s = None, time.monotonic()
-    while not attempt.stop.exists():
-        beat = read_json(attempt.heartbeat)
-        if beat is not None and beat != last:
-            last, seen_s = beat, time.monotonic()
-        if time.monotonic() - seen_s > LOST_LEAD_S:
-            break
+async def _until_stopped(run: Run, stopping: asyncio.Event) -> None:
+    """Set ``stopping`` when the lead has ended or been silent for long.
+
+    A user's wish to stop is the lead's to obey: the batch ends before the engines do.
+    """
+    lead = Pulse(run.attempt, 0, run.settings.node_lost_s)
+    while not run.attempt.stop.exists() and not lead.is_lost():
         await asyncio.sleep(0.5)
     stopping.set()
 
@@ -194,27 +248,46 @@ async def _gather(
     )
 
 
-def _bind_address(hosts: list[str], own: str) -> str:
-    """Loopback when everything is on one machine, else this node's own address."""
-    if all(name == own for name in hosts):
-        return "127.0.0.1"
-    try:
-        return socket.gethostbyname(own)
-    except OSError:
-        raise RunError(f"node {own}: its own name does not resolve; other nodes need it") from None
+def node_address(hosts: Sequence[str], own: str) -> str:
+    """Where this node's engines listen: loopback when all is on one machine, else its address."""
+    others = [name for name in hosts if name != own]
+    return own_address(others[0]) if others else LOOPBACK
 
 
-def _hosting(
-    folder: RunFolder, attempt: AttemptFolder, plan: Plan, settings: RunSettings, bind: str
-) -> Hosting:
+def own_address(towards: str | None = None) -> str:
+    """This node's address on the network that leads to ``towards`` (default: outside).
+
+    The routing table is asked, and no packet is sent: a node's own name may mean loopback. Raises
+    RunError when the other name does not resolve.
+    """
+    target = towards or "192.0.2.1"  # An address for documentation: it stands for outside.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((target, 9))
+        except OSError as error:
+            if towards is None:
+                return LOOPBACK
+            raise RunError(f"node {towards} cannot be found from here: {error}") from None
+        return str(probe.getsockname()[0])
+
+
+def _hosting(run: Run, address: str) -> Hosting:
     return Hosting(
-        folder=folder,
-        attempt=attempt,
-        deployments=plan.llms,
-        host=bind,
-        ready_timeout_s=settings.ready_timeout_s,
-        starts_at_once=settings.starts_at_once,
+        folder=run.folder,
+        attempt=run.attempt,
+        deployments=run.plan.llms,
+        host=address,
+        ready_timeout_s=run.settings.ready_timeout_s,
+        starts_at_once=run.settings.starts_at_once,
     )
+
+
+def _allow_many_files() -> None:
+    """Each run in flight takes a few descriptors; the usual soft limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < MANY_FILES:
+        wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _report(node: GrantedNode) -> dict[str, Any]:
@@ -246,9 +319,9 @@ def _placed(entry: dict[str, Any]) -> PlacedInstance:
     return PlacedInstance(instance, entry["rank"], entry["host"], tuple(entry["gpus"]))
 
 
-def _on_signals(act: Callable[[], object]) -> None:
+def _on_signals(act: Callable[[int], object]) -> None:
     """End in order on what Slurm sends before SIGKILL; in a thread (debug) signals stay as is."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.add_signal_handler(number, act)
+            loop.add_signal_handler(number, act, number)

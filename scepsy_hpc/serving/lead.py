@@ -7,6 +7,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from scepsy_hpc.errors import InputError, RunError
@@ -14,10 +15,11 @@ from scepsy_hpc.files import json_line, to_plain
 from scepsy_hpc.planning.plan import Plan
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.batch import Attempt, Batch
-from scepsy_hpc.serving.dispatcher import Dispatcher, follow_engines, ready_endpoints, routes_of
-from scepsy_hpc.serving.ledger import Ledger
+from scepsy_hpc.serving.dispatcher import Dispatcher, routes_of
+from scepsy_hpc.serving.engine_view import EngineView
+from scepsy_hpc.serving.ledger import Ledger, cut_torn_line
 from scepsy_hpc.serving.measured import measure
-from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, read_json, write_json
+from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, no_status, write_json
 from scepsy_hpc.serving.settings import RunSettings
 from scepsy_hpc.tracing.agents import AgentPool, agent_environment
 from scepsy_hpc.tracing.clock import now_s
@@ -25,7 +27,9 @@ from scepsy_hpc.tracing.proxy import RecordingProxy
 from scepsy_hpc.tracing.spans import Span, load_spans
 from scepsy_hpc.tracing.tasks import load_tasks
 
-MAX_AGENTS = 256
+LOOPBACK = "127.0.0.1"
+# Under Poisson arrivals nothing else limits how many agents' processes there are.
+MAX_AGENTS = 1024
 
 
 class Lead:
@@ -39,16 +43,19 @@ class Lead:
         settings: RunSettings,
         placed: Sequence[PlacedInstance],
         interrupted: asyncio.Event,
+        address: str = LOOPBACK,
     ) -> None:
-        """Nothing starts before ``run``."""
+        """``address`` is where the dispatcher listens. Nothing starts before ``run``."""
         self.folder, self.attempt, self.plan, self.settings = folder, attempt, plan, settings
-        self._placed = {p.instance.id: p for p in placed}
+        self._engines = EngineView(attempt, placed, settings.node_lost_s)
         self._interrupted = interrupted
         self._batch: Batch | None = None
         self._pools: dict[str, AgentPool] = {}
+        self._seats: dict[str, asyncio.Semaphore] = {}
         self._spans: TextIO | None = None
         self._state, self._started_s = "starting", time.time()
         self._url: str | None = None
+        self._address = address
         self._proxy: RecordingProxy
         self._dispatcher = Dispatcher(
             routes_of(plan), folder.key.read_text().strip(), settings.ready_timeout_s
@@ -58,86 +65,98 @@ class Lead:
 
     async def run(self) -> None:
         """Return when the batch is worked off or the run is stopped. Raises RunError."""
-        routes = self._dispatcher.routes
         async with contextlib.AsyncExitStack() as stack:
             background = [
-                asyncio.create_task(follow_engines(routes, self.attempt, list(self._placed))),
-                asyncio.create_task(self._beat()),
+                asyncio.create_task(self._engines.follow(self._dispatcher.routes)),
+                asyncio.create_task(self._keep_status()),
+                asyncio.create_task(self._say_when_interrupted()),
             ]
             stack.push_async_callback(_cancel, background)
+            # What can fail at once goes before the long wait for engines.
+            batch = None if self.settings.serve else await self._prepare_batch(stack)
             await self._wait_for_engines()
-            self._spans = stack.enter_context(self.folder.spans.open("a", encoding="utf-8"))
+            if self._is_stopped():
+                return
+            self._spans = stack.enter_context(_open_spans(self.folder.spans))
             self._proxy = RecordingProxy(
                 self._dispatcher,
                 self._record,
                 api_key=self._dispatcher.api_key,
                 workflow_of=self._dispatcher.workflow_of.get,
             )
-            await stack.enter_async_context(self._proxy)
+            await self._proxy.start(self._address)
+            stack.push_async_callback(self._proxy.stop)
             self._url = self._proxy.base_url("RUN_ID")
-            if self.settings.serve:
+            if batch is None:
                 await self._serve()
             else:
-                await self._work_off(stack)
+                await self._work_off(batch)
 
-    async def _wait_for_engines(self) -> None:
-        """Until every instance is ready or given up on. Raises RunError when an LLM has none."""
-        while not self._stopped():
-            reports = {name: read_json(self.attempt.engine(name)) for name in self._placed}
-            states = [report["state"] if report else "none" for report in reports.values()]
-            if all(state in ("ready", "failed") for state in states):
-                break
-            await asyncio.sleep(0.3)
-        if self._stopped():
-            return
-        ready = {llm for llm, _ in ready_endpoints(self.attempt, list(self._placed)).values()}
-        for llm in self.plan.llms:
-            if llm not in ready:
-                errors = [r.get("error") for r in reports.values() if r and r["llm"] == llm]
-                raise RunError(
-                    f"{llm}: none of its {len(errors)} instances became ready; no task was run. "
-                    f"First error: {next((e for e in errors if e), 'none')}"
-                )
-
-    def _stopped(self) -> bool:
-        return self._interrupted.is_set() or self.attempt.stop.exists()
-
-    async def _serve(self) -> None:
-        self._state = "serving"
-        while not self._stopped():
-            await asyncio.sleep(0.3)
-
-    async def _work_off(self, stack: contextlib.AsyncExitStack) -> None:
+    async def _prepare_batch(self, stack: contextlib.AsyncExitStack) -> Batch:
+        """Tasks, ledger and agents. Raises InputError and RunError."""
         names = tuple(workflow.name for workflow in self.plan.workflows)
         tasks = load_tasks(self.folder.tasks, names)
         ledger = stack.enter_context(contextlib.closing(Ledger(self.folder.results)))
         pace = self.settings.pace
-        num_workers = min(pace.max_runs_in_flight or MAX_AGENTS, len(tasks), MAX_AGENTS)
+        num_seats = min(pace.max_runs_in_flight or MAX_AGENTS, len(tasks))
         for workflow in self.plan.workflows:
             if workflow.agent is None:
                 raise InputError(f"{self.folder.plan}: workflow {workflow.name} has no agent")
-            pool = AgentPool(workflow.agent, num_workers, log_path=self._agent_log(workflow.name))
+            log = self.folder.logs / f"agent-{workflow.name}.log"
+            pool = AgentPool(workflow.agent, num_seats, log_path=log)
             self._pools[workflow.name] = await stack.enter_async_context(pool)
+            self._seats[workflow.name] = asyncio.Semaphore(num_seats)
         self._batch = Batch(tasks, ledger, self._attempt, pace, self.settings.max_attempts)
+        return self._batch
+
+    async def _wait_for_engines(self) -> None:
+        """Until every LLM is served. Raises RunError when one never will be."""
+        llms = tuple(self.plan.llms)
+        while not self._is_stopped():
+            if self._engines.is_hosted(llms):
+                return
+            if reason := self._engines.dead(llms):
+                raise RunError(f"{reason}\nNo task was run")
+            await asyncio.sleep(0.3)
+
+    def _is_stopped(self) -> bool:
+        return self._interrupted.is_set() or self.attempt.is_stopped()
+
+    async def _serve(self) -> None:
+        self._state = "serving"
+        while not self._is_stopped():
+            await asyncio.sleep(0.3)
+
+    async def _work_off(self, batch: Batch) -> None:
+        """Until nothing is left, someone stops the run, or an LLM is gone (RunError)."""
         self._state = "running"
-        working = asyncio.create_task(self._batch.run())
+        working, reason = asyncio.create_task(batch.run()), None
         while not working.done():
-            if self._stopped():
-                self._batch.drain()
-                working.cancel()  # What is unrecorded runs again with --resume.
+            reason = self._engines.dead(tuple(self.plan.llms))
+            if reason or self._is_stopped():
+                working.cancel()  # Once: what is unrecorded runs again with --resume.
+                await asyncio.wait([working])
+                break
             await asyncio.wait([working], timeout=0.3)
+        self._state = self.last_state() if self._is_stopped() else "ending"
+        self._write_measured()
+        if reason:
+            raise RunError(reason)
         if not working.cancelled():
             working.result()
-        self._state = "ending"
-        self._write_measured(names)
 
-    def _agent_log(self, name: str) -> Any:
-        return self.folder.logs / f"agent-{name}.log"
+    def last_state(self) -> str:
+        """How it ended: `ended`, or what cut it short: `stopped` by the user, `interrupted`."""
+        batch = self._batch
+        if batch is not None and batch.num_left == 0:
+            return "ended"
+        if self.attempt.asked.exists():
+            return "stopped"
+        return "interrupted" if self._interrupted.is_set() else "ended"
 
     async def _attempt(self, task: dict[str, Any], attempt: int) -> Attempt:
-        """Run the agent once; its run span is recorded whatever happens."""
+        """Run the agent once."""
         name, run_id = task["workflow"], f"{task['task_id']}.{attempt}.{uuid.uuid4().hex[:6]}"
-        self._dispatcher.workflow_of[run_id] = name
         environment = agent_environment(
             self._proxy.base_url(run_id),
             self._dispatcher.api_key,
@@ -145,29 +164,33 @@ class Lead:
             run_id,
             attempt,
         )
-        limit_s = self.settings.task_timeout_s
-        started_s, status = now_s(), "cancelled"
-        try:
-            outcome = await self._pools[name].run(task, environment, limit_s)
-            status = "ok" if outcome.error is None else "failed"
-            faulted = run_id in self._dispatcher.faulted
-            return Attempt(
-                outcome.started_s, outcome.finished_s, outcome.result, outcome.error, faulted
-            )
-        finally:
-            self._record(
-                Span(
-                    run_id=run_id,
-                    span_id=f"{run_id}.run",
-                    kind="run",
-                    start_s=started_s,
-                    end_s=now_s(),
-                    status=status,
-                    workflow=name,
-                )
-            )
-            self._dispatcher.workflow_of.pop(run_id, None)
-            self._dispatcher.faulted.discard(run_id)
+        # A run starts when its agent does: waiting for a free worker is no part of it.
+        async with self._seats[name]:
+            self._dispatcher.workflow_of[run_id] = name
+            started_s, status = now_s(), "cancelled"
+            try:
+                limit_s = self.settings.task_timeout_s
+                end = await self._pools[name].run(task, environment, limit_s)
+                status = "ok" if end.error is None else "failed"
+                faulted = run_id in self._dispatcher.faulted
+                return Attempt(started_s, end.finished_s, end.result, end.error, faulted)
+            finally:
+                self._record_run(run_id, name, started_s, status)
+                self._dispatcher.workflow_of.pop(run_id, None)
+                self._dispatcher.faulted.discard(run_id)
+
+    def _record_run(self, run_id: str, workflow: str, started_s: float, status: str) -> None:
+        """Its span is recorded whatever the end."""
+        span = Span(
+            run_id=run_id,
+            span_id=f"{run_id}.run",
+            kind="run",
+            start_s=started_s,
+            end_s=now_s(),
+            status=status,
+            workflow=workflow,
+        )
+        self._record(span)
 
     def _record(self, span: Span) -> None:
         self._dispatcher.saw(span)
@@ -175,68 +198,70 @@ class Lead:
             self._spans.write(json_line(span))
             self._spans.flush()
 
-    def _write_measured(self, names: Sequence[str]) -> None:
+    def _write_measured(self) -> None:
         """Figures of this attempt's runs, by workflow."""
-        if not self.folder.spans.exists() or not self.folder.spans.stat().st_size:
+        if not self.folder.spans.stat().st_size:
             return
         spans = [s for s in load_spans(self.folder.spans) if s.start_s >= self._started_s - 1.0]
+        names = [workflow.name for workflow in self.plan.workflows]
         figures = {name: to_plain(found) for name in names if (found := measure(spans, name))}
         write_json(self.folder.measured, {"since_s": self._started_s, "workflows": figures})
 
-    async def _beat(self) -> None:
-        count = 0
+    async def _keep_status(self) -> None:
         while True:
-            count += 1
-            write_json(self.attempt.heartbeat, count)
-            self.write_status(self._state)
+            # A disk that is full now is tried again; the ledger is what must not fail.
+            with contextlib.suppress(OSError, InputError):
+                self.write_status(self._state)
             await asyncio.sleep(1.0)
+
+    async def _say_when_interrupted(self) -> None:
+        # At once: whoever sent the signal may send SIGKILL within a second.
+        await self._interrupted.wait()
+        self.write_status(self.last_state())
 
     def write_status(self, state: str) -> None:
         """Rewrite ``status.json``."""
         self._state = state
+        self._engines.look()
         write_json(self.folder.status, self.status())
 
     def status(self) -> dict[str, Any]:
         """Progress as plain data; times are Unix seconds."""
+        routes = self._dispatcher.routes.instances
+        instances = self._engines.states()
+        for entry in instances:
+            route = routes.get(entry["id"])
+            entry["calls_in_flight"] = route.in_flight if route else 0
+            entry["num_calls"] = route.num_calls if route else 0
         return {
+            **no_status(self.attempt.root.name),
             "state": self._state,
-            "updated_s": time.time(),
             "started_s": self._started_s,
-            "attempt": self.attempt.root.name,
             "url": self._url,
             "tasks": self._task_counts(),
-            "instances": [self._instance(name) for name in self._placed],
+            "instances": instances,
+            "alerts": self._engines.alerts(),
         }
 
     def _task_counts(self) -> dict[str, int] | None:
         batch = self._batch
         if batch is None:
             return None
-        ended = batch.num_ok + batch.num_failed
         return {
             "total": batch.num_total,
             "recorded_before": batch.num_skipped,
             "ok": batch.num_ok,
             "failed": batch.num_failed,
             "in_flight": len(batch.in_flight),
-            "waiting": batch.num_total - batch.num_skipped - ended - len(batch.in_flight),
+            "waiting": batch.num_left - len(batch.in_flight),
             "retried": batch.num_retried,
         }
 
-    def _instance(self, name: str) -> dict[str, Any]:
-        report = read_json(self.attempt.engine(name)) or {"state": "none"}
-        route = self._dispatcher.routes.instances.get(name)
-        return {
-            "id": name,
-            "llm": self._placed[name].instance.llm,
-            "host": self._placed[name].host,
-            "gpus": list(self._placed[name].gpus),
-            "state": report["state"],
-            "starts": report.get("starts", 0),
-            "error": report.get("error"),
-            "calls_in_flight": route.in_flight if route else 0,
-            "num_calls": route.num_calls if route else 0,
-        }
+
+def _open_spans(path: Path) -> TextIO:
+    if path.exists():
+        cut_torn_line(path)
+    return path.open("a", encoding="utf-8")
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

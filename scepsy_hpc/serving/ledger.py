@@ -37,7 +37,7 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream: TextIO = path.open("a+", encoding="utf-8")
         _lock(self._stream, path)
-        _cut_torn_line(path)
+        cut_torn_line(path)
         self._statuses = {line["task_id"]: line["status"] for line in read_jsonl_data(path)}
 
     @property
@@ -70,7 +70,13 @@ def _lock(stream: TextIO, path: Path) -> None:
         return  # A file system without locks (some Lustre mounts): go on without.
 
 
-def _cut_torn_line(path: Path) -> None:
+def num_recorded(path: Path) -> int:
+    """Whole lines of a ledger that another process may be writing to; 0 when there is none."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def cut_torn_line(path: Path) -> None:
+    """Take off what a crash left half-written at the end of a JSONL file."""
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     tail = data[end:]

@@ -7,7 +7,6 @@ other's memory. The state of each is a small file that the dispatcher reads.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +15,14 @@ from scepsy_hpc.cluster import gpu_types
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
-from scepsy_hpc.errors import ScepsyError
+from scepsy_hpc.errors import InputError, ScepsyError
 from scepsy_hpc.planning.plan import Deployment
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, write_json
 
 MAX_STARTS = 4
+# After so long in service a death counts as the first again: a run may last for days.
+STEADY_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,74 +37,109 @@ class Hosting:
     starts_at_once: int = 2
 
 
+@dataclass(slots=True)
+class Kept:
+    """What is known of one instance; ``starts`` counts all, ``starts_in_row`` those in a row."""
+
+    placed: PlacedInstance
+    state: str = "waiting"
+    process: EngineProcess | None = None
+    starts: int = 0
+    starts_in_row: int = 0
+    ready_since_s: float | None = None
+    error: str | None = None
+
+
 class NodeAgent:
     """Engines of one node (or, on one machine, of all its pretended nodes)."""
 
     def __init__(self, hosting: Hosting, instances: Sequence[PlacedInstance]) -> None:
         """Take the instances placed on this node; nothing starts yet."""
         self.hosting = hosting
-        self.instances = tuple(instances)
-        self._processes: dict[str, EngineProcess] = {}
+        self._kept = [[Kept(placed) for placed in group] for group in _sharing(instances)]
         self._starting = asyncio.Semaphore(hosting.starts_at_once)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Start everything and keep it alive until ``stopping`` is set; then stop everything."""
-        keepers = [asyncio.create_task(self._keep_all(group)) for group in _sharing(self.instances)]
+        """Start everything and keep it alive until ``stopping`` is set; then stop everything.
+
+        Raises RunError when an engine's process cannot be ended.
+        """
+        keepers = [asyncio.create_task(self._keep_all(group)) for group in self._kept]
         waiter = asyncio.create_task(stopping.wait())
         try:
             done, _ = await asyncio.wait([waiter, *keepers], return_when=asyncio.FIRST_COMPLETED)
             for ended in done:
                 ended.result()  # A keeper never returns: if it is here, it raises.
         finally:
-            waiter.cancel()
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, waiter, return_exceptions=True)
-            await asyncio.gather(*(p.stop() for p in self._processes.values()))
-            for placed in self.instances:
-                self._report(placed, "stopped")
+            for task in (waiter, *keepers):
+                task.cancel()
+            await asyncio.gather(waiter, *keepers, return_exceptions=True)
+            await self._stop_all()
 
-    async def _keep_all(self, group: Sequence[PlacedInstance]) -> None:
+    async def _stop_all(self) -> None:
+        every = [kept for group in self._kept for kept in group]
+        running = [kept.process for kept in every if kept.process is not None]
+        ends = await asyncio.gather(*(p.stop() for p in running), return_exceptions=True)
+        for kept in every:
+            if kept.state != "failed":
+                self._report(kept, "stopped")
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+
+    async def _keep_all(self, group: Sequence[Kept]) -> None:
         """Start the instances of one GPU in turn, then watch them."""
-        starts = {placed.instance.id: 0 for placed in group}
         while True:
-            for placed in group:
-                name = placed.instance.id
-                process = self._processes.get(name)
-                if process is not None and process.is_alive():
-                    continue
-                if starts[name] >= MAX_STARTS:
-                    continue
-                starts[name] += 1
-                await self._start(placed, starts[name])
+            for kept in group:
+                alive = kept.process is not None and kept.process.is_alive()
+                if not alive and kept.state != "failed":
+                    await self._start(kept)
             await asyncio.sleep(0.5)
 
-    async def _start(self, placed: PlacedInstance, number: int) -> None:
-        name = placed.instance.id
-        previous = self._processes.pop(name, None)
-        if previous is not None:
-            self._report(placed, "restarting", starts=number)
-            await previous.stop()  # The rest of its process group still holds the GPU.
-            await asyncio.sleep(min(2.0 ** (number - 2), 10.0))
-        async with self._starting:
-            self._report(placed, "starting", starts=number)
-            try:
-                process = EngineProcess.start(self._config(placed, number))
-                self._processes[name] = process
-                await process.wait_ready(self.hosting.ready_timeout_s)
-            except ScepsyError as error:
-                with contextlib.suppress(KeyError):
-                    await self._processes.pop(name).stop()
-                state = "failed" if number >= MAX_STARTS else "restarting"
-                self._report(placed, state, starts=number, error=str(error))
+    async def _start(self, kept: Kept) -> None:
+        """Start an instance, or start it again; the failure of a start is noted, not raised."""
+        try:
+            await self._clear_away(kept)
+            if kept.starts_in_row >= MAX_STARTS:
+                self._report(kept, "failed")
                 return
-        self._report(placed, "ready", starts=number, base_url=process.base_url, pid=process.pid)
+            if kept.starts_in_row > 0:
+                await asyncio.sleep(min(2.0 ** (kept.starts_in_row - 1), 10.0))
+            async with self._starting:
+                kept.starts += 1
+                kept.starts_in_row += 1
+                self._report(kept, "starting")
+                kept.process = EngineProcess.start(self._config(kept))
+                await kept.process.wait_ready(self.hosting.ready_timeout_s)
+        except ScepsyError as error:
+            kept.error = str(error)
+            # What is wrong with the plan does not get better by trying.
+            self._report(kept, "failed" if isinstance(error, InputError) else "restarting")
+            return
+        kept.ready_since_s, kept.error = time.monotonic(), None
+        self._report(kept, "ready")
 
-    def _config(self, placed: PlacedInstance, number: int) -> EngineConfig:
-        instance = placed.instance
+    async def _clear_away(self, kept: Kept) -> None:
+        """End what is left of the previous start: the rest of its group still holds the GPU."""
+        previous = kept.process
+        if previous is None:
+            return
+        if kept.ready_since_s is not None:
+            kept.error = (
+                f"{kept.placed.instance.id} died in service; see {previous.config.log_path}"
+            )
+            if time.monotonic() - kept.ready_since_s > STEADY_S:
+                kept.starts_in_row = 0
+            kept.ready_since_s = None
+        self._report(kept, "restarting")
+        await previous.stop()
+        kept.process = None
+
+    def _config(self, kept: Kept) -> EngineConfig:
+        placed, instance = kept.placed, kept.placed.instance
         deployment = self.hosting.deployments[instance.llm]
         known = gpu_types.known(deployment.gpu_type)
-        log = self.hosting.folder.logs / f"{instance.id}.{number}.log"
+        log = self.hosting.folder.logs / f"{instance.id}.{kept.starts}.log"
         return EngineConfig(
             instance_id=instance.id,
             engine=deployment.engine,
@@ -121,7 +157,8 @@ class NodeAgent:
             api_key=self.hosting.folder.key.read_text().strip(),
         )
 
-    def _report(self, placed: PlacedInstance, state: str, **more: object) -> None:
+    def _report(self, kept: Kept, state: str) -> None:
+        placed, kept.state = kept.placed, state
         report = {
             "instance": placed.instance.id,
             "llm": placed.instance.llm,
@@ -129,8 +166,11 @@ class NodeAgent:
             "gpus": list(placed.gpus),
             "state": state,
             "since_s": time.time(),
-            **more,
+            "starts": kept.starts,
+            "error": kept.error,
         }
+        if kept.process is not None:
+            report |= {"base_url": kept.process.base_url, "pid": kept.process.pid}
         write_json(self.hosting.attempt.engine(placed.instance.id), report)
 
 

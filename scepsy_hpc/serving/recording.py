@@ -44,8 +44,7 @@ def record_hosted(
     try:
         runs.follow(folder, jobs, on_status)
     except KeyboardInterrupt:
-        runs.stop(folder.root)
-        jobs.cancel()
+        runs.end_in_order(folder, jobs)
         raise
     results = read_jsonl_data(folder.results)
     failures = {r["task_id"]: str(r.get("error")) for r in results if r["status"] != "ok"}

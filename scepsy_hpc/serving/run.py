@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scepsy_hpc.cluster.executors import ClusterName, Jobs, Progress, Resources, submit
 from scepsy_hpc.cluster.site import Site
-from scepsy_hpc.errors import InputError, RunError
+from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.files import read_jsonl_data, read_text, write_text
 from scepsy_hpc.planning.plan import Component, Plan, load_plan, save_plan
 from scepsy_hpc.serving.host import Start, host
-from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
-from scepsy_hpc.serving.settings import RunSettings, load_settings, save_settings
+from scepsy_hpc.serving.job import (
+    FINAL_STATES,
+    check_idle,
+    forget_job,
+    is_alive,
+    is_pending,
+    read_job,
+    remember_job,
+)
+from scepsy_hpc.serving.ledger import num_recorded
+from scepsy_hpc.serving.run_folder import RunFolder, no_status, read_json, write_json
+from scepsy_hpc.serving.settings import RunSettings, save_settings
 from scepsy_hpc.tracing.tasks import load_tasks
 
 DEFAULT_RUNS_IN_FLIGHT = 8
+# On one's own machine nobody waits for the end of the allocation.
+LOCAL_TIME_MIN = 30 * 24 * 60
 OnStatus = Callable[[dict[str, Any] | None, str], None]
 
 
@@ -38,6 +51,7 @@ def prepare(
     plan = load_plan(plan_path)
     _check_runnable(plan, plan_path)
     folder = RunFolder(out.absolute())
+    check_idle(folder)
     if tasks_path is not None:
         _check_batch(plan, plan_path, tasks_path)
         _check_fresh(folder, resume)
@@ -73,8 +87,8 @@ def _check_batch(plan: Plan, path: Path, tasks_path: Path) -> None:
 
 
 def _check_fresh(folder: RunFolder, resume: bool) -> None:
+    number = num_recorded(folder.results)
     if folder.results.exists() and not resume:
-        number = len(read_jsonl_data(folder.results))
         raise InputError(
             f"{folder.results}: {number} tasks are recorded there already; add --resume to go on "
             "with the others, or give another folder with -o"
@@ -98,15 +112,16 @@ def launch(
     resources = _resources(plan, site, time_min, pretended)
     attempt = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
     start = Start(str(folder.root), attempt, pretended)
-    _submitted(folder, "waiting", attempt)
-    jobs = submit(cluster, folder.jobs, host, [start], resources, site, name="scepsy-run")
-    write_json(folder.private / "jobs.json", {"cluster": cluster, "ids": list(jobs.ids)})
+    forget_job(folder)
+    write_json(folder.status, no_status(f"{attempt}-0"))
+    try:
+        jobs = submit(cluster, folder.jobs, host, [start], resources, site, name="scepsy-run")
+    except ScepsyError as error:
+        failed = {"state": "failed", "error": str(error)}
+        write_json(folder.status, no_status(f"{attempt}-0") | failed)
+        raise
+    remember_job(folder, cluster, jobs.ids)
     return jobs
-
-
-def _submitted(folder: RunFolder, state: str, attempt: str) -> None:
-    status = {"state": state, "updated_s": time.time(), "attempt": f"{attempt}-0"}
-    write_json(folder.status, {**status, "tasks": None, "instances": [], "url": None})
 
 
 def _resources(plan: Plan, site: Site, time_min: int | None, pretended: bool) -> Resources:
@@ -124,7 +139,7 @@ def _resources(plan: Plan, site: Site, time_min: int | None, pretended: bool) ->
         gpus_per_node=one.gpus_per_node,
         cpus_per_task=cpus,
         mem_gib=one.mem_gib,
-        time_min=time_min or one.time_min or site.time_min,
+        time_min=time_min or (LOCAL_TIME_MIN if pretended else one.time_min or site.time_min),
         gpu_type=one.gpu_type,
         no_kill=True,
     )
@@ -141,47 +156,67 @@ def _components(plan: Plan) -> tuple[Component, ...]:
 def follow(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> dict[str, Any]:
     """Wait for the job; ``on_status(status, note)`` is called at every look.
 
-    Returns the last status. Raises RunError that says what is recorded and how to go on.
+    Returns the last status; where rank 0 ended well, what became of other nodes is an alert in it.
+    Raises RunError that says what is recorded and how to go on.
     """
+    note = ""
 
     def on_progress(progress: Progress) -> None:
-        on_status(read_json(folder.status), progress.note)
+        nonlocal note
+        note = progress.note
 
-    outcome = jobs.wait(on_progress)[0]
+    def on_tick() -> None:
+        on_status(read_json(folder.status), note)
+
+    outcome = jobs.wait(on_progress, on_tick=on_tick)[0]
     status: dict[str, Any] = read_json(folder.status) or {}
+    if outcome.errors[0] is not None:
+        raise RunError(f"{outcome.errors[0]}\n{_what_is_left(folder)}")
+    others = [f"rank {r}: {error}" for r, error in enumerate(outcome.errors) if error]
+    if others:
+        status["alerts"] = [*status.get("alerts", []), *others]
+        write_json(folder.status, status)
     on_status(status, "")
-    if outcome.error is not None:
-        raise RunError(f"{outcome.error}\n{_what_is_left(folder)}")
     return status
 
 
 def _what_is_left(folder: RunFolder) -> str:
-    recorded = len(read_jsonl_data(folder.results)) if folder.results.exists() else 0
     if not folder.tasks.exists():
         return f"Logs: {folder.logs}"
     total = len(read_jsonl_data(folder.tasks))
     return (
-        f"{recorded} of {total} tasks are recorded in {folder.results}; nothing recorded is lost, "
-        f"the others run with --resume. Logs: {folder.logs}"
+        f"{num_recorded(folder.results)} of {total} tasks are recorded in {folder.results}; "
+        f"nothing recorded is lost, the others run with --resume. Logs: {folder.logs}"
     )
 
 
+def end_in_order(folder: RunFolder, jobs: Jobs, patience_s: float = 20.0) -> None:
+    """Stop a run on this machine or in this allocation and wait for its end; then cancel it."""
+    stop(folder.root)
+    until_s = time.monotonic() + patience_s
+    try:
+        while time.monotonic() < until_s and is_alive(folder):
+            time.sleep(0.2)
+    finally:
+        jobs.cancel()
+
+
 def read_status(root: Path) -> dict[str, Any]:
-    """The last status of a run. Raises InputError when the folder is not one."""
+    """The last status of a run. Raises InputError when the folder is not one.
+
+    ``alive`` says whether its job still lives; None where that cannot be told from here.
+    """
     folder = RunFolder(root.absolute())
     status = read_json(folder.status)
     if status is None:
         raise InputError(f"{root}: holds no status.json; give the -o folder of `scepsy run`")
-    return {**status, "recorded": _num_recorded(folder), "cluster": _cluster(folder)}
-
-
-def _num_recorded(folder: RunFolder) -> int:
-    return len(read_jsonl_data(folder.results)) if folder.results.exists() else 0
-
-
-def _cluster(folder: RunFolder) -> str:
-    jobs = read_json(folder.private / "jobs.json")
-    return str(jobs["cluster"]) if jobs else "unknown"
+    alive = False if status["state"] in FINAL_STATES else is_alive(folder)
+    if alive is False and status["state"] not in FINAL_STATES:
+        gone = "its job is gone without a word: killed, or its machine failed"
+        status = status | {"state": "lost", "alerts": [*status.get("alerts", []), gone]}
+    job = read_job(folder)
+    more = {"recorded": num_recorded(folder.results), "alive": alive}
+    return {**status, **more, "cluster": job.cluster if job else "unknown"}
 
 
 def stop(root: Path) -> str:
@@ -190,29 +225,21 @@ def stop(root: Path) -> str:
     Returns what was done, in a sentence. Raises InputError.
     """
     folder = RunFolder(root.absolute())
-    status = read_status(root)
-    if status["state"] in ("ended", "interrupted", "stopped"):
+    status, job = read_status(root), read_job(folder)
+    if status["alive"] is False:
         return f"{root}: has ended already ({status['state']})"
-    write_json(folder.attempt(status["attempt"]).stop, {"since_s": time.time()})
-    jobs = read_json(folder.private / "jobs.json")
-    if status["state"] == "waiting" and jobs and jobs["cluster"] == "slurm":
-        done = _scancel(jobs["ids"])
-        write_json(folder.status, {**status, "state": "stopped"})
+    write_json(folder.attempt(status["attempt"]).asked, {"since_s": time.time()})
+    if status["state"] == "waiting" and job and job.cluster == "slurm" and is_pending(job):
+        done = _scancel(job.ids)
+        write_json(folder.status, no_status(status["attempt"]) | {"state": "stopped"})
         return f"{root}: {done}"
     return f"{root}: asked to stop; what is not recorded runs again with --resume"
 
 
-def _scancel(ids: list[str]) -> str:
-    import subprocess
-
+def _scancel(ids: Sequence[str]) -> str:
     if shutil.which("scancel") is None:
         raise InputError(f"scancel is not on PATH; cancel job {', '.join(ids)} where it is")
     done = subprocess.run(["scancel", *ids], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RunError(f"scancel {' '.join(ids)} failed: {done.stderr.strip()}")
     return f"job {', '.join(ids)} was still waiting and is cancelled"
-
-
-def is_serving(root: Path) -> bool:
-    """Whether the folder was made by ``scepsy serve``."""
-    return load_settings(RunFolder(root.absolute()).settings).serve

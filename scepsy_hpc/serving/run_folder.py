@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ class RunFolder:
         return self.private / "jobs"
 
     @property
+    def job(self) -> Path:
+        """Where the run was submitted, and as what."""
+        return self.private / "job.json"
+
+    @property
     def key(self) -> Path:
         """The key that engines and dispatcher share."""
         return self.private / "api_key"
@@ -109,13 +115,21 @@ class AttemptFolder:
 
     @property
     def stop(self) -> Path:
-        """When this exists every node stops its engines and ends."""
+        """Written by rank 0 when it ends: every node stops its engines."""
         return self.root / "stop"
 
     @property
-    def heartbeat(self) -> Path:
-        """Rewritten by rank 0 while it lives."""
-        return self.root / "heartbeat.json"
+    def asked(self) -> Path:
+        """The user's wish to stop, for all starts of one job: a requeued one obeys it too."""
+        return self.root.with_name(self.root.name.rpartition("-")[0] + ".stop")
+
+    def is_stopped(self) -> bool:
+        """Whether this start is to end, for whichever reason."""
+        return self.stop.exists() or self.asked.exists()
+
+    def beat(self, rank: int) -> Path:
+        """Rewritten by that rank while it lives."""
+        return self.root / "beats" / f"{rank}.json"
 
     def node(self, rank: int) -> Path:
         """What one rank was given."""
@@ -124,6 +138,18 @@ class AttemptFolder:
     def engine(self, instance_id: str) -> Path:
         """State and endpoint of one instance."""
         return self.root / "engines" / f"{instance_id}.json"
+
+
+def no_status(attempt: str) -> dict[str, Any]:
+    """Status of a run of which nothing is known yet; what the lead writes has the same keys."""
+    return {
+        "state": "waiting",
+        "updated_s": time.time(),
+        "attempt": attempt,
+        "url": None,
+        "tasks": None,
+        "instances": [],
+    }
 
 
 def write_json(path: Path, value: Any) -> None:

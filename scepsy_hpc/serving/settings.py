@@ -17,7 +17,10 @@ Seconds = Annotated[float, Field(gt=0)]
 
 @record
 class RunSettings:
-    """Times in seconds. ``serve`` hosts the engines until stopped, without a batch."""
+    """Times in seconds. ``serve`` hosts the engines until stopped, without a batch.
+
+    ``node_lost_s``: a node that was silent for that long counts as dead.
+    """
 
     max_runs_in_flight: Annotated[int, Field(ge=1)] | None = None
     rate_rps: Annotated[float, Field(gt=0)] | None = None
@@ -28,6 +31,7 @@ class RunSettings:
     ready_timeout_s: Seconds = 900.0
     nodes_timeout_s: Seconds = 300.0
     starts_at_once: Annotated[int, Field(ge=1)] = 4
+    node_lost_s: Seconds = 120.0
     cluster: str = "local"
 
     @property
