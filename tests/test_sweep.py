@@ -19,6 +19,7 @@ from scepsy_hpc.profiling.load_generator import Lengths
 from scepsy_hpc.profiling.spec import Loads, ModelSpec, SweepTask
 from scepsy_hpc.profiling.sweep import (
     SweepJob,
+    SweepResult,
     is_flat,
     is_saturated,
     neighbours_of,
@@ -142,6 +143,27 @@ def test_failing_task_loses_only_its_own_points(tmp_path, timing_bundle, monkeyp
         result.raise_if_failed()
 
 
+def test_second_try_measures_only_what_is_missing(tmp_path, timing_bundle, monkeypatch):
+    """After a try that lost a task, the same spec keeps the others' results, once."""
+    path = write_spec(tmp_path, timing_bundle)
+    monkeypatch.setattr("scepsy_hpc.profiling.array.run_sweep", fail_at_tp_two)
+    first = profile_all(path, tmp_path / "out", "debug")
+    assert [task_id for task_id, _ in first.failures] == ["0-timed-h100_sxm-nvlink-tp2-share100"]
+    monkeypatch.undo()
+    second = profile_all(path, tmp_path / "out", "debug")
+    assert (second.num_reused, second.failures) == (1, ())
+    assert {point.tp_degree for point in second.bundles[0].points} == {1, 2}
+    assert second.bundles[0].points[:2] == first.bundles[0].points
+    shown = profile_all(path, tmp_path / "out", "slurm", only_show=True)
+    assert shown.num_reused == 0
+
+
+def fail_at_tp_two(job: SweepJob) -> SweepResult:
+    if job.task.tp_degree == 2:
+        raise RunError("told to fail")
+    return run_sweep(job)
+
+
 def test_dry_run_shows_and_submits_nothing(tmp_path, timing_bundle):
     """The dry run gives one sbatch text a TP degree, asks for its GPUs, and writes nothing."""
     result = profile_all(
@@ -160,10 +182,11 @@ def test_engine_that_dies_fails_the_task(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("scepsy_hpc.profiling.hardware.discover_local", one_h100)
     monkeypatch.setattr("scepsy_hpc.profiling.hardware._driver", lambda: "570.1")
-    job = SweepJob(TASK, tmp_path)
+    job = SweepJob(TASK, tmp_path, tmp_path / "result")
     with pytest.raises(RunError, match=r"died with exit code 3.*\n.*\n.*CUDA out of everything"):
         run_sweep(job)
     assert not job.points_path.exists()
+    assert not job.result_path.exists()
 
 
 def one_h100() -> Topology:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from scepsy_hpc import __version__
-from scepsy_hpc.bundles.bundle import Bundle, BundleHeader, Point
-from scepsy_hpc.bundles.library import load_bundle, resolve_bundle, save_bundle
+from scepsy_hpc.bundles.bundle import Bundle
+from scepsy_hpc.bundles.library import save_bundle
 from scepsy_hpc.cluster.executors import ClusterName, Jobs, Outcome, Resources, dry_run, submit
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.cluster.tasks import Progress
 from scepsy_hpc.engines.vllm import CPU_TYPE
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.files import sha256_file
-from scepsy_hpc.profiling.spec import ProfileSpec, SweepTask, load_spec
+from scepsy_hpc.files import json_line, read_jsonl
+from scepsy_hpc.profiling.bundling import bundles_of
+from scepsy_hpc.profiling.spec import SweepTask, load_spec
 from scepsy_hpc.profiling.sweep import SweepJob, SweepResult, run_sweep
 
 JOB_NAME = "scepsy-profile"
+# Below the output folder: logs of engines and tasks, and results until their bundles are complete.
 WORK_FOLDER = ".profiling"
+RESULTS_FOLDER = "results"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,10 @@ OnProgress = Callable[[ProfileProgress], None]
 
 @dataclass(frozen=True, slots=True)
 class ProfileResult:
-    """What was measured and what was lost. ``gpu_hours`` is the most the array can take."""
+    """What was measured and what was lost. ``gpu_hours`` is the most the array can take.
+
+    ``num_reused`` tasks were measured by an earlier try that was interrupted or failed in part.
+    """
 
     bundles: tuple[Bundle, ...]
     failures: tuple[tuple[str, str], ...]
@@ -50,6 +58,7 @@ class ProfileResult:
     num_points: int
     gpu_hours: float
     sbatch_texts: tuple[str, ...] = ()
+    num_reused: int = 0
 
     def raise_if_failed(self) -> None:
         """Raises RunError naming each failed task and why; the bundles are written by then."""
@@ -78,31 +87,53 @@ def profile_all(
 
     ``only_show`` (the dry run) submits and writes nothing. ``parallelism`` tasks run at once; None
     is the site's choice on Slurm, and elsewhere as many as there are GPUs, or one.
-    A failed task loses only its own points: call ``raise_if_failed`` on the result.
+    A failed task loses only its own points: call ``raise_if_failed`` on the result. Tried again,
+    the same spec measures only what is missing.
     Raises InputError for a bad spec, and RunError when nothing could be submitted.
     """
     spec = load_spec(spec_path)
     site = site or Site()
     folder = Path(out_root).expanduser().absolute() / WORK_FOLDER
-    groups = _groups(spec, site, parallelism)
+    earlier = _earlier_results(spec.tasks, folder)
+    open_tasks = [task for task in spec.tasks if task.task_id not in earlier]
+    groups = _groups(open_tasks, site, spec.time_min or site.time_min, parallelism)
     gpu_hours = sum(len(tasks) * need.gpus_per_node * need.time_min / 60 for need, tasks in groups)
     if only_show:
         texts = tuple(dry_run(folder, len(tasks), need, site, JOB_NAME) for need, tasks in groups)
-        return ProfileResult((), (), spec.skipped, 0, gpu_hours, texts)
+        return ProfileResult((), (), spec.skipped, 0, gpu_hours, texts, len(earlier))
     outcomes = _run(groups, folder, cluster, site, on_progress)
-    done = {task.task_id: task for task in spec.tasks}
-    results = [o.value for _, o in outcomes if o.error is None]
-    failures = [(task.task_id, o.error) for task, o in outcomes if o.error is not None]
+    failures = tuple((task.task_id, o.error) for task, o in outcomes if o.error is not None)
+    results = earlier | {task.task_id: o.value for task, o in outcomes if o.error is None}
+    measured = [(task, results[task.task_id]) for task in spec.tasks if task.task_id in results]
     bundles = tuple(
         save_bundle(out_root, header, points, spec.workload.name)
-        for header, points in bundles_of(spec, [(done[r.task_id], r) for r in results])
+        for header, points in bundles_of(spec, measured)
     )
+    if not failures:
+        shutil.rmtree(folder / RESULTS_FOLDER, ignore_errors=True)
     num_points = sum(len(bundle.points) for bundle in bundles)
-    return ProfileResult(bundles, tuple(failures), spec.skipped, num_points, gpu_hours)
+    return ProfileResult(
+        bundles, failures, spec.skipped, num_points, gpu_hours, num_reused=len(earlier)
+    )
+
+
+def _result_path(task: SweepTask, folder: Path) -> Path:
+    """Where the result of exactly this task lies until its bundles are complete."""
+    digest = hashlib.sha256(f"{__version__} {json_line(task)}".encode()).hexdigest()
+    return folder / RESULTS_FOLDER / f"{digest[:32]}.json"
+
+
+def _earlier_results(tasks: Sequence[SweepTask], folder: Path) -> dict[str, SweepResult]:
+    found = {}
+    for task in tasks:
+        path = _result_path(task, folder)
+        if path.exists():
+            [found[task.task_id]] = read_jsonl(path, SweepResult)
+    return found
 
 
 def _groups(
-    spec: ProfileSpec, site: Site, parallelism: int | None
+    tasks: Sequence[SweepTask], site: Site, time_min: int, parallelism: int | None
 ) -> list[tuple[Resources, list[SweepTask]]]:
     """Tasks that may stand in one array, since they ask Slurm for the same."""
 
@@ -111,12 +142,12 @@ def _groups(
             gpus_per_node=task.tp_degree,
             cpus_per_task=(site.cpus_per_gpu or 1) * task.tp_degree,
             mem_gib=site.mem_gib_per_gpu * task.tp_degree if site.mem_gib_per_gpu else None,
-            time_min=spec.time_min or site.time_min,
+            time_min=time_min,
             gpu_type=task.gpu_type,
             array_parallelism=parallelism,
         )
 
-    ordered = sorted(spec.tasks, key=lambda task: (task.gpu_type, task.tp_degree))
+    ordered = sorted(tasks, key=lambda task: (task.gpu_type, task.tp_degree))
     return [(need, list(tasks)) for need, tasks in itertools.groupby(ordered, key=need)]
 
 
@@ -133,7 +164,7 @@ def _run(
 
     def start(need: Resources, tasks: Sequence[SweepTask]) -> Jobs:
         own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{len(submitted)}"
-        jobs = [SweepJob(task, own) for task in tasks]
+        jobs = [SweepJob(task, own, _result_path(task, folder)) for task in tasks]
         watch.follow(jobs)
         gpus = _local_gpus(tasks) if cluster == "local" else ()
         submitted.append(submit(cluster, own, run_sweep, jobs, need, site, JOB_NAME, gpus))
@@ -213,80 +244,3 @@ def _num_lines(path: Path) -> int:
         return path.read_bytes().count(b"\n")
     except OSError:
         return 0
-
-
-def bundles_of(
-    spec: ProfileSpec, measured: Sequence[tuple[SweepTask, SweepResult]]
-) -> list[tuple[BundleHeader, list[Point]]]:
-    """Header and points of each bundle: one a model, GPU type and engine version."""
-
-    def key(pair: tuple[SweepTask, SweepResult]) -> tuple[str, str, str, str]:
-        task, result = pair
-        return (task.model.model, task.model.engine, result.engine_version, task.gpu_type)
-
-    found = []
-    for _, group in itertools.groupby(sorted(measured, key=key), key=key):
-        pairs = list(group)
-        points = [point for _, result in pairs for point in result.points]
-        found.append((_header(spec, pairs, points), points))
-    return found
-
-
-def _header(
-    spec: ProfileSpec,
-    pairs: Sequence[tuple[SweepTask, SweepResult]],
-    points: Sequence[Point],
-) -> BundleHeader:
-    (task, result), model = pairs[0], pairs[0][0].model
-    links = {point.link for point in points}
-    header = BundleHeader(
-        model=model.model,
-        engine=model.engine,
-        engine_version=result.engine_version,
-        engine_args=model.engine_args,
-        precision=model.precision,
-        gpu_type=task.gpu_type,
-        gpu_memory_gib=min(task.gpu_memory_gib for task, _ in pairs),
-        how="measured",
-        source=model.source or _source(spec, pairs),
-        licence=model.licence or "not stated",
-        date=time.strftime("%Y-%m-%d"),
-        points_sha256="0" * 64,  # save_bundle fills it in
-        driver=result.driver,
-        link=links.pop() if len(links) == 1 else None,
-        weights_gib=model.weights_gib,
-        kv_bytes_per_token=model.kv_bytes_per_token,
-        spans_sha256=_spans_sha256(spec),
-    )
-    return _as_simulated(header, task) if model.engine == "simulated" else header
-
-
-def _source(spec: ProfileSpec, pairs: Sequence[tuple[SweepTask, SweepResult]]) -> str:
-    text = f"scepsy-hpc {__version__} profile, workload {spec.workload.name}"
-    shares = sorted({(t.gpu_share_pct, r.num_neighbours) for t, r in pairs if r.num_neighbours})
-    for share, num_neighbours in shares:
-        text += f"; {share}% measured beside {num_neighbours} instances under the same load"
-    return text
-
-
-def _as_simulated(header: BundleHeader, task: SweepTask) -> BundleHeader:
-    """Nothing about a simulated engine was measured: its timing is another bundle's."""
-    timing = load_bundle(resolve_bundle(str(task.model.engine_args["timing_bundle"])))
-    origin = timing.header
-    return replace(
-        header,
-        how="modelled",
-        source=(
-            f"simulated engine; timing of {origin.gpu_type}/{origin.model}/{origin.engine}-"
-            f"{origin.engine_version} ({origin.how}, points {timing.sha256[:12]}), "
-            f"whose source is: {origin.source}"
-        ),
-        licence=task.model.licence or origin.licence,
-        driver=None,
-    )
-
-
-def _spans_sha256(spec: ProfileSpec) -> str | None:
-    if spec.workload.spans is None:
-        return None
-    return sha256_file(spec.path.parent / spec.workload.spans)

@@ -16,7 +16,7 @@ from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import is_free, spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.files import check, json_line, write_text
+from scepsy_hpc.files import check, json_line, record, write_text
 from scepsy_hpc.profiling.hardware import Hardware, hardware_of
 from scepsy_hpc.profiling.load_generator import (
     Client,
@@ -40,10 +40,11 @@ OnPoint = Callable[[Point], None]
 
 @dataclass(frozen=True, slots=True)
 class SweepJob:
-    """A task and the folder, seen by all nodes, in which it leaves points and logs."""
+    """A task and the folders, seen by all nodes, for its logs and for its result."""
 
     task: SweepTask
     folder: Path
+    result_path: Path
 
     @property
     def points_path(self) -> Path:
@@ -51,7 +52,7 @@ class SweepJob:
         return self.folder / f"{self.task.task_id}.points.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SweepResult:
     """What one task measured."""
 
@@ -63,8 +64,13 @@ class SweepResult:
 
 
 def run_sweep(job: SweepJob) -> SweepResult:
-    """Measure one task. Raises RunError, with the engine's last words where it was its fault."""
-    return asyncio.run(sweep(job))
+    """Measure one task; the result is also left at ``result_path``, should nobody wait for it.
+
+    Raises RunError, with the engine's last words where it was its fault.
+    """
+    result = asyncio.run(sweep(job))
+    write_text(job.result_path, json_line(result))
+    return result
 
 
 async def sweep(job: SweepJob, on_point: OnPoint | None = None) -> SweepResult:
@@ -95,7 +101,13 @@ async def sweep(job: SweepJob, on_point: OnPoint | None = None) -> SweepResult:
             raise RunError(
                 f"{task.task_id}: {error}{state}; see {engine.config.log_path}"
             ) from None
-    return SweepResult(task.task_id, version, tuple(points), hardware.driver, num_neighbours)
+    return SweepResult(
+        task_id=task.task_id,
+        engine_version=version,
+        points=tuple(points),
+        driver=hardware.driver,
+        num_neighbours=num_neighbours,
+    )
 
 
 def neighbours_of(task: SweepTask) -> int:
