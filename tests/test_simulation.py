@@ -15,7 +15,7 @@ from scepsy_hpc.engines.batching import Batch, Sequence
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check, to_plain
 from scepsy_hpc.planning.curves import Curve, TokenLengths
-from scepsy_hpc.planning.hosting import closed_load_rps, engine_on, size_of
+from scepsy_hpc.planning.hosting import closed_load_rps, engine_on, mean_sizes, size_of
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.plan import Deployment, Instance, Plan, PlanWorkflow
 from scepsy_hpc.planning.queueing import Server
@@ -179,19 +179,22 @@ def test_lone_call_takes_its_steps() -> None:
 
 
 def test_engine_is_held_to_the_curve() -> None:
-    """Whatever the fit says, a closed load of traced calls reaches the curve's throughput."""
+    """Whatever the fit says, a closed load of the profiled calls reaches the curve's throughput."""
     rng = random.Random(2)
     lengths = [(rng.randint(50, 400), rng.randint(1, 120)) for _ in range(100)]
     mean = np.mean(lengths, axis=0)
     slow = curve((1.0, 4.0, 8.0), (1.1, 3.5, 5.0), TokenLengths(float(mean[0]), float(mean[1])))
-    sizes = [size_of(slow, inputs, outputs, None) for inputs, outputs in lengths]
-    engine = engine_on(MODEL, slow, sizes)
-    for k in (1, 4, 8):
-        assert closed_load_rps(engine, sizes, k) == pytest.approx(
-            float(slow.server.rate_rps(k)), rel=0.02
-        )
-    assert len(engine.stretch) == 9
-    assert max(engine.stretch) / min(engine.stretch) > 1.05
+    traced = [size_of(slow, inputs, outputs, None) for inputs, outputs in lengths]
+    for sizes in (traced, mean_sizes(slow)):
+        engine = engine_on(MODEL, slow, sizes)
+        for k in (1, 4, 8):
+            found_rps = closed_load_rps(engine, sizes, k)
+            assert found_rps == pytest.approx(float(slow.server.rate_rps(k)), rel=0.02)
+        assert len(engine.stretch) == 9
+        assert max(engine.stretch) / min(engine.stretch) > 1.05
+    outputs = [size.output_tokens for size in mean_sizes(slow)]
+    assert np.mean(outputs) == pytest.approx(mean[1], abs=0.04)
+    assert max(outputs) - min(outputs) <= 1
 
 
 def test_sizes() -> None:
@@ -439,6 +442,23 @@ def test_figures_say_what_they_rest_on() -> None:
     assert any(flag.startswith("few_runs: w") for flag in result.flags)
     servers = {name: llm.server for name, llm in result.per_llm.items()}
     assert servers == {"a": "continuous_batching", "b": "processor_sharing"}
+
+
+def test_beyond_what_is_known() -> None:
+    """More calls in flight on a replica than the curve knows, or fewer, are said."""
+    known = curve((2.0, 3.0), (1.0, 1.2))
+    result = simulate(plan_of("a"), {"w": single_calls(4)}, {"a": known}, Closed(4, 4))
+    mine = [flag for flag in result.flags if flag.startswith("a: ")]
+    assert mine == [
+        "a: below_first_concurrency: latency is held flat below 2",
+        "a: extrapolated: a replica had up to 4 calls in flight, known are 3; throughput is held "
+        "beyond",
+    ]
+    models = {"a": MODEL}
+    result = simulate(
+        plan_of("a"), {"w": single_calls(3)}, {"a": known}, Closed(3, 3), engine_models=models
+    )
+    assert not any(flag.startswith("a: ") for flag in result.flags)
 
 
 def test_bootstrap_intervals() -> None:

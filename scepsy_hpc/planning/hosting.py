@@ -32,6 +32,20 @@ class Host:
     num_replicas: int
     engine: Engine | None = None
 
+    def flags(self, most_in_flight: int) -> tuple[str, ...]:
+        """What its figures rest on, if a replica held at most so many calls at once."""
+        first, last = self.curve.server.concurrency[0], self.curve.server.concurrency[-1]
+        found = list(self.curve.flags)
+        if self.engine is None and first > 1.0:
+            found.append(f"below_first_concurrency: latency is held flat below {first:g}")
+        if most_in_flight > last:
+            held = "throughput is held" if self.engine is None else "the engine model goes on"
+            found.append(
+                f"extrapolated: a replica had up to {most_in_flight} calls in flight, known are "
+                f"{last:g}; {held} beyond"
+            )
+        return tuple(found)
+
     def replica(self) -> Replica:
         """A new, idle replica."""
         if self.engine is None:
@@ -76,8 +90,9 @@ def prompt_part(curve: Curve) -> float:
 def engine_on(model: EngineModel, curve: Curve, sizes: Sequence[Size]) -> Engine:
     """The engine model, made to reach the curve under closed loads of calls of these sizes.
 
-    The sizes should be those that the curve's token lengths are the mean of. Above the curve's
-    last point and below its first the model goes on with the nearest factor.
+    The sizes should be those that the points were measured with: ``mean_sizes``, or the traced
+    calls' own. Above the curve's last point and below its first the model goes on with the
+    nearest factor.
     """
     kv_tokens = model.kv_tokens
     if kv_tokens is not None:
@@ -91,6 +106,19 @@ def engine_on(model: EngineModel, curve: Curve, sizes: Sequence[Size]) -> Engine
     whole = np.arange(known[-1][0] + 1)
     stretch = np.interp(whole, [k for k, _ in known], [factor for _, factor in known])
     return replace(plain, stretch=tuple(stretch.tolist()))
+
+
+def mean_sizes(curve: Curve) -> list[Size]:
+    """Calls alike, of the curve's mean lengths; means between whole numbers take turns."""
+    mean, number = curve.tokens, 16
+    found = []
+    for i in range(number):
+        inputs, outputs, cached = (
+            round((i + 1) * tokens) - round(i * tokens)
+            for tokens in (mean.inputs, mean.outputs, mean.cached)
+        )
+        found.append(size_of(curve, inputs, outputs, cached))
+    return found
 
 
 def closed_load_rps(engine: Engine, sizes: Sequence[Size], in_flight: int) -> float:

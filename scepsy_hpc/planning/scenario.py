@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.planning.curves import Curve
-from scepsy_hpc.planning.hosting import Host, engine_on
+from scepsy_hpc.planning.hosting import Host, engine_on, mean_sizes
 from scepsy_hpc.planning.plan import Plan
 from scepsy_hpc.planning.replay_graph import Node, RunGraph
 from scepsy_hpc.planning.replicas import Size
@@ -125,7 +125,9 @@ def hosts_of(
     graphs: Mapping[str, Sequence[RunGraph]],
     curves: Mapping[str, Curve],
     engine_models: Mapping[str, EngineModel],
+    profiled_on_spans: Collection[str],
 ) -> dict[str, Host]:
+    """Every deployment that has a curve, on its replicas. Raises InputError where one lacks."""
     nodes: dict[str, list[Node]] = {}
     for workflow, mine in graphs.items():
         for node in (node for graph in mine for node in graph.nodes if node.llm is not None):
@@ -138,7 +140,9 @@ def hosts_of(
             continue
         host = Host(curves[name], number)
         if name in engine_models and name in nodes:
-            sizes = [_size(host, node) for node in nodes[name]]
+            sizes = mean_sizes(host.curve)
+            if name in profiled_on_spans:
+                sizes = [_size(host, node) for node in nodes[name]]
             engine = engine_on(engine_models[name], host.curve, sizes)
             host = Host(host.curve, number, engine)
         found[name] = host

@@ -16,7 +16,7 @@ at the same times.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -50,15 +50,24 @@ def simulate(
     *,
     seed: int = 0,
     engine_models: Mapping[str, EngineModel] | None = None,
+    profiled_on_spans: Collection[str] = (),
 ) -> SimulationResult:
     """Simulate traced runs on a plan; figures of the runs and of each deployment.
 
     ``curves`` and ``engine_models`` are by deployment; a deployment without an engine model is a
     processor-sharing server. ``arrivals`` may be by workflow; open ones for all are split by the
-    plan's mix of rates. Raises InputError.
+    plan's mix of rates. ``profiled_on_spans``: deployments whose points were measured with the
+    traced calls' own lengths instead of calls alike, so that their dispersion is in the curve
+    already. Raises InputError.
     """
     timeline = simulate_timeline(
-        plan, spans_by_workflow, curves, arrivals, seed=seed, engine_models=engine_models
+        plan,
+        spans_by_workflow,
+        curves,
+        arrivals,
+        seed=seed,
+        engine_models=engine_models,
+        profiled_on_spans=profiled_on_spans,
     )
     return result_of(timeline, seed)
 
@@ -71,21 +80,25 @@ def simulate_timeline(
     *,
     seed: int = 0,
     engine_models: Mapping[str, EngineModel] | None = None,
+    profiled_on_spans: Collection[str] = (),
 ) -> Timeline:
     """The same, as what happened when. Raises InputError."""
     graphs = {name: run_graphs(spans) for name, spans in spans_by_workflow.items()}
     by_workflow = arrivals_of(plan, arrivals, graphs)
     names = {name: aliases_of(plan, name, mine) for name, mine in graphs.items()}
-    hosts = hosts_of(plan, names, graphs, curves, engine_models or {})
+    hosts = hosts_of(plan, names, graphs, curves, engine_models or {}, profiled_on_spans)
     flows = [
         Flow.of(name, graphs[name], names[name], hosts, by_workflow[name], seed) for name in graphs
     ]
     flags = [f"{name}: {flag}" for name, mine in graphs.items() for flag in graph_flags(mine)]
-    flags += [f"{name}: {flag}" for name, host in hosts.items() for flag in host.curve.flags]
     simulation = _Simulation(flows, hosts)
     simulation.run()
     timeline = simulation.timeline
-    timeline.flags = [*flags, *(flag for flow in flows for flag in flow.flags)]
+    flags += [flag for flow in flows for flag in flow.flags]
+    for name, host in hosts.items():
+        most = simulation.groups[name].most_in_flight
+        flags += [f"{name}: {flag}" for flag in host.flags(most)]
+    timeline.flags = flags
     return timeline
 
 
@@ -101,6 +114,7 @@ class _Group:
     first: int  # index of the first of them among all replicas
     picked: list[int] = field(default_factory=list)
     ranked: list[tuple[int, int, int]] = field(default_factory=list)
+    most_in_flight: int = 0
 
     def rank(self, index: int) -> None:
         """Note that a replica's load has changed."""
@@ -111,6 +125,7 @@ class _Group:
         while True:
             in_flight, last, index = heappop(self.ranked)
             if in_flight == self.replicas[index].in_flight and last == self.picked[index]:
+                self.most_in_flight = max(self.most_in_flight, in_flight + 1)
                 return index
 
 
