@@ -1,7 +1,7 @@
 """The Dask step: spans and profiles to what the pipeline needs.
 
 One task per part of each workflow's runs (a part is a set of whole runs, so its sums are exact),
-one task per LLM for its curves. Small inputs are worked off in this process by Dask's synchronous
+one task per model for its curves. Small inputs are worked off in this process by Dask's synchronous
 scheduler; ``dask_workers`` gives a client on this machine, a running cluster or Slurm.
 """
 
@@ -21,15 +21,16 @@ from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check, to_plain
+from scepsy_hpc.planning.curves import TokenLengths
 from scepsy_hpc.planning.deployments import WorkflowDemand
 from scepsy_hpc.planning.evidence import no_evidence, speaks_for
-from scepsy_hpc.planning.kinds import Offers, offers_for
+from scepsy_hpc.planning.kinds import Offers, offers_for, shelf_for
 from scepsy_hpc.planning.pipeline import Pipeline
 from scepsy_hpc.planning.plan import DemandSummary, LlmDemand, Plan
 from scepsy_hpc.planning.pools import holes_of
 from scepsy_hpc.tracing.demand import Demand, demand_of
 from scepsy_hpc.tracing.spans import Span
-from scepsy_hpc.tracing.workflow import Workflow
+from scepsy_hpc.tracing.workflow import Llm, Workflow
 
 SPANS_PER_PART = 20_000
 """Below twice this a workflow's spans are one part: tasks cost more than they save."""
@@ -64,17 +65,31 @@ def offers_of(
     """What each LLM of the pipeline may run on. Raises InputError, InfeasibleError."""
     rates = pipeline.rates_rps
     gpu_types = tuple(dict.fromkeys(hole.gpu_type for hole in holes_of(topology)))
-    tasks = {}
+    by_model: dict[str, list[_Wanted]] = {}
     for stage in pipeline.stages:
-        mine = [b for b in bundles if speaks_for(b, stage.spec.model, gpu_types, engine)]
+        wanted = (stage.name, stage.spec, stage.tokens(rates))
+        by_model.setdefault(stage.spec.model, []).append(wanted)
+    tasks = []
+    for model, several in by_model.items():
+        mine = [b for b in bundles if speaks_for(b, model, gpu_types, engine)]
         if not mine:
-            raise no_evidence(stage.spec.model, gpu_types, bundles, engine)
-        tokens = stage.tokens(rates)
-        tasks[stage.name] = _task(
-            offers_for, stage.name, stage.spec, tokens, mine, topology, engine
-        )
-    done: dict[str, Offers] = _compute(tasks, client)
-    return done
+            raise no_evidence(model, gpu_types, bundles, engine)
+        tasks.append(_task(_offers, several, mine, topology, engine))
+    found: dict[str, Offers] = {}
+    for part in _compute(tasks, client):
+        found |= part
+    return {stage.name: found[stage.name] for stage in pipeline.stages}
+
+
+_Wanted = tuple[str, Llm, TokenLengths]
+
+
+def _offers(
+    several: Sequence[_Wanted], bundles: Sequence[Bundle], topology: Topology, engine: str | None
+) -> dict[str, Offers]:
+    """Offers for all stages of one model: its engine models are fitted once."""
+    shelf = shelf_for(bundles, topology, engine)
+    return {name: offers_for(name, spec, tokens, shelf, topology) for name, spec, tokens in several}
 
 
 def _task(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -16,7 +16,7 @@ from scepsy_hpc.planning.aggregate import demands_of, offers_of
 from scepsy_hpc.planning.choice import Case, Choice, choose
 from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of, pipeline_of
 from scepsy_hpc.planning.explain import explain
-from scepsy_hpc.planning.kinds import Offer, Offers, offers_for
+from scepsy_hpc.planning.kinds import Offer, Offers, offers_for, shelf_for
 from scepsy_hpc.planning.options import Option
 from scepsy_hpc.planning.placement import place
 from scepsy_hpc.planning.plan import (
@@ -249,9 +249,10 @@ def one_each(
     from scepsy_hpc.planning.curves import TokenLengths
 
     tokens = TokenLengths(1024.0, 256.0)
+    shelf = shelf_for(bundles, topology, engine)
     llms, options = {}, []
     for alias, llm in workflow.llms.items():
-        offers = offers_for(alias, llm, tokens, bundles, topology, engine)
+        offers = offers_for(alias, llm, tokens, shelf, topology)
         offer = min(offers.found, key=lambda o: _size(o))
         llms[alias] = deployment_of(offer, 1, llm.engine_args)
         options.append(Option(alias, *offer.curve.kind, 1, 0.0, math.inf, offer.curve))

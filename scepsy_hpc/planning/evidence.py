@@ -8,7 +8,7 @@ differ for reasons that no curve shows.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scepsy_hpc.bundles.bundle import Bundle, Point
@@ -50,6 +50,35 @@ def with_link(bundle: Bundle) -> tuple[Point, ...]:
         return bundle.points
     link: Link = bundle.header.link
     return tuple(p if p.link else replace(p, link=link) for p in bundle.points)
+
+
+class Shelf:
+    """Bundles to look up; what was put together once is kept, so that it is fitted once."""
+
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        engine: str | None = None,
+        gpu_memory_gib: Mapping[str, float] | None = None,
+    ) -> None:
+        """``gpu_memory_gib`` is that of the GPUs at hand, by GPU type."""
+        self.bundles = bundles
+        self.engine = engine
+        self._memory_gib = gpu_memory_gib or {}
+        self._found: dict[tuple[str, str], tuple[list[Evidence], Iterator[Evidence]]] = {}
+
+    def evidence(self, model: str, gpu_type: str) -> Iterator[Evidence]:
+        """``evidence_for``, from what is kept as far as it goes."""
+        key = (model, gpu_type)
+        if key not in self._found:
+            memory_gib = self._memory_gib.get(gpu_type)
+            rest = evidence_for(model, gpu_type, self.bundles, self.engine, memory_gib)
+            self._found[key] = ([], rest)
+        known, rest = self._found[key]
+        yield from tuple(known)
+        for evidence in rest:
+            known.append(evidence)
+            yield evidence
 
 
 def evidence_for(

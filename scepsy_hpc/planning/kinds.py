@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError
 from scepsy_hpc.planning.curves import Curve, NoCurveError, TokenLengths, make_curve
-from scepsy_hpc.planning.evidence import Evidence, evidence_for, no_evidence
+from scepsy_hpc.planning.evidence import Evidence, Shelf, no_evidence
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.pools import Hole, gpu_type_of, holes_of, pools_of
 from scepsy_hpc.tracing.workflow import Llm
@@ -34,13 +35,17 @@ class Offers:
     refused: tuple[str, ...]
 
 
+def shelf_for(bundles: Sequence[Bundle], topology: Topology, engine: str | None = None) -> Shelf:
+    """The bundles, with no more memory than the GPUs of the topology have."""
+    memory_gib: dict[str, float] = {}
+    for node in topology.nodes:
+        gpu_type = gpu_type_of(node)
+        memory_gib[gpu_type] = min(node.gpu_memory_gib, memory_gib.get(gpu_type, math.inf))
+    return Shelf(bundles, engine, memory_gib)
+
+
 def offers_for(
-    name: str,
-    spec: Llm,
-    tokens: TokenLengths,
-    bundles: Sequence[Bundle],
-    topology: Topology,
-    engine: str | None = None,
+    name: str, spec: Llm, tokens: TokenLengths, shelf: Shelf, topology: Topology
 ) -> Offers:
     """Every kind of free GPUs that can host the LLM.
 
@@ -54,8 +59,7 @@ def offers_for(
     anything = False
     for gpu_type in gpu_types:
         here = [hole for hole in holes if hole.gpu_type == gpu_type]
-        memory = min(n.gpu_memory_gib for n in topology.nodes if gpu_type_of(n) == gpu_type)
-        for evidence in evidence_for(spec.model, gpu_type, bundles, engine, memory):
+        for evidence in shelf.evidence(spec.model, gpu_type):
             anything = True
             offers, reasons = _offers(spec, tokens, evidence, gpu_type, here, topology)
             refused += [f"{name}: {evidence.label}, {reason}" for reason in reasons]
@@ -63,7 +67,7 @@ def offers_for(
                 found += offers
                 break
     if not anything:
-        raise no_evidence(spec.model, gpu_types, bundles, engine)
+        raise no_evidence(spec.model, gpu_types, shelf.bundles, shelf.engine)
     if not found:
         raise InfeasibleError(f"{name}: no GPU here can host {spec.model}: " + "; ".join(refused))
     return Offers(tuple(found), tuple(refused))
