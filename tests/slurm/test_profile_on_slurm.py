@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .mini_slurm import MiniSlurm
+from .mini_slurm import REPOSITORY, MiniSlurm
 
 PROFILE = """
 import json, sys
@@ -114,3 +114,16 @@ def test_profiling_inside_an_allocation(mini_slurm: MiniSlurm) -> None:
     answer = json.loads((folder / "answer").read_text().splitlines()[-1])
     assert answer["failures"] == []
     assert answer["points"] == EXPECTED_POINTS[:2] + EXPECTED_POINTS
+
+
+def test_job_file_works_as_it_is(mini_slurm: MiniSlurm) -> None:
+    """jobs/profile.sbatch, submitted unchanged, profiles on the GPUs of its node."""
+    folder = mini_slurm.job_dir("profile-job-file")
+    write_inputs(folder, {"engine_args": {"timing_bundle": shipped_bundle()}, "tp_degrees": [2]})
+    job_file = REPOSITORY / "jobs" / "profile.sbatch"
+    answer = mini_slurm.run_as_user(["sbatch", "--parsable", str(job_file)], cwd=folder)
+    job = answer.stdout.strip()
+    states = mini_slurm.wait_for_job(job, timeout_s=400)
+    log = (folder / f"scepsy-profile-{job}.log").read_text()
+    assert states == {job: "COMPLETED"}, log
+    assert list((folder / "profiles").rglob("bundle.yaml")), log
