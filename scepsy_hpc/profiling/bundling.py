@@ -66,6 +66,8 @@ def _source(spec: ProfileSpec, pairs: Sequence[tuple[SweepTask, SweepResult]]) -
     shares = sorted({(t.gpu_share_pct, r.num_neighbours) for t, r in pairs if r.num_neighbours})
     for share, num_neighbours in shares:
         text += f"; {share}% measured beside {num_neighbours} instances under the same load"
+    if any(r.time_sliced for _, r in pairs):
+        text += "; no MPS daemon was there: shares were time-sliced, no SM limit held"
     return text
 
 

@@ -54,13 +54,14 @@ class SweepJob:
 
 @record
 class SweepResult:
-    """What one task measured."""
+    """What one task measured. ``time_sliced``: on a share of a GPU without MPS to hold it."""
 
     task_id: str
     engine_version: str
     points: tuple[Point, ...]
     driver: str | None = None
     num_neighbours: int = 0
+    time_sliced: bool = False
 
 
 def run_sweep(job: SweepJob) -> SweepResult:
@@ -107,6 +108,7 @@ async def sweep(job: SweepJob, on_point: OnPoint | None = None) -> SweepResult:
         points=tuple(points),
         driver=hardware.driver,
         num_neighbours=num_neighbours,
+        time_sliced=num_neighbours > 0 and hardware.driver is not None and not hardware.mps,
     )
 
 
