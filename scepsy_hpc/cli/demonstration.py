@@ -37,7 +37,7 @@ models:
     kv_bytes_per_token: 147456
     engine_args: {timing_bundle: h100_sxm/Qwen__Qwen3-8B/vllm-0.24.0/token-grid}
 workload: {name: rag_rerank, spans: spans.jsonl}
-loads: {concurrency: [1, 2, 4, 8, 16], requests_per_point: 24, warmup_requests: 2}
+loads: {concurrency: [1, 3, 8, 20], requests_per_point: 12, warmup_requests: 2}
 """
 
 
@@ -68,41 +68,39 @@ def demo(output: Path, num_tasks: int) -> int:
     for title, command in _steps(output, workflow):
         code = _type(title, command)
         if code:
-            say(f"error: the demo stopped at `scepsy {shlex.join(command)}`")
+            say(f"error: the demo stopped at `scepsy {command}`")
             return code
     say(f"\nThe whole demo took {time.monotonic() - started_s:.0f} s.")
     say(f"report: {(output / 'report.html').absolute()}")
     return 0
 
 
-def _steps(out: Path, workflow: Path) -> list[tuple[str, list[str]]]:
-    flow, spans, plan = str(workflow / "workflow.yaml"), str(out / "spans.jsonl"), out / "plan.yaml"
-    shipped = str(_shipped_h100())
-    tasks = str(out / "tasks.jsonl")
+def _steps(out: Path, workflow: Path) -> list[tuple[str, str]]:
+    """Title and command line of each step; paths are quoted for a shell."""
+    names = ("topology.yaml", "profile.yaml", "tasks.jsonl", "spans.jsonl", "profiles", "plan.yaml")
+    topology, spec, tasks, spans, profiles, plan = (shlex.quote(str(out / n)) for n in names)
+    results, report = (shlex.quote(str(out / n)) for n in ("results", "report.html"))
+    flow, shipped = shlex.quote(str(workflow / "workflow.yaml")), shlex.quote(str(_shipped_h100()))
     return [
         (
             "1. Trace: 12 runs of the agent, on one small instance of each LLM",
-            ["trace", flow, tasks, "-o", spans, "-n", "12", "--runs-in-flight", "2"]
-            + ["--profiles", shipped, "--topology", str(out / "topology.yaml"), "--rehearse"],
+            f"trace {flow} {tasks} -o {spans} -n 12 --runs-in-flight 2 --rehearse "
+            f"--profiles {shipped} --topology {topology}",
         ),
         (
             "2. Profile: every model under every parallelism, at the traced token lengths",
-            ["profile", str(out / "profile.yaml"), "-o", str(out / "profiles")]
-            + ["--cluster", "local"],
+            f"profile {spec} -o {profiles} --cluster local",
         ),
         (
             "3. Plan: aggregate, search every allocation, place",
-            ["plan", "--workflow", flow, "--spans", spans, "--profiles", str(out / "profiles")]
-            + ["--topology", str(out / "topology.yaml"), "--rate", "4", "-o", str(plan)],
+            f"plan --workflow {flow} --spans {spans} --profiles {profiles} "
+            f"--topology {topology} --rate 4 -o {plan}",
         ),
         (
             "4. Run: the batch, inside one allocation (here: local processes)",
-            ["run", str(plan), tasks, "-o", str(out / "results"), "--runs-in-flight", "6"],
+            f"run {plan} {tasks} -o {results} --runs-in-flight 6",
         ),
-        (
-            "5. Report: predicted beside measured",
-            ["report", str(out / "results"), "-o", str(out / "report.html")],
-        ),
+        ("5. Report: predicted beside measured", f"report {results} -o {report}"),
     ]
 
 
@@ -112,12 +110,12 @@ def _shipped_h100() -> Path:
     return shipped_path("profiles") / "h100_sxm"
 
 
-def _type(title: str, command: list[str]) -> int:
+def _type(title: str, command: str) -> int:
     """Run one command as a user would, and say which."""
     from scepsy_hpc.cli.main import run
 
-    say(f"\n=== {title}\n$ scepsy {shlex.join(command)}")
-    return run(command)
+    say(f"\n=== {title}\n$ scepsy {command}")
+    return run(shlex.split(command))
 
 
 def _clear(output: Path) -> None:

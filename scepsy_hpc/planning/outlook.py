@@ -79,8 +79,21 @@ def simulated(
     demands = demands_in_spans(plan, spans)
     _, hosted = hosted_of(plan, demands, bundles, 1.0)
     curves = {host.stage.name: host.curve for host in hosted}
-    models = engine_models(plan, bundles)
-    return simulate(plan, spans, curves, arrivals, seed=seed, engine_models=models)
+    return simulate(
+        plan,
+        spans,
+        curves,
+        arrivals,
+        seed=seed,
+        engine_models=engine_models(plan, bundles),
+        profiled_on_spans=_profiled_on_spans(plan, bundles),
+    )
+
+
+def _profiled_on_spans(plan: Plan, bundles: Sequence[Bundle]) -> set[str]:
+    """Deployments whose points were measured on traced lengths, their dispersion included."""
+    traced = {bundle.sha256 for bundle in bundles if bundle.header.spans_sha256}
+    return {name for name, llm in plan.llms.items() if llm.bundle_sha256 in traced}
 
 
 def engine_models(plan: Plan, bundles: Sequence[Bundle]) -> dict[str, EngineModel]:
