@@ -10,7 +10,8 @@ from planning_cases import ENGINE, bundle, engine_points, open_point, point
 
 from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.planning.curves import Curve, NoCurveError, TokenLengths, make_curve
+from scepsy_hpc.planning.curve_making import NoCurveError, make_curve
+from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.evidence import evidence_for, no_evidence
 from scepsy_hpc.planning.options import Kind
 
@@ -57,6 +58,16 @@ def test_below_the_first_concurrency() -> None:
     assert not any(f.startswith("below_first") for f in curve.flags_at(6.0))
 
 
+def test_a_fitted_model_covers_low_concurrency() -> None:
+    """Where a model passed its hold-out, latency below the first point follows it, flagged."""
+    points = engine_points(SHAPES, concurrency=(8, 16, 32, 64))
+    curve = _curve(bundle(points))
+    alone_s = ENGINE.closed_loop(1.0, 1000.0, 100.0).latency_s
+    assert curve.latency_s(0.01) == pytest.approx(alone_s, rel=0.02)
+    assert curve.server.throughput_rps[-4:] == tuple(p.throughput_rps for p in points[:4])
+    assert _has(curve, "transferred: below 8")
+
+
 def test_transfer_to_other_tokens() -> None:
     """Where the engine model is exact, a curve of unmeasured tokens is what the engine does."""
     tokens = TokenLengths(3000.0, 300.0)
@@ -67,8 +78,8 @@ def test_transfer_to_other_tokens() -> None:
     assert _has(curve, "transferred")
 
 
-def test_transfer_keeps_what_the_model_misses() -> None:
-    """A miss at the nearest shape is carried over: the same 7% slow engine is 7% slow there too."""
+def test_transfer_is_held_to_the_nearest_shape() -> None:
+    """Where the nearest shape is 7% slower than the model, a part of that is carried over."""
     slow = [
         point(
             p.concurrency or 1.0,
@@ -81,9 +92,8 @@ def test_transfer_keeps_what_the_model_misses() -> None:
     made = bundle([*engine_points(SHAPES), *slow])
     tokens = TokenLengths(3000.0, 300.0)
     far = ENGINE.closed_loop(16.0, tokens.inputs, tokens.outputs).throughput_rps
-    assert float(_curve(made, tokens=tokens).server.rate_rps(16.0)) == pytest.approx(
-        0.93 * far, rel=0.02
-    )
+    found = float(_curve(made, tokens=tokens).server.rate_rps(16.0))
+    assert 0.95 * far < found < 0.98 * far
 
 
 def test_share_without_points_is_derived() -> None:

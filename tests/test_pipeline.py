@@ -9,7 +9,8 @@ import pytest
 from planning_cases import bundle, calls, demand, point, workflow
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.planning.curves import Curve, TokenLengths, make_curve
+from scepsy_hpc.planning.curve_making import make_curve
+from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of, pipeline_of
 from scepsy_hpc.planning.evidence import evidence_for
 from scepsy_hpc.planning.options import Kind

@@ -14,6 +14,7 @@ from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.files import sha256_file
 from scepsy_hpc.planning.aggregate import demands_of, offers_of
 from scepsy_hpc.planning.choice import Case, Choice, choose
+from scepsy_hpc.planning.curves import TokenLengths
 from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of, pipeline_of
 from scepsy_hpc.planning.explain import explain
 from scepsy_hpc.planning.kinds import Offer, Offers, offers_for, shelf_for
@@ -246,8 +247,6 @@ def one_each(
 
     Raises InputError, InfeasibleError.
     """
-    from scepsy_hpc.planning.curves import TokenLengths
-
     tokens = TokenLengths(1024.0, 256.0)
     shelf = shelf_for(bundles, topology, engine)
     llms, options = {}, []

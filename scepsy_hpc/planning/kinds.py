@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError
-from scepsy_hpc.planning.curves import Curve, NoCurveError, TokenLengths, make_curve
+from scepsy_hpc.planning.curve_making import NoCurveError, make_curve
+from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.evidence import Evidence, Shelf, no_evidence
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.pools import Hole, gpu_type_of, holes_of, pools_of

@@ -10,7 +10,8 @@ from dataclasses import replace
 from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.bundles.step_time import RESERVE_GIB
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.planning.curves import Curve, NoCurveError, TokenLengths, make_curve
+from scepsy_hpc.planning.curve_making import NoCurveError, make_curve
+from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of
 from scepsy_hpc.planning.evidence import Evidence, evidence_for, no_evidence
 from scepsy_hpc.planning.options import Kind
