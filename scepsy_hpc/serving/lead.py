@@ -30,6 +30,7 @@ from scepsy_hpc.tracing.tasks import load_tasks
 LOOPBACK = "127.0.0.1"
 # Under Poisson arrivals nothing else limits how many agents' processes there are.
 MAX_AGENTS = 1024
+SAME_SIGNAL_S = 1.0
 
 
 class Lead:
@@ -171,6 +172,8 @@ class Lead:
             try:
                 limit_s = self.settings.task_timeout_s
                 end = await self._pools[name].run(task, environment, limit_s)
+                if end.error is not None:
+                    await self._unless_we_end_too()
                 status = "ok" if end.error is None else "failed"
                 faulted = run_id in self._dispatcher.faulted
                 return Attempt(started_s, end.finished_s, end.result, end.error, faulted)
@@ -178,6 +181,16 @@ class Lead:
                 self._record_run(run_id, name, started_s, status)
                 self._dispatcher.workflow_of.pop(run_id, None)
                 self._dispatcher.faulted.discard(run_id)
+
+    async def _unless_we_end_too(self) -> None:
+        """Return when the failure of a run is its own; else be cancelled, so nothing is recorded.
+
+        Slurm's SIGTERM goes to every process of the job, and an agent or an engine may die of it
+        before this process hears of its own.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._interrupted.wait(), SAME_SIGNAL_S)
+            raise asyncio.CancelledError
 
     def _record_run(self, run_id: str, workflow: str, started_s: float, status: str) -> None:
         """Its span is recorded whatever the end."""

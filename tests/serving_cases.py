@@ -1,0 +1,149 @@
+"""A small workflow on simulated engines, for the tests that host plans; and a look at what ran."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+
+from scepsy_hpc.planning.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
+from scepsy_hpc.serving.run_folder import RunFolder, read_json
+from scepsy_hpc.tracing.spans import load_spans
+from scepsy_hpc.tracing.workflow import Agent
+
+MODELS = {"small": "Qwen/Qwen3-0.6B", "large": "Qwen/Qwen3-8B"}
+TIME_SCALE = 0.02
+# A task's `gate` is a file: the agent waits between its two calls until it exists.
+AGENT = '''
+import json, os, pathlib, time, urllib.request
+
+
+def ask(model, num_tokens):
+    """One chat completion; the number of tokens that came back."""
+    messages = [{"role": "user", "content": "Say something short."}]
+    body = {"model": model, "messages": messages, "max_tokens": num_tokens, "ignore_eos": True}
+    request = urllib.request.Request(
+        os.environ["OPENAI_BASE_URL"] + "/chat/completions",
+        json.dumps(body).encode(),
+        {
+            "Content-Type": "application/json",
+            "Authorization": "Bearer " + os.environ["OPENAI_API_KEY"],
+        },
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)["usage"]["completion_tokens"]
+
+
+def run(task):
+    if task.get("fails"):
+        raise ValueError("this task is wrong")
+    tokens = ask("small", 2)
+    while "gate" in task and not pathlib.Path(task["gate"]).exists():
+        time.sleep(0.05)
+    return {"tokens": tokens + ask("large", 3), "attempt": os.environ["SCEPSY_ATTEMPT"]}
+'''
+
+
+def make_case(folder, instances, tasks, gpu_type="h100_sxm", runs_in_flight=4, **engine_args):
+    """Write plan, agent and tasks into ``folder``; returns the paths of plan and tasks.
+
+    ``instances``: id to (LLM, logical node, GPUs). ``tasks``: a list, or how many plain ones.
+    """
+    (folder / "tiny_agent.py").write_text(AGENT)
+    used = {llm for llm, _, _ in instances.values()}
+    llms = {name: _deployment(name, gpu_type, instances, engine_args) for name in used}
+    workflow = PlanWorkflow(
+        name="tiny",
+        llms={name: name for name in used},
+        max_runs_in_flight=runs_in_flight,
+        agent=Agent(python="tiny_agent:run", folder=str(folder)),
+    )
+    placed = tuple(
+        Instance(id=name, llm=llm, node=node, gpus=gpus, gpu_share_pct=100)
+        for name, (llm, node, gpus) in instances.items()
+    )
+    plan, lines = folder / "plan.yaml", folder / "tasks.jsonl"
+    save_plan(plan, Plan(workflows=(workflow,), llms=llms, instances=placed))
+    found = tasks if isinstance(tasks, list) else [{"task_id": f"t{i}"} for i in range(tasks)]
+    lines.write_text("".join(json.dumps(task) + "\n" for task in found))
+    return plan, lines
+
+
+def _deployment(name, gpu_type, instances, engine_args):
+    bundle = f"h100_sxm/{MODELS[name].replace('/', '__')}/vllm-0.24.0/token-grid"
+    return Deployment(
+        model=MODELS[name],
+        engine="simulated",
+        gpu_type=gpu_type,
+        tp_degree=1,
+        gpu_share_pct=100,
+        num_replicas=sum(llm == name for llm, _, _ in instances.values()),
+        engine_args={"timing_bundle": bundle, "time_scale": TIME_SCALE, **engine_args},
+    )
+
+
+def results(out):
+    """Lines of results.jsonl so far; whole ones only."""
+    path = Path(out) / "results.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if "\n" in line]
+
+
+def assert_each_once(out, tasks_path, status="ok"):
+    """Every task stands exactly once in results.jsonl, with that status."""
+    wanted = [json.loads(line)["task_id"] for line in Path(tasks_path).read_text().splitlines()]
+    found = results(out)
+    assert sorted(line["task_id"] for line in found) == sorted(wanted)
+    assert {line["status"] for line in found} == {status}, found
+
+
+def status_of(out):
+    """status.json as it is now, or an empty status."""
+    return read_json(Path(out) / "status.json") or {"state": None, "instances": [], "tasks": None}
+
+
+def engine_reports(out):
+    """What the nodes say of each engine in the attempt that the status names."""
+    folder = RunFolder(Path(out)).attempt(status_of(out)["attempt"]).root / "engines"
+    return {path.stem: read_json(path) for path in folder.glob("*.json")}
+
+
+def run_ids_of(out, task_id):
+    """Runs of a task that the spans know, in order of their start."""
+    spans = [s for s in load_spans(Path(out) / "spans.jsonl") if s.kind == "run"]
+    return [
+        s.run_id
+        for s in sorted(spans, key=lambda s: s.start_s)
+        if s.run_id.startswith(task_id + ".")
+    ]
+
+
+def wait_until(holds, what, timeout_s=90.0):
+    """Returns when ``holds()`` is true; fails with ``what`` after a time that only a hang takes."""
+    until_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < until_s, f"waited {timeout_s:g} s for {what}"
+        time.sleep(0.1)
+
+
+def processes_of(folder):
+    """Live processes that name ``folder`` in their command line, or whose log is in it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
+                continue
+            names = [*process.cmdline(), os.readlink(f"/proc/{process.pid}/fd/1")]
+        except (psutil.Error, OSError):
+            continue
+        if any(str(folder) in name for name in names):
+            found.append(process)
+    return found
+
+
+def kill(pid):
+    """SIGKILL, as the kernel does when memory runs out."""
+    os.kill(pid, signal.SIGKILL)
