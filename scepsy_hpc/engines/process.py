@@ -134,8 +134,11 @@ class EngineProcess:
     async def stop(self, grace_s: float = 10.0) -> None:
         """End the whole process group: SIGTERM, and SIGKILL to what is left after ``grace_s``.
 
-        Also ends children that left the group. Raises RunError when some survive even that.
+        Also ends children that left the group. Stopping twice does no harm. Raises RunError when
+        some survive even SIGKILL.
         """
+        if self._group is not None:
+            self._group.lift()  # shutting down is work, too
         members = self._members()
         self._signal(members, signal.SIGTERM)
         members = await self._wait_gone(members, grace_s)
@@ -150,6 +153,7 @@ class EngineProcess:
             raise RunError(f"{self.config.instance_id}: processes {pids} survive SIGKILL")
         if self._group is not None:
             self._group.remove()
+            self._group = None
 
     def _members(self) -> set[psutil.Process]:
         """Every live process of the session, and children that left it."""
