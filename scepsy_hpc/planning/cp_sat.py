@@ -196,12 +196,13 @@ class _Model:
             for cell, groups, mixes in zip(self.cells, self.groups, self.mixes, strict=True)
         )
 
-    def run(self, time_limit_s: float) -> tuple[Any, Any]:
-        """Solve on one thread with a fixed seed; returns the solver and its status."""
+    def run(self, time_limit_s: float, num_workers: int = 1) -> tuple[Any, Any]:
+        """Solve with a fixed seed; returns the solver and its status."""
         solver = self.cp.CpSolver()
-        solver.parameters.num_workers = 1
+        solver.parameters.num_workers = num_workers
         solver.parameters.random_seed = 1
-        solver.parameters.linearization_level = 2
+        if num_workers == 1:
+            solver.parameters.linearization_level = 2
         solver.parameters.max_time_in_seconds = max(time_limit_s, 0.01)
         return solver, solver.solve(self.model)
 
@@ -237,8 +238,12 @@ def choose(
     max_gpus: int,
     time_limit_s: float,
     hint: Sequence[int] = (),
+    num_workers: int = 1,
 ) -> Result:
-    """The choice of least cost that can be packed, and its packing."""
+    """The choice of least cost that can be packed, and its packing.
+
+    One worker gives the same answer every time, unless the time limit cuts it off.
+    """
     model = _Model(kinds, pools)
     model.choose(choices)
     scale, floor, costs = _scaled(choices)
@@ -254,7 +259,7 @@ def choose(
     for picks, row in zip(model.picks, hint, strict=False):
         for i, x in enumerate(picks):
             model.model.add_hint(x, i == row)
-    solver, status = model.run(time_limit_s)
+    solver, status = model.run(time_limit_s, num_workers)
     bound = floor + (solver.best_objective_bound / scale if pairs else 0.0)
     if status not in (model.cp.OPTIMAL, model.cp.FEASIBLE):
         return Result((), (), bound, infeasible=status == model.cp.INFEASIBLE)

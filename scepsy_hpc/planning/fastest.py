@@ -105,6 +105,8 @@ def _below(
     low, high, step = -1, top, 1 if proved else 0
     best = Found((), (), math.inf, "cp_sat", infeasible=False)
     while high - low > (0 if step == 0 else 1):
+        if low >= 0 and time.monotonic() > hasty.ends_s:
+            break
         middle = max(high - step, 0) if low < 0 else (low + high) // 2
         step = max(2 * step, 1)
         found = _fits(hasty, float(levels[middle]), gpus)

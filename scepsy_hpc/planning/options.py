@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -169,7 +169,6 @@ class Solution:
     nearest_throughput_rps: float | None = None
     nearest_cost_s: float | None = None
     nearest_num_gpus: int | None = None
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def is_feasible(self) -> bool:
