@@ -47,7 +47,7 @@ def demands_of(
     for workflow in workflows:
         if not spans.get(workflow.name):
             raise InputError(f"workflow {workflow.name}: no spans were given for it")
-        named = _one_workflow(spans[workflow.name], workflow.name)
+        named = spans_of(workflow.name, spans[workflow.name])
         parts[workflow.name] = [
             _task(demand_of, part, workflow.name, tuple(workflow.llms)) for part in _parts(named)
         ]
@@ -110,8 +110,8 @@ def _compute(tasks: Any, client: Any) -> Any:
     return dask.compute(tasks, scheduler=client)[0]
 
 
-def _one_workflow(spans: Sequence[Span], workflow: str) -> list[Span]:
-    """Spans of the runs of one workflow; runs that name none are its own."""
+def spans_of(workflow: str, spans: Sequence[Span]) -> list[Span]:
+    """Spans of the runs of one workflow; runs that name none are its own. Raises InputError."""
     others = {s.run_id for s in spans if s.workflow not in (None, workflow)}
     mine = {s.run_id for s in spans if s.workflow == workflow}
     kept = [s for s in spans if s.run_id in mine or s.run_id not in others]

@@ -12,7 +12,7 @@ from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.files import sha256_file
-from scepsy_hpc.planning.aggregate import demands_of, offers_of
+from scepsy_hpc.planning.aggregate import demands_of, offers_of, spans_of
 from scepsy_hpc.planning.choice import Case, Choice, choose
 from scepsy_hpc.planning.curves import TokenLengths
 from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of, pipeline_of
@@ -31,6 +31,7 @@ from scepsy_hpc.planning.plan import (
     Predicted,
 )
 from scepsy_hpc.planning.predict import Batch, predict_batch, predict_open
+from scepsy_hpc.planning.tails import Tails, with_tails
 from scepsy_hpc.planning.targets import Deadline, Limits, Rate, Target
 from scepsy_hpc.tracing.spans import Span
 from scepsy_hpc.tracing.workflow import EngineArgs, Workflow
@@ -71,6 +72,7 @@ def make_plan(
         engine=engine,
         inputs=inputs,
         client=client,
+        tails=Tails.of({w.name: spans_of(w.name, spans[w.name]) for w, _ in workflows}),
     )
 
 
@@ -85,16 +87,22 @@ def plan_for(
     engine: str | None = None,
     inputs: Sequence[Path | str] = (),
     client: Any = None,
+    tails: Tails | None = None,
 ) -> Plan:
-    """``make_plan`` from demand that is known already, by workflow name."""
+    """``make_plan`` from demand that is known already, by workflow name.
+
+    Without ``tails`` (traced runs) percentiles stay unknown.
+    """
     flows = [workflow for workflow, _ in workflows]
     pipeline = pipeline_of(flows, demands, _rates(workflows, target))
     offers = offers_of(pipeline, bundles, topology, engine, client)
     lengths = demands[flows[0].name].run_lengths_s if len(flows) == 1 else ()
-    case = Case(pipeline, offers, topology, limits or Limits(), lengths)
+    case = Case(pipeline, offers, topology, limits or Limits(), lengths, tails)
     choice = choose(case, target)
     llms = {name: _deployment(choice, name, offers[name]) for name in choice.solution.chosen}
     predicted = _predicted(choice, target, lengths)
+    if tails is not None and not isinstance(target, Deadline):
+        predicted = with_tails(predicted, tails.figures(choice.pipeline, choice.hosted))
     names = deployments_of(flows)
     return Plan(
         workflows=tuple(

@@ -16,10 +16,13 @@ from scepsy_hpc.planning.pipeline import Pipeline
 from scepsy_hpc.planning.plan import Certificate
 from scepsy_hpc.planning.predict import Batch, Hosted, closed_state, makespan
 from scepsy_hpc.planning.search import solve
+from scepsy_hpc.planning.tails import Tails
 from scepsy_hpc.planning.targets import Deadline, Limits, MaxThroughput, Target
 
 _RATE_TOLERANCE = 1e-3
 _JUST_BELOW = 1.0 - 1e-9
+_HEADROOM = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
+"""Plans that keep a tail short are those for higher rates: these times the one asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,14 @@ class Case:
     topology: Topology
     limits: Limits
     run_lengths_s: tuple[float, ...] = ()
+    tails: Tails | None = None
+
+    def keeps_p95(self, pipeline: Pipeline, solution: Solution) -> bool:
+        """Whether a solution at the rates of ``pipeline`` keeps the limit on the p95."""
+        limit_s = self.limits.p95_limit_s
+        if limit_s is None or self.tails is None:
+            return True
+        return self.tails.p95_s(pipeline, hosted_by(pipeline, solution)) <= limit_s
 
     def tables(self, pipeline: Pipeline, with_cost: bool = True) -> tuple[OptionTable, ...]:
         """The search's options at the rates of ``pipeline``."""
@@ -107,6 +118,11 @@ def _least(*values: int | None) -> int | None:
 
 def choose(case: Case, target: Target) -> Choice:
     """The best choice for the target. Raises InfeasibleError, InputError."""
+    if case.limits.p95_limit_s is not None:
+        if isinstance(target, Deadline):
+            raise InputError("--p95-limit: belongs to --rate or --max-throughput, not to --tasks")
+        if case.tails is None:
+            raise InputError("--p95-limit: needs the workflow's spans to replay")
     if isinstance(target, MaxThroughput):
         return _most(case)
     if isinstance(target, Deadline):
@@ -131,8 +147,44 @@ def _at_rate(case: Case) -> Choice:
             f"GPUs; the best mean latency is {best_s:.4g} s",
         )
         solution = few if few.is_feasible else solution
+    if not case.keeps_p95(pipeline, solution):
+        solution, note = _with_headroom(case)
+        notes = (*notes, note)
     certificate = certify("latency_mean_s", solution.cost_s, bound, pipeline.tool_time_s)
     return Choice(pipeline, tables, solution, certificate, notes=notes)
+
+
+def _with_headroom(case: Case) -> tuple[Solution, str]:
+    """Of the best plans for higher rates, the one of lowest mean here that keeps the p95 limit."""
+    pipeline, limit_s = case.pipeline, case.limits.p95_limit_s
+    found: list[Solution] = []
+    for factor in _HEADROOM:
+        solution, _ = case.cheapest(pipeline.at_rates(factor), capped=False)
+        if solution.is_feasible:
+            hosted = hosted_by(pipeline, solution)
+            cost_s = math.fsum(_cost_s(pipeline, host) for host in hosted)
+            found.append(replace(solution, value=cost_s, cost_s=cost_s))
+    assert case.tails is not None
+    p95_s = [case.tails.p95_s(pipeline, hosted_by(pipeline, s)) for s in found]
+    good = [s for s, p in zip(found, p95_s, strict=True) if p <= (limit_s or 0.0)]
+    most_s = case.limits.latency_limit_s
+    good = [s for s in good if most_s is None or s.cost_s + pipeline.tool_time_s <= most_s]
+    if not good:
+        raise InfeasibleError(
+            f"p95 limit {limit_s:g} s is out of reach here: of {len(found)} plans that were "
+            f"replayed the nearest reaches {min(p95_s, default=math.inf):.4g} s"
+        )
+    note = f"p95 limit {limit_s:g} s: kept by replay; it changed the order of {len(found)} plans"
+    return min(good, key=lambda s: s.cost_s), note
+
+
+def _cost_s(pipeline: Pipeline, host: Hosted) -> float:
+    """Seconds of a run's mean latency in one stage."""
+    rates = pipeline.rates_rps
+    load = host.stage.calls_rps(rates) / host.num_replicas
+    burst = host.stage.burst(rates, host.num_replicas)
+    rounds = pipeline.rounds(host.stage)
+    return rounds * host.curve.latency_s(load, burst) if rounds > 0 else 0.0
 
 
 def _nearest(case: Case, solution: Solution) -> str:
@@ -166,16 +218,16 @@ def _most(case: Case) -> Choice:
     factor = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
     solution, tables = case.cheapest(case.pipeline.at_rates(factor), gpus)
     bound = fastest.bound * case.pipeline.total_rps
-    if not solution.is_feasible:
+    pipeline = case.pipeline.at_rates(factor)
+    if not (solution.is_feasible and case.keeps_p95(pipeline, solution)):
         factor, above = _highest_within(case, factor, gpus)
         solution, tables = case.cheapest(case.pipeline.at_rates(factor), gpus)
         total_rps = case.pipeline.total_rps
         certificate = certify("rate_rps", factor * total_rps, above * total_rps)
-        note = (
-            f"the latency limit of {case.limits.latency_limit_s:g} s, not capacity, ends the rate"
-        )
+        note = "the limit on latency, not capacity, ends the rate"
+        if case.limits.p95_limit_s is not None:
+            note += "; the p95 was replayed for the plan of lowest mean at each rate"
         return Choice(case.pipeline.at_rates(factor), tables, solution, certificate, notes=(note,))
-    pipeline = case.pipeline.at_rates(factor)
     value = min(
         pipeline.theta(h.stage, h.curve, h.num_replicas) for h in hosted_by(pipeline, solution)
     )
@@ -186,13 +238,20 @@ def _most(case: Case) -> Choice:
 def _highest_within(case: Case, highest: float, gpus: int | None) -> tuple[float, float]:
     """Largest feasible factor of the rates, and one just above that is not."""
     low, high = 0.0, highest
-    idle, _ = case.cheapest(case.pipeline.at_rates(highest * 1e-6), gpus)
+    slow = case.pipeline.at_rates(highest * 1e-6)
+    idle, _ = case.cheapest(slow, gpus)
     if not idle.is_feasible:
-        raise InfeasibleError(_nearest(replace(case, pipeline=case.pipeline.at_rates(1e-6)), idle))
+        raise InfeasibleError(_nearest(replace(case, pipeline=slow), idle))
+    if not case.keeps_p95(slow, idle):
+        raise InfeasibleError(
+            f"p95 limit {case.limits.p95_limit_s:g} s is out of reach here at any rate"
+        )
     while high - low > _RATE_TOLERANCE * high:
         middle = (low + high) / 2.0
-        solution, _ = case.cheapest(case.pipeline.at_rates(middle), gpus)
-        low, high = (middle, high) if solution.is_feasible else (low, middle)
+        pipeline = case.pipeline.at_rates(middle)
+        solution, _ = case.cheapest(pipeline, gpus)
+        good = solution.is_feasible and case.keeps_p95(pipeline, solution)
+        low, high = (middle, high) if good else (low, middle)
     return low, high
 
 
