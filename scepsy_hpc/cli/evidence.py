@@ -1,4 +1,4 @@
-"""``profile``, ``trace``, ``demand`` and ``bundle``."""
+"""``profile``, ``trace`` and ``demand``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scepsy_hpc.cli.options import (
     FILE,
     FOLDER,
     cluster_options,
+    example,
     json_option,
     named,
     print_json,
@@ -21,9 +22,9 @@ from scepsy_hpc.cli.options import (
 from scepsy_hpc.cluster.executors import ClusterName
 
 
-@click.command()
+@click.command(epilog=example("scepsy profile jobs/profile.yaml -o profiles/ --dry-run"))
 @click.argument("spec", type=FILE)
-@click.option("-o", "--output", type=FOLDER, required=True, help="Where bundles are written.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of profiles to write to.")
 @cluster_options("slurm")
 @click.option("--dry-run", is_flag=True, help="Print the sbatch text and the GPU-hours; no job.")
 @json_option
@@ -37,8 +38,9 @@ def profile(
 ) -> None:
     """Measure every model of SPEC under every parallelism its topology offers.
 
-    One array task a (model, TP degree, share, link): it starts its engine once and sweeps the
-    load. Bundles are written as tasks end; one that fails loses only its own points.
+    SPEC is a profile.yaml: topology, models, workload and loads. One array task for each (model,
+    TP degree, share, link) starts its engine once and sweeps the load. A task that fails loses
+    only its own points; the same command again measures what is missing.
     """
     from scepsy_hpc.cluster.site import load_site
     from scepsy_hpc.profiling.array import profile_all
@@ -66,10 +68,15 @@ def _tasks_ended(progress: Any) -> str:
     return f"({progress.num_ended} of {progress.num_tasks} tasks{failed}) {progress.note}".rstrip()
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        "scepsy trace workflow.yaml tasks.jsonl -o spans.jsonl -n 20 \\",
+        "    --endpoint generator=http://localhost:8000/v1#Qwen/Qwen3-8B",
+    )
+)
 @click.argument("workflow", type=FILE)
 @click.argument("tasks", type=FILE)
-@click.option("-o", "--output", type=FILE, required=True, help="Where to write spans.jsonl.")
+@click.option("-o", "--output", type=FILE, required=True, help="spans.jsonl to write.")
 @click.option("-n", "--num-tasks", type=COUNT, default=20, show_default=True, help="First N tasks.")
 @click.option("--runs-in-flight", type=COUNT, default=1, show_default=True, help="Runs at a time.")
 @click.option("--task-timeout", type=DURATION, help="Limit for one run, such as 30min.")
@@ -78,11 +85,12 @@ def _tasks_ended(progress: Any) -> str:
     "endpoints",
     multiple=True,
     metavar="ALIAS=URL[#MODEL]",
-    help="Where an LLM is served already; repeat for each alias.",
+    help="Where an LLM is served already; once for each alias of the workflow. The key is taken "
+    "from OPENAI_API_KEY.",
 )
-@click.option("--plan", "plan_path", type=FILE, help="Or host this plan for the recording,")
-@click.option("--profiles", type=FOLDER, help="or one small instance of each LLM: its bundles")
-@click.option("--topology", type=FILE, help="and the GPUs to host them on.")
+@click.option("--plan", "plan_path", type=FILE, help="plan.yaml to host for the recording.")
+@click.option("--profiles", type=FOLDER, help="Bundles of the LLMs to host, one small one of each,")
+@click.option("--topology", type=FILE, help="on the GPUs of this topology.yaml.")
 @click.option("--rehearse", is_flag=True, help="Host simulated engines; timing from --profiles.")
 @cluster_options("local")
 @json_option
@@ -102,10 +110,10 @@ def trace(
     site: Path | None,
     as_json: bool,
 ) -> int:
-    """Run a few TASKS through the recording proxy and write what was seen.
+    """Run a few TASKS of WORKFLOW and record every call through a proxy.
 
-    Give the LLMs by --endpoint; or a --plan to host for the time of the recording; or --profiles
-    and --topology, to host one small instance of each LLM.
+    Say where the LLMs are: --endpoint for each; or a --plan to host for the time of the recording;
+    or --profiles and --topology, to host one small instance of each LLM.
     """
     from scepsy_hpc.report import tables
     from scepsy_hpc.tracing.demand import demand_of
@@ -210,12 +218,15 @@ def _hosted(
         )
 
 
-@click.command()
-@click.option("--workflow", type=FILE, required=True, help="workflow.yaml")
-@click.option("--spans", type=FILE, required=True, help="spans.jsonl")
+@click.command(epilog=example("scepsy demand --workflow workflow.yaml --spans spans.jsonl"))
+@click.option("--workflow", type=FILE, required=True, help="workflow.yaml that was traced.")
+@click.option("--spans", type=FILE, required=True, help="spans.jsonl that `scepsy trace` wrote.")
 @json_option
 def demand(workflow: Path, spans: Path, as_json: bool) -> None:
-    """Say what the spans show about each LLM: calls, parallelism, share of LLM time, tokens."""
+    """Say what the spans show about each LLM: calls, parallelism, share of LLM time, tokens.
+
+    Needs no profile. Each figure is defined in the documentation under "demand".
+    """
     from scepsy_hpc.report import tables
     from scepsy_hpc.tracing.demand import demand_of
     from scepsy_hpc.tracing.spans import load_spans
@@ -227,42 +238,3 @@ def demand(workflow: Path, spans: Path, as_json: bool) -> None:
         print_json(found.summary())
     else:
         tables.show(*tables.demand_parts(found))
-
-
-@click.group()
-def bundle() -> None:
-    """List, check, import and share profile bundles."""
-
-
-@bundle.command("list")
-@click.argument("folder", type=FOLDER)
-@json_option
-def list_bundles(folder: Path, as_json: bool) -> None:
-    """Show the bundles below FOLDER, each checked as it is read."""
-    from scepsy_hpc.bundles.library import find_bundles
-    from scepsy_hpc.report import tables
-
-    found = find_bundles(folder)
-    if as_json:
-        print_json([{**_header(b), "num_points": len(b.points)} for b in found])
-    else:
-        tables.show(tables.bundles_table(found))
-
-
-def _header(found: Any) -> dict[str, Any]:
-    from scepsy_hpc.files import to_plain
-
-    plain: dict[str, Any] = to_plain(found.header)
-    return plain
-
-
-@bundle.command("import")
-@click.argument("kind", type=click.Choice(["silicon", "modelled"]))
-@click.argument("table", type=FILE)
-@click.option("-o", "--output", type=FOLDER, required=True, help="Where bundles are written.")
-def import_table(kind: str, table: Path, output: Path) -> None:
-    """Turn a TABLE of measured (silicon) or modelled points into bundles."""
-    from scepsy_hpc.bundles.importers import import_csv
-
-    found = import_csv(kind, table, output)
-    click.echo(f"wrote {len(found.bundles)} bundles below {output}; left out: {found.dropped}")

@@ -6,16 +6,23 @@ from pathlib import Path
 
 import click
 
-from scepsy_hpc.cli.options import FILE, POSITIVE, json_option, print_json, say
+from scepsy_hpc.cli.options import FILE, POSITIVE, example, json_option, print_json, say
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        "scepsy topology --local -o topology.yaml",
+        "scepsy topology --slurm gpu -o topology.yaml",
+    )
+)
 @click.option("--local", is_flag=True, help="Ask NVML on this machine.")
-@click.option("--slurm", metavar="PARTITION", help="Ask Slurm about a partition.")
+@click.option("--slurm", metavar="PARTITION", help="Ask Slurm (sinfo) about a partition.")
 @click.option("--from-nvidia-smi", "smi", type=FILE, help="Read saved `nvidia-smi topo -m` output.")
-@click.option("--gpu-type", help="GPU type, where the source does not say.")
-@click.option("--gpu-memory-gib", type=POSITIVE, help="Memory, where the source does not say.")
-@click.option("-o", "--output", type=FILE, required=True, help="Where to write topology.yaml.")
+@click.option("--gpu-type", help="GPU type, such as h100_sxm, where the source does not say.")
+@click.option(
+    "--gpu-memory-gib", type=POSITIVE, help="Memory of a GPU in GiB, where the source is silent."
+)
+@click.option("-o", "--output", type=FILE, required=True, help="topology.yaml to write.")
 @json_option
 def topology(
     local: bool,
@@ -26,7 +33,10 @@ def topology(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Write down what GPUs and links there are."""
+    """Write down what GPUs and links there are.
+
+    Give one source: --local, --slurm or --from-nvidia-smi.
+    """
     from scepsy_hpc.cluster import discovery
     from scepsy_hpc.cluster.topology import save_topology
     from scepsy_hpc.report import tables
@@ -50,7 +60,7 @@ def topology(
 
 
 @click.command()
-@click.option("--site", type=FILE, help="Also check what this site.yaml names.")
+@click.option("--site", type=FILE, help="site.yaml whose partition is checked too.")
 @json_option
 def doctor(site: Path | None, as_json: bool) -> int:
     """Say what is missing on this machine or site, and the fix.

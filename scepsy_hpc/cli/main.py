@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
 import importlib
 import os
 import sys
@@ -13,29 +15,30 @@ import click
 from scepsy_hpc import __version__
 from scepsy_hpc.errors import ScepsyError
 
-# Command to the module that holds it: a command imports only what it needs.
+# Command to the module that holds it, and what the list of commands says of it: a command imports
+# only what it needs, and the list imports none of them.
 COMMANDS = {
-    "topology": "machine",
-    "doctor": "machine",
-    "profile": "evidence",
-    "trace": "evidence",
-    "demand": "evidence",
-    "bundle": "evidence",
-    "plan": "planning",
-    "predict": "planning",
-    "simulate": "planning",
-    "run": "running",
-    "serve": "running",
-    "status": "running",
-    "logs": "running",
-    "stop": "running",
-    "report": "running",
-    "demo": "demonstration",
+    "doctor": ("machine", "What is missing on this machine or site, and the fix."),
+    "topology": ("machine", "Write down what GPUs and links there are."),
+    "profile": ("evidence", "Measure models under every parallelism of a topology."),
+    "trace": ("evidence", "Run a few tasks of a workflow and record their calls."),
+    "demand": ("evidence", "What the recorded calls say about each LLM."),
+    "plan": ("planning", "Find and place the best allocation of GPUs."),
+    "predict": ("planning", "Throughput and latency of any allocation."),
+    "simulate": ("planning", "Simulate the recorded runs on a plan: percentiles."),
+    "run": ("running", "Host a plan's engines and work a batch off."),
+    "serve": ("running", "Host a plan's engines without a batch."),
+    "status": ("running", "How far a run is and how its engines are."),
+    "logs": ("running", "The last lines of a run's logs."),
+    "stop": ("running", "Ask a run to end in order."),
+    "report": ("running", "One HTML file: predicted beside measured."),
+    "bundle": ("bundles", "List, check, import and share profile bundles."),
+    "demo": ("demonstration", "All of it on this machine, with simulated engines."),
 }
 
 
 class Lazy(click.Group):
-    """Loads a command's module when the command is asked for."""
+    """Loads a command's module when the command is asked for, not before."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Commands in the order of the data."""
@@ -45,9 +48,25 @@ class Lazy(click.Group):
         """The command of that name."""
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"scepsy_hpc.cli.{COMMANDS[name]}")
+        module = importlib.import_module(f"scepsy_hpc.cli.{COMMANDS[name][0]}")
         found: click.Command = getattr(module, name)
         return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line each, whole."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; an unknown command is answered with the nearest or all known ones."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
+            ctx.fail(f"no such command {name!r}; {hint}")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,8 +77,12 @@ def scepsy() -> None:
     \b
     The way of the data:
       topology, profile, trace -> demand -> plan -> run -> status, report
-    Everything up to plan.yaml is computed from files: no GPU, Slurm or engine needed.
-    `scepsy demo` shows all of it on this machine, with simulated engines.
+    Everything up to plan.yaml is computed from files: no GPU, Slurm or engine
+    is needed. `scepsy demo -o FOLDER` shows all of it on this machine.
+
+    \b
+    Exit codes: 0 done; 1 it ran and failed; 2 bad input or usage;
+    3 infeasible (says the nearest feasible target).
     """
 
 
@@ -75,6 +98,8 @@ def run(arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
+        name = error.ctx.command_path if error.ctx else "scepsy"
+        click.echo(f"\nerror: {name}: give one of the commands above", err=True)
         return 2
     except click.ClickException as error:
         return _usage(error)
@@ -87,6 +112,8 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _system(error)
     except Exception:
         return _bug()
 
@@ -97,6 +124,18 @@ def _usage(error: click.ClickException) -> int:
     message = " ".join(error.format_message().split())
     click.echo(f"error: {command}: {message} (see `{command} --help`)", err=True)
     return 2
+
+
+# What the machine refuses: no fault of the input, none of ours.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE)
+
+
+def _system(error: OSError) -> int:
+    if error.errno not in _REFUSALS:
+        return _bug()
+    where = f"{error.filename}: " if error.filename else ""
+    click.echo(f"error: {where}{error.strerror}", err=True)
+    return 1
 
 
 def _bug() -> int:

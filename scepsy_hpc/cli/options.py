@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +15,24 @@ from scepsy_hpc.files import to_plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER = click.Path(path_type=Path, file_okay=False)
+
+def _path(name: str, **kinds: bool) -> click.Path:
+    """A path; ``name`` stands for it in the help."""
+    made = click.Path(path_type=Path, **kinds)
+    made.name = name
+    return made
+
+
+FILE = _path("file", dir_okay=False)
+FOLDER = _path("folder", file_okay=False)
+FILE_OR_FOLDER = _path("file or folder")
 _UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Duration(click.ParamType[float]):
     """``30s``, ``90min``, ``8h`` in seconds; a number without a unit is refused."""
 
-    name = "duration"
+    name = "time"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Seconds."""
@@ -30,8 +40,18 @@ class Duration(click.ParamType[float]):
             return value
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", str(value))
         if match is None or match[2] not in _UNITS_S or float(match[1]) == 0:
-            self.fail(f"{value!r} is no duration; write for example 500ms, 30s, 90min, 8h or 2d")
+            self.fail(f"{value!r} is no time with its unit; write 500ms, 30s, 90min, 8h or 2d")
         return float(match[1]) * _UNITS_S[match[2]]
+
+
+class Minutes(click.ParamType[int]):
+    """A time as above in whole minutes, rounded up: the unit of Slurm's time limits."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Minutes."""
+        return math.ceil(Duration().convert(value, param, ctx) / 60.0)
 
 
 class Percent(click.ParamType[float]):
@@ -45,33 +65,75 @@ class Percent(click.ParamType[float]):
             return value
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%?\s*", str(value))
         if match is None or float(match[1]) > 100:
-            self.fail(f"{value!r} is no percentage; write for example 5%")
+            self.fail(f"{value!r} is no percentage from 0% to 100%; write for example 5%")
         return float(match[1])
 
 
-DURATION, PERCENT = Duration(), Percent()
-POSITIVE = click.FloatRange(min=0, min_open=True)
-COUNT = click.IntRange(min=1)
+class Positive(click.ParamType[float]):
+    """A finite number above zero: ``2``, ``0.5``; one with a unit is refused."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """The number."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            self.fail(f"{value!r} is no number above 0; write it without a unit, for example 0.5")
+        return number
+
+
+class Count(click.ParamType[int]):
+    """A whole number from 1 on."""
+
+    name = "n"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """The number."""
+        text = str(value).strip()
+        if not text.isascii() or not text.isdigit() or int(text) == 0:
+            self.fail(f"{value!r} is no whole number from 1 on")
+        return int(text)
+
+
+DURATION, MINUTES, PERCENT = Duration(), Minutes(), Percent()
+POSITIVE, COUNT = Positive(), Count()
 
 
 def json_option(function: F) -> F:
     """``--json``: figures as one JSON document on stdout."""
-    return click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")(function)
+    text = "Print the figures as JSON on stdout."
+    return click.option("--json", "as_json", is_flag=True, help=text)(function)
 
 
 def cluster_options(default: str) -> Callable[[F], F]:
-    """``--cluster``, ``--site`` and ``--time``."""
+    """``--cluster`` and ``--site``."""
 
     def add(function: F) -> F:
         choice = click.Choice(["slurm", "here", "local", "debug"])
-        text = "Where: a Slurm job, the allocation this runs in, processes here, or in-process."
-        with_cluster = click.option(
-            "--cluster", type=choice, default=default, show_default=True, help=text
+        text = (
+            "slurm: submit a job; here: use the Slurm allocation this runs in; local: processes "
+            "on this machine; debug: inside this process."
         )
-        with_site = click.option("--site", type=FILE, help="What your Slurm site wants: site.yaml.")
+        with_cluster = click.option(
+            "--cluster",
+            type=choice,
+            metavar="WHERE",
+            default=default,
+            show_default=True,
+            help=text,
+        )
+        with_site = click.option("--site", type=FILE, help="site.yaml: what your Slurm site wants.")
         return with_cluster(with_site(function))
 
     return add
+
+
+def example(*lines: str) -> str:
+    """The end of a help: command lines as they are typed."""
+    return "\n".join(("\b", "Example:", *(f"  {line}" for line in lines)))
 
 
 def named(values: tuple[str, ...], what: str) -> dict[str | None, str]:
@@ -90,8 +152,16 @@ def named(values: tuple[str, ...], what: str) -> dict[str | None, str]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(to_plain(value), indent=2))
+    """One JSON document on stdout; what is unknown or not finite is null, never NaN."""
+    click.echo(json.dumps(_finite(to_plain(value)), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
 def say(text: str) -> None:

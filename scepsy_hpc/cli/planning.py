@@ -16,38 +16,59 @@ from scepsy_hpc.cli.options import (
     FOLDER,
     PERCENT,
     POSITIVE,
+    example,
     json_option,
     named,
     print_json,
     say,
 )
 
+SPANS_HELP = "spans.jsonl of traced runs.  [default: those the plan names]"
+PROFILES_HELP = "Folder of bundles.  [default: those the plan names]"
 
-@click.command()
+
+@click.command(
+    epilog=example(
+        "scepsy plan --workflow workflow.yaml --spans spans.jsonl \\",
+        "    --profiles profiles/ --topology topology.yaml --rate 2 -o plan.yaml",
+    )
+)
 @click.option(
     "--workflow",
     "workflows",
     multiple=True,
     required=True,
-    metavar="[NAME=]W.yaml[@RATE]",
+    metavar="[NAME=]FILE[@RATE]",
     help="workflow.yaml; repeat for several, each with its rate in runs per second.",
 )
 @click.option(
-    "--spans", multiple=True, required=True, metavar="[NAME=]S.jsonl", help="Its traced runs."
+    "--spans",
+    multiple=True,
+    required=True,
+    metavar="[NAME=]FILE",
+    help="spans.jsonl of its traced runs; NAME is its workflow's, where there are several.",
 )
 @click.option("--profiles", type=FOLDER, required=True, help="Folder of profile bundles.")
-@click.option("--topology", type=FILE, required=True, help="topology.yaml")
+@click.option("--topology", type=FILE, required=True, help="topology.yaml: the GPUs to use.")
 @click.option("--rate", type=POSITIVE, help="Target: lowest latency at so many runs per second.")
 @click.option("--max-throughput", is_flag=True, help="Target: highest rate.")
-@click.option("--tasks", type=COUNT, help="Target: so many tasks, with --deadline.")
-@click.option("--deadline", type=DURATION, help="Within this time, such as 8h.")
-@click.option("--gpus", type=COUNT, help="Use at most so many GPUs.")
-@click.option("--latency-limit", type=DURATION, help="Mean run latency at most this.")
-@click.option("--p95-limit", type=DURATION, help="95% of runs within this (by simulation).")
-@click.option("--within", type=PERCENT, help="Fewest GPUs within so many percent of the best.")
-@click.option("--engine", help="Use profiles of this engine only: vllm or vllm-0.24.0.")
-@click.option("--dask", default="none", show_default=True, help="none, local, slurm or an address.")
-@click.option("-o", "--output", type=FILE, required=True, help="Where to write plan.yaml.")
+@click.option("--tasks", type=COUNT, help="Target: a batch of so many tasks, with --deadline.")
+@click.option("--deadline", type=DURATION, help="The batch ends within this time, such as 8h.")
+@click.option("--gpus", type=COUNT, help="Limit: at most so many GPUs.")
+@click.option("--latency-limit", type=DURATION, help="Limit: mean run latency, such as 30s.")
+@click.option("--p95-limit", type=DURATION, help="Limit: 95% of runs end within this time.")
+@click.option("--within", type=PERCENT, help="The fewest GPUs within so many percent of the best.")
+@click.option(
+    "--engine", metavar="NAME", help="Only profiles of this engine: vllm, or vllm-0.24.0."
+)
+@click.option(
+    "--dask",
+    metavar="WHERE",
+    default="none",
+    show_default=True,
+    help="Aggregate on Dask workers: local, slurm or a scheduler's address.",
+)
+@click.option("-o", "--output", type=FILE, required=True, help="plan.yaml to write.")
 @json_option
 def plan(
     workflows: tuple[str, ...],
@@ -67,9 +88,10 @@ def plan(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Aggregate spans and profiles, search every allocation, place the best, write plan.yaml.
+    """Aggregate spans and profiles, search every allocation, place the best.
 
-    Exit code 3 where nothing meets the target: the message names the nearest that is feasible.
+    Without a target, the rates given with --workflow count. Exit code 3 where nothing meets the
+    target: the message names the nearest that is feasible, and nothing is written.
     """
     from scepsy_hpc.bundles.library import find_bundles
     from scepsy_hpc.cluster.topology import load_topology
@@ -174,14 +196,20 @@ def _spans(values: tuple[str, ...], flows: Sequence[Any]) -> tuple[dict[str, Any
     return found, paths
 
 
-@click.command()
+@click.command(epilog=example("scepsy predict plan.yaml --rate 5"))
 @click.argument("plan_path", metavar="PLAN", type=FILE)
 @click.option("--rate", type=POSITIVE, help="Runs per second.  [default: the plan's]")
 @click.option("--tasks", type=COUNT, help="Or a closed batch of so many tasks.")
 @click.option("--runs-in-flight", type=COUNT, help="Runs of it at a time.  [default: the plan's]")
-@click.option("--workflow", "workflows", multiple=True, metavar="[NAME=]W.yaml", help="As in plan.")
-@click.option("--spans", multiple=True, metavar="[NAME=]S.jsonl", help="Traced runs.")
-@click.option("--profiles", type=FOLDER, help="Bundles.  [default: those the plan names]")
+@click.option(
+    "--workflow",
+    "workflows",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="workflow.yaml, as in plan.",
+)
+@click.option("--spans", multiple=True, metavar="[NAME=]FILE", help=SPANS_HELP)
+@click.option("--profiles", type=FOLDER, help=PROFILES_HELP)
 @json_option
 def predict(
     plan_path: Path,
@@ -195,8 +223,8 @@ def predict(
 ) -> None:
     """Say what an allocation reaches: mean latency and throughput by the pipeline.
 
-    A plan written by hand needs --workflow, --spans and --profiles. Percentiles come from
-    `scepsy simulate`.
+    PLAN may be written by hand; then give --workflow, --spans and --profiles too. Percentiles
+    come from `scepsy simulate`.
     """
     from scepsy_hpc.planning import plan_curves
     from scepsy_hpc.planning.aggregate import demands_in
@@ -224,14 +252,14 @@ def predict(
     tables.show(*(f"flag: {flag}" for flag in found.flags))
 
 
-@click.command()
+@click.command(epilog=example("scepsy simulate plan.yaml --rate 5 --runs 500 --seed 1"))
 @click.argument("plan_path", metavar="PLAN", type=FILE)
 @click.option("--rate", type=POSITIVE, help="Runs per second, Poisson arrivals.")
 @click.option("--runs-in-flight", type=COUNT, help="Or a closed batch, so many runs at a time.")
 @click.option("--runs", type=COUNT, default=200, show_default=True, help="Runs to simulate.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of arrivals and draws.")
-@click.option("--spans", multiple=True, metavar="[NAME=]S.jsonl", help="Traced runs.")
-@click.option("--profiles", type=FOLDER, help="Bundles.  [default: those the plan names]")
+@click.option("--spans", multiple=True, metavar="[NAME=]FILE", help=SPANS_HELP)
+@click.option("--profiles", type=FOLDER, help=PROFILES_HELP)
 @json_option
 def simulate(
     plan_path: Path,
@@ -243,7 +271,10 @@ def simulate(
     profiles: Path | None,
     as_json: bool,
 ) -> None:
-    """Simulate the traced runs on a plan, call by call: percentiles with intervals."""
+    """Simulate the traced runs on PLAN, call by call: percentiles with intervals.
+
+    Give the load: --rate or --runs-in-flight. Every figure carries its 95% interval.
+    """
     from scepsy_hpc.planning.outlook import Closed, Open, simulated
     from scepsy_hpc.planning.plan import load_plan
     from scepsy_hpc.planning.plan_inputs import bundles_of, spans_of

@@ -15,8 +15,10 @@ from scepsy_hpc.cli.options import (
     DURATION,
     FILE,
     FOLDER,
+    MINUTES,
     POSITIVE,
     cluster_options,
+    example,
     json_option,
     print_json,
     say,
@@ -24,7 +26,7 @@ from scepsy_hpc.cli.options import (
 from scepsy_hpc.cluster.executors import ClusterName
 
 
-@click.command()
+@click.command(epilog=example("scepsy run plan.yaml tasks.jsonl -o results/ --cluster slurm"))
 @click.argument("plan", type=FILE)
 @click.argument("tasks", type=FILE)
 @click.option("-o", "--output", type=FOLDER, required=True, help="Results folder, shared by nodes.")
@@ -32,9 +34,9 @@ from scepsy_hpc.cluster.executors import ClusterName
 @click.option("--resume", is_flag=True, help="Go on with the tasks not recorded in the folder.")
 @click.option("--runs-in-flight", type=COUNT, help="Runs at a time.  [default: the plan's, or 8]")
 @click.option("--rate", type=POSITIVE, help="Runs per second instead, Poisson arrivals.")
-@click.option("--seed", type=int, default=0, help="Seed of the arrivals.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the arrivals.")
 @click.option("--task-timeout", type=DURATION, help="Limit for one attempt, such as 30min.")
-@click.option("--time", "time_min", type=COUNT, help="Time limit of the job in minutes.")
+@click.option("--time", "time_min", type=MINUTES, help="Time limit of the job, such as 8h.")
 @json_option
 def run(
     plan: Path,
@@ -52,8 +54,8 @@ def run(
 ) -> int:
     """Host the plan's engines and work the batch TASKS off.
 
-    Each task that ended stands once in RESULTS/results.jsonl. Interrupted? The same command with
-    --resume goes on with the others.
+    Each task that ended stands once in results.jsonl of the folder, and is never run again.
+    Interrupted? The same command with --resume goes on with the others.
     """
     from scepsy_hpc.serving.settings import RunSettings
 
@@ -153,17 +155,17 @@ def _conclude(output: Path, status: dict[str, Any], as_json: bool) -> int:
     return int(bool(left or counts.get("failed")))
 
 
-@click.command()
+@click.command(epilog=example("scepsy serve plan.yaml -o serving/ --cluster slurm"))
 @click.argument("plan", type=FILE)
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder for logs and status.")
 @cluster_options("local")
-@click.option("--time", "time_min", type=COUNT, help="Time limit of the job in minutes.")
+@click.option("--time", "time_min", type=MINUTES, help="Time limit of the job, such as 8h.")
 def serve(
     plan: Path, output: Path, cluster: ClusterName, site: Path | None, time_min: int | None
 ) -> int:
     """Host the plan's engines without a batch, until `scepsy stop`.
 
-    `scepsy status` shows the endpoint; the key stands in FOLDER/private/api_key.
+    `scepsy status` shows the endpoint; the key stands in private/api_key of the folder.
     """
     from scepsy_hpc.serving.settings import RunSettings
 
@@ -176,7 +178,7 @@ def serve(
 @click.argument("folder", type=FOLDER)
 @json_option
 def status(folder: Path, as_json: bool) -> None:
-    """Show how far a run is and how its engines are."""
+    """Show how far the run in FOLDER is and how its engines are."""
     from scepsy_hpc.report import tables
     from scepsy_hpc.serving.run import read_status
 
@@ -196,9 +198,14 @@ def _show_alerts(status: dict[str, Any]) -> None:
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.argument("name", required=False)
-@click.option("-n", "--lines", type=COUNT, default=50, show_default=True, help="Lines of each log.")
+@click.option(
+    "-n", "--lines", type=COUNT, default=50, show_default=True, help="So many lines of each log."
+)
 def logs(folder: Path, name: str | None, lines: int) -> None:
-    """Print the last lines of a run's logs, or of the one whose name starts with NAME."""
+    """Print the last lines of a run's logs.
+
+    FOLDER is the run's results folder. With NAME, only of logs whose name starts with it.
+    """
     from scepsy_hpc.engines.process import last_lines
     from scepsy_hpc.errors import InputError
     from scepsy_hpc.serving.run_folder import RunFolder
@@ -215,24 +222,27 @@ def logs(folder: Path, name: str | None, lines: int) -> None:
 @click.command()
 @click.argument("folder", type=FOLDER)
 def stop(folder: Path) -> None:
-    """Ask a run to end in order; nothing recorded is lost."""
+    """Ask the run in FOLDER to end in order; nothing recorded is lost."""
     from scepsy_hpc.serving import run as runs
 
     click.echo(runs.stop(folder))
 
 
-@click.command()
+@click.command(epilog=example("scepsy report results/ --again results-2/ -o report.html"))
 @click.argument("folder", type=FOLDER)
 @click.option("-o", "--output", type=FILE, help="HTML file.  [default: FOLDER/report.html]")
 @click.option(
     "--again",
     type=FOLDER,
     multiple=True,
-    help="Another run of the same plan and tasks: shows the noise floor. Repeatable.",
+    help="Results of the same plan and tasks run again, for the noise floor; may be repeated.",
 )
 @json_option
 def report(folder: Path, output: Path | None, again: tuple[Path, ...], as_json: bool) -> None:
-    """Write one self-contained HTML file about a run: predicted beside measured."""
+    """Write one self-contained HTML file about a run: predicted beside measured.
+
+    FOLDER is the results folder of a run that has ended.
+    """
     from scepsy_hpc.report import tables
     from scepsy_hpc.report.html import write_report
 
