@@ -94,7 +94,7 @@ def _steps(out: Path, workflow: Path) -> list[tuple[str, str]]:
         (
             "3. Plan: aggregate, search every allocation, place",
             f"plan --workflow {flow} --spans {spans} --profiles {profiles} "
-            f"--topology {topology} --rate 4 -o {plan}",
+            f"--topology {topology} --rate 4 --within 5% -o {plan}",
         ),
         (
             "4. Run: the batch, inside one allocation (here: local processes)",
