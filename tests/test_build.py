@@ -11,6 +11,7 @@ from planning_cases import bundle, calls, cluster, demand, engine_points, point,
 from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError, InputError
+from scepsy_hpc.planning.baselines import equal_split
 from scepsy_hpc.planning.build import make_plan, one_each, plan_for
 from scepsy_hpc.planning.plan import Plan, load_plan, save_plan
 from scepsy_hpc.planning.plan_curves import predict
@@ -183,6 +184,17 @@ def test_declared_parallelism_is_kept() -> None:
     assert any("derived" in flag and flag.startswith("b:") for flag in plan.predicted.flags)  # type: ignore[union-attr]
 
 
+def test_other_engine_args_are_flagged() -> None:
+    """Arguments that the profile was not measured under reach the engine, and are flagged."""
+    args: dict[str, str | int | float | bool | tuple[str, ...]] = {"max_num_seqs": 8}
+    flow = workflow("w", {"a": Llm(model="org/model", engine_args=args), "b": FLOW.llms["b"]})
+    plan = plan_for([(flow, 1.0)], {"w": NEEDS}, _bundles(), cluster(), Rate())
+    assert plan.llms["a"].engine_args == args
+    assert plan.predicted is not None
+    flagged = [flag for flag in plan.predicted.flags if "engine_args max_num_seqs" in flag]
+    assert [flag.split(":")[0] for flag in flagged] == ["a"]
+
+
 def test_nothing_fits() -> None:
     """Weights above every GPU's memory: infeasible, and each refusal says why."""
     big = [bundle(engine_points(SHAPES), weights_gib=500.0), *_bundles()[1:]]
@@ -237,6 +249,20 @@ def test_one_each_for_tracing() -> None:
     assert all(d.tp_degree == 1 and d.gpu_share_pct == 100 for d in plan.llms.values())
     with pytest.raises(InfeasibleError, match="does not fit"):
         one_each(FLOW, _bundles(), cluster(gpus=1))
+
+
+def test_equal_split_is_no_better() -> None:
+    """Equal GPUs for each LLM: placed, predicted without a certificate, never a lower latency."""
+    best = _plan(Rate(1.0))
+    split = equal_split([(FLOW, 1.0)], {"w": NEEDS}, _bundles(), cluster(), Rate())
+    assert {name: d.num_replicas for name, d in split.llms.items()} == {"a": 4, "b": 4}
+    assert len(split.instances) == 8
+    assert split.certificate is None
+    assert split.predicted is not None
+    assert best.predicted is not None
+    assert (split.predicted.latency_mean_s or 0.0) >= (best.predicted.latency_mean_s or 0.0)
+    with pytest.raises(InfeasibleError, match="equal split"):
+        equal_split([(FLOW, 1.0)], {"w": NEEDS}, _bundles(), cluster(gpus=1), Rate())
 
 
 def test_components_by_equal_nodes() -> None:

@@ -94,16 +94,27 @@ def plan_for(
     Without ``tails`` (traced runs) percentiles stay unknown.
     """
     flows = [workflow for workflow, _ in workflows]
-    pipeline = pipeline_of(flows, demands, _rates(workflows, target))
+    pipeline = pipeline_of(flows, demands, rates_of(workflows, target))
     offers = offers_of(pipeline, bundles, topology, engine, client)
     lengths = demands[flows[0].name].run_lengths_s if len(flows) == 1 else ()
     case = Case(pipeline, offers, topology, limits or Limits(), lengths, tails)
-    choice = choose(case, target)
-    llms = {name: _deployment(choice, name, offers[name]) for name in choice.solution.chosen}
-    predicted = _predicted(choice, target, lengths)
-    if tails is not None and not isinstance(target, Deadline):
-        predicted = with_tails(predicted, tails.figures(choice.pipeline, choice.hosted))
+    return emit(choose(case, target), case, flows, demands, target, inputs)
+
+
+def emit(
+    choice: Choice,
+    case: Case,
+    flows: Sequence[Workflow],
+    demands: Mapping[str, WorkflowDemand],
+    target: Target,
+    inputs: Sequence[Path | str] = (),
+) -> Plan:
+    """The plan of a choice: what it hosts where, what it asks for, what it should reach."""
+    predicted = _predicted(choice, target, case.run_lengths_s)
+    if case.tails is not None and not isinstance(target, Deadline):
+        predicted = with_tails(predicted, case.tails.figures(choice.pipeline, choice.hosted))
     names = deployments_of(flows)
+    placed = choice.solution.instances
     return Plan(
         workflows=tuple(
             PlanWorkflow(
@@ -115,18 +126,20 @@ def plan_for(
             )
             for load, flow in zip(choice.pipeline.workflows, flows, strict=True)
         ),
-        llms=llms,
-        instances=choice.solution.instances,
-        allocation=allocation_of(choice.solution.instances, topology, _time_min(target)),
+        llms={n: _deployment(choice, n, case.offers[n]) for n in choice.solution.chosen},
+        instances=placed,
+        allocation=allocation_of(placed, case.topology, _time_min(target)),
         predicted=predicted,
         demand={flow.name: demands[flow.name].summary for flow in flows},
         certificate=choice.certificate,
-        inputs=_inputs([*(f.path for f in flows), *inputs, *_used(choice, offers)]),
-        explanation=explain(choice, offers, predicted, demands),
+        inputs=_inputs([*(f.path for f in flows), *inputs, *_used(choice, case.offers)]),
+        explanation=explain(choice, case.offers, predicted, demands),
     )
 
 
-def _rates(workflows: Sequence[tuple[Workflow, float | None]], target: Target) -> dict[str, float]:
+def rates_of(
+    workflows: Sequence[tuple[Workflow, float | None]], target: Target
+) -> dict[str, float]:
     """Rate of each workflow. Raises InputError."""
     found = {}
     for workflow, rate in workflows:

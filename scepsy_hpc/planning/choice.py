@@ -223,10 +223,12 @@ def _most(case: Case) -> Choice:
         factor, above = _highest_within(case, factor, gpus)
         solution, tables = case.cheapest(case.pipeline.at_rates(factor), gpus)
         total_rps = case.pipeline.total_rps
-        certificate = certify("rate_rps", factor * total_rps, above * total_rps)
         note = "the limit on latency, not capacity, ends the rate"
         if case.limits.p95_limit_s is not None:
+            # No search bounds a percentile: what is proved is only the rate without that limit.
+            above = fastest.bound * MAX_UTILISATION
             note += "; the p95 was replayed for the plan of lowest mean at each rate"
+        certificate = certify("rate_rps", factor * total_rps, above * total_rps)
         return Choice(case.pipeline.at_rates(factor), tables, solution, certificate, notes=(note,))
     value = min(
         pipeline.theta(h.stage, h.curve, h.num_replicas) for h in hosted_by(pipeline, solution)

@@ -22,6 +22,7 @@ from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.evidence import Evidence
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.queueing import Server
+from scepsy_hpc.tracing.workflow import EngineArgs
 
 SAME_SHAPE = 0.05
 """Token lengths within this part of each other are one shape."""
@@ -71,6 +72,16 @@ def make_curve(
             "measured on an A100"
         )
     return _scaled(evidence, kind, tokens, near, cap, flags)
+
+
+def with_engine_args(curve: Curve, evidence: Evidence, engine_args: EngineArgs) -> Curve:
+    """The curve, flagged where the engine is to run with other arguments than it was profiled."""
+    profiled = evidence.merged.header.engine_args
+    other = sorted(key for key, value in engine_args.items() if profiled.get(key) != value)
+    if not other:
+        return curve
+    flag = f"transferred: engine_args {', '.join(other)} are not those of the profile"
+    return replace(curve, flags=(*curve.flags, flag))
 
 
 def _over(link: Link | None) -> str:

@@ -49,6 +49,8 @@ def _llm_line(choice: Choice, name: str, offers: Offers, predicted: Predicted) -
         text += f": {100 * share:.0f}% of the latency of a run"
     if figures.utilisation is not None:
         text += f", {100 * figures.utilisation:.0f}% utilised"
+    if not choice.tables:
+        return text
     more, less = _neighbour(choice, option, +1), _neighbour(choice, option, -1)
     text += f"; one GPU more: {more}; one less: {less}"
     return text + (_first_gain(choice, option) if more == _NO_CHANGE else "")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError
-from scepsy_hpc.planning.curve_making import NoCurveError, make_curve
+from scepsy_hpc.planning.curve_making import NoCurveError, make_curve, with_engine_args
 from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.evidence import Evidence, Shelf, no_evidence
 from scepsy_hpc.planning.options import Kind
@@ -85,7 +85,8 @@ def _offers(
     found, refused = [], []
     for kind in _kinds(spec, evidence, gpu_type, holes):
         try:
-            curve = make_curve(evidence, kind, tokens, spec.min_memory_gib)
+            made = make_curve(evidence, kind, tokens, spec.min_memory_gib)
+            curve = with_engine_args(made, evidence, spec.engine_args)
         except NoCurveError as error:
             refused.append(f"TP {kind.tp_degree} at {kind.gpu_share_pct}%: {error}")
             continue

@@ -10,7 +10,7 @@ from dataclasses import replace
 from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.bundles.step_time import RESERVE_GIB
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.planning.curve_making import NoCurveError, make_curve
+from scepsy_hpc.planning.curve_making import NoCurveError, make_curve, with_engine_args
 from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of
 from scepsy_hpc.planning.evidence import Evidence, evidence_for, no_evidence
@@ -202,7 +202,8 @@ def curve_of(
     reasons = []
     for evidence in _evidence(deployment, bundles):
         try:
-            return make_curve(evidence, kind, tokens)
+            curve = make_curve(evidence, kind, tokens)
+            return with_engine_args(curve, evidence, deployment.engine_args)
         except NoCurveError as error:
             reasons.append(f"{evidence.label}: {error}")
     if not reasons:
