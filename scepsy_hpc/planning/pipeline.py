@@ -211,7 +211,7 @@ def use_of(workflow: str, alias: str, demand: LlmDemand, fan_out: float, cached:
                 f"workflow {workflow}, LLM {alias}: {key} is on none of its spans; a curve needs "
                 "the token lengths (the engine's usage must be recorded)"
             )
-    tokens = TokenLengths(inputs or 0.0, outputs or 0.0, cached)
+    tokens = TokenLengths(max(inputs or 0.0, 1.0), max(outputs or 0.0, 1.0), cached)
     return Use(workflow, alias, demand.calls_per_run, demand.parallelism, fan_out, tokens)
 
 
