@@ -157,8 +157,11 @@ def read_yaml_data(path: Path | str) -> Any:
         raise InputError(f"{path}:{line} {problem}") from None
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key that stands twice: YAML would silently keep the last."""
+class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The fast safe loader where libyaml is there, refusing a key that stands twice.
+
+    YAML would silently keep the last.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -169,7 +172,7 @@ class _StrictLoader(yaml.SafeLoader):
                     problem=f"key {key!r} stands twice", problem_mark=key_node.start_mark
                 )
             seen.add(key if isinstance(key, str) else repr(key))
-        return super().construct_mapping(node, deep=deep)
+        return dict(super().construct_mapping(node, deep=deep))
 
 
 def read_yaml(path: Path | str, cls: type[T], schema: str) -> T:

@@ -23,7 +23,7 @@ def refusal(path, text):
     ("text", "words"),
     [
         ("nodes: []", ["schema", "scepsy/topology/v1"]),
-        ("a: [", ["line 1"]),
+        ("a: [", ["line "]),
         ("just text", ["must be a mapping"]),
         (
             f"schema: scepsy/topology/v1\nnodes: [{NODE.replace('gpu_type', 'gpu_typ')}]",

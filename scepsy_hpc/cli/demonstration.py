@@ -24,7 +24,7 @@ models:
   - model: Qwen/Qwen3-0.6B
     engine: simulated
     llm: reranker
-    gpu_shares_pct: [25, 50, 100]
+    gpu_shares_pct: [50, 100]
     weights_gib: 1.2
     kv_bytes_per_token: 114688
     engine_args: {timing_bundle: h100_sxm/Qwen__Qwen3-0.6B/vllm-0.24.0/token-grid}
@@ -43,21 +43,20 @@ loads: {concurrency: [1, 3, 8, 20], requests_per_point: 12, warmup_requests: 2}
 
 @click.command()
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder for everything it makes.")
-@click.option("--tasks", "num_tasks", type=COUNT, default=48, show_default=True, help="Batch size.")
+@click.option("--tasks", "num_tasks", type=COUNT, default=96, show_default=True, help="Batch size.")
 def demo(output: Path, num_tasks: int) -> int:
     """Show the whole way on this machine: trace, profile, plan, run a batch, report.
 
     Local processes, simulated engines, a real agent (RAG with a reranker). Takes about a minute
     and a half. Whatever was in the folder from an earlier demo is replaced.
     """
-    from scepsy_hpc.files import read_text, shipped_path, write_text
+    from scepsy_hpc.files import shipped_path, write_text
 
     workflow = shipped_path("workflows") / "rag_rerank"
     _clear(output)
     write_text(output / "topology.yaml", TOPOLOGY)
     write_text(output / "profile.yaml", SPEC)
-    lines = read_text(workflow / "tasks.jsonl").splitlines(keepends=True)
-    write_text(output / "tasks.jsonl", "".join(lines[:num_tasks]))
+    _write_tasks(workflow / "tasks.jsonl", output / "tasks.jsonl", num_tasks)
     say(
         "The engines of this demo are SIMULATED: no model is computed. Their timing follows the\n"
         "shipped profiles of Qwen3-0.6B and Qwen3-8B on H100 (vLLM 0.24.0), which are modelled,\n"
@@ -73,6 +72,19 @@ def demo(output: Path, num_tasks: int) -> int:
     say(f"\nThe whole demo took {time.monotonic() - started_s:.0f} s.")
     say(f"report: {(output / 'report.html').absolute()}")
     return 0
+
+
+def _write_tasks(shipped: Path, path: Path, num_tasks: int) -> None:
+    """So many tasks; the shipped ones come again under another id where they are too few."""
+    from scepsy_hpc.files import read_jsonl_data, write_jsonl
+
+    tasks = read_jsonl_data(shipped)
+    chosen = []
+    for number in range(num_tasks):
+        turn, index = divmod(number, len(tasks))
+        task = tasks[index]
+        chosen.append(task if turn == 0 else {**task, "task_id": f"{task['task_id']}-{turn + 1}"})
+    write_jsonl(path, chosen)
 
 
 def _steps(out: Path, workflow: Path) -> list[tuple[str, str]]:

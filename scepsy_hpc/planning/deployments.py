@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.planning.pipeline import Pipeline, Stage, Use, WorkflowLoad, use_of
@@ -25,11 +25,24 @@ class WorkflowDemand:
     run_lengths_s: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def kept(self) -> DemandSummary:
+        """The summary as a plan keeps it, with what its prediction needs again."""
+        llms = {
+            alias: replace(
+                demand,
+                fan_out=self.fan_out.get(alias, demand.fan_out),
+                cached_tokens_mean=self.cached_tokens.get(alias, demand.cached_tokens_mean),
+            )
+            for alias, demand in self.summary.llms.items()
+        }
+        return replace(self.summary, llms=llms)
+
     def use(self, workflow: str, alias: str) -> Use:
         """One LLM's use. Without spans the fan-out is taken to be the parallelism."""
         demand = self.summary.llms[alias]
-        fan_out = self.fan_out.get(alias, max(demand.parallelism, 1.0))
-        return use_of(workflow, alias, demand, fan_out, self.cached_tokens.get(alias, 0.0))
+        known = demand.fan_out or max(demand.parallelism, 1.0)
+        cached = self.cached_tokens.get(alias, demand.cached_tokens_mean or 0.0)
+        return use_of(workflow, alias, demand, self.fan_out.get(alias, known), cached)
 
 
 def deployments_of(workflows: Sequence[Workflow]) -> dict[str, dict[str, str]]:

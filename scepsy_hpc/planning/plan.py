@@ -121,7 +121,10 @@ class Predicted:
 
 @record
 class LlmDemand:
-    """What the spans say about one LLM (definitions: CONTRACT, `demand`)."""
+    """What the spans say about one LLM.
+
+    ``fan_out``: calls that start together, as a call sees it; the parallelism where unknown.
+    """
 
     calls_per_run: float
     parallelism: float
@@ -129,6 +132,8 @@ class LlmDemand:
     share_cv: float | None = None
     input_tokens_mean: float | None = None
     output_tokens_mean: float | None = None
+    cached_tokens_mean: float | None = None
+    fan_out: float | None = None
 
 
 @record
