@@ -1,0 +1,78 @@
+"""What the pages say can be made again, and what they link to is there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(p for d in ("docs", "bench", "profiles") for p in ROOT.glob(f"{d}/*.md")),
+    ]
+)
+
+
+def _paragraphs(page: Path) -> list[str]:
+    return re.split(r"\n\s*\n", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of a page names a file or folder that exists."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target) and not target.startswith("#"):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
+
+
+def test_every_table_of_figures_names_its_command() -> None:
+    """The paragraph above each table of docs/accuracy.md has the command and the day."""
+    paragraphs = _paragraphs(ROOT / "docs" / "accuracy.md")
+    tables = [i for i, text in enumerate(paragraphs) if text.startswith("|")]
+    assert len(tables) >= 5
+    for i in tables:
+        made = re.search(r"`python (bench/\w+\.py)[^`]*` on \d{4}-\d\d-\d\d", paragraphs[i - 1])
+        assert made, paragraphs[i - 1]
+        assert (ROOT / made[1]).is_file()
+
+
+def test_every_bench_is_listed() -> None:
+    """bench/README.md names each script and module of the folder."""
+    listed = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    for script in (ROOT / "bench").glob("*.py"):
+        assert script.name in listed
+
+
+def test_accuracy_page_is_what_the_bench_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out errors of one bundle, measured anew, are those on the page.
+
+    When this fails the predictor has changed: run `python bench/predictor.py --markdown`.
+    """
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    for name in ("predictor", "held_out"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import predictor
+
+    misses, left_out = predictor.measure(predictor.measured_bundles("Llama-3.1-70B"))
+    assert not left_out
+    rows = [
+        row
+        for made in (predictor.concurrency_table(misses), predictor.shape_table(misses))
+        for row in made[1]
+        if row[0] != "all"
+    ]
+    assert len(rows) == 6
+    page = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8").splitlines()
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in page]
+    for row in rows:
+        same = [cells for cells in shown if cells[:2] == row[:2] and len(cells) == len(row)]
+        assert any(
+            [float(cell) for cell in cells[2:]]
+            == pytest.approx([float(cell) for cell in row[2:]], abs=0.25)
+            for cells in same
+        ), row
