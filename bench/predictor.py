@@ -79,8 +79,8 @@ little for a fit, or contradicts itself.""",
     "The fitted engine model alone": """The engine model without the measured points that a plan's
 curve is held to. Fits that a plan would refuse are included.""",
     "Worst cases": """The largest errors of the plan's curve; + says too long. Part of them is the
-measurement: gpt-oss-120b at TP 4 with 1024 input and output tokens took 16.5 s at 32 calls in flight
-and 10.0 s at 64.""",
+measurement: gpt-oss-120b at TP 4 with 1024 input and output tokens took 16.5 s at 32 calls in
+flight and 10.0 s at 64.""",
 }
 
 LIMITS = """## What this does not show
