@@ -139,7 +139,7 @@ def discover_slurm(
 def _sinfo(partition: str, where: str) -> list[tuple[str, str, str, str]]:
     if shutil.which("sinfo") is None:
         raise InputError(f"{where}: `sinfo` is not on PATH; run this where Slurm commands work")
-    columns = "NodeHost:64,Gres:128,GresUsed:128,StateLong:32"
+    columns = "NodeList:64,Gres:128,GresUsed:128,StateLong:32"
     command = ["sinfo", "-N", "-h", "-p", partition, "-O", columns]
     # Inherited SLURM_*/SINFO_* settings would change what sinfo prints.
     kept = ("SLURM_CONF",)
