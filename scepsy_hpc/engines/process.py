@@ -15,8 +15,9 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from scepsy_hpc.cluster import guard
 from scepsy_hpc.cluster.cpu_slices import SliceGroup, make_group, quota_cores
-from scepsy_hpc.engines import guard, vllm
+from scepsy_hpc.engines import vllm
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.probe import Answer, ask
 from scepsy_hpc.errors import InputError, RunError

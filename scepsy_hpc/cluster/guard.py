@@ -1,4 +1,4 @@
-"""Stands between a parent and an engine: when the parent dies, the whole process group dies.
+"""Stands between a parent and a server: when the parent dies, the whole process group dies.
 
     python guard.py COMMAND...
 
@@ -14,16 +14,16 @@ import sys
 
 
 def main() -> int:
-    # SIGTERM goes to the whole group: the engine acts on it, the guard waits for the engine.
-    # A handler, because exec resets it for the engine, while an ignored signal stays ignored.
+    # SIGTERM goes to the whole group: the server acts on it, the guard waits for the server.
+    # A handler, because exec resets it for the server, while an ignored signal stays ignored.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
-    engine = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-    ended = os.pidfd_open(engine.pid)
+    server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    ended = os.pidfd_open(server.pid)
     readable, _, _ = select.select([sys.stdin.fileno(), ended], [], [])
     if ended not in readable:
         os.killpg(os.getpgid(0), signal.SIGKILL)
-    status = engine.wait()
+    status = server.wait()
     # The shell's convention, so that the parent can name the signal.
     return status if status >= 0 else 128 - status
 
