@@ -1,5 +1,6 @@
 """A small workflow on simulated engines, for the tests that host plans; and a look at what ran."""
 
+import contextlib
 import json
 import os
 import signal
@@ -84,6 +85,19 @@ def _deployment(name, gpu_type, instances, engine_args):
     )
 
 
+@contextlib.contextmanager
+def ended_with(running):
+    """A command left running; it and what it started get SIGKILL when the test fails meanwhile."""
+    with running:
+        try:
+            yield running
+        except BaseException:
+            started = psutil.Process(running.pid).children(recursive=True)
+            for process in (running, *started):
+                process.kill()
+            raise
+
+
 def results(out):
     """Lines of results.jsonl so far; whole ones only."""
     path = Path(out) / "results.jsonl"
@@ -129,6 +143,17 @@ def wait_until(holds, what, timeout_s=90.0):
         time.sleep(0.1)
 
 
+def wait_for_results(running, out, number, timeout_s=90.0):
+    """Returns when that many tasks are recorded; fails when the command ends before."""
+
+    def enough():
+        found = len(results(out)) >= number
+        assert found or running.poll() is None, running.communicate()
+        return found
+
+    wait_until(enough, f"{number} results", timeout_s)
+
+
 def processes_of(folder):
     """Live processes that name ``folder`` in their command line, or whose log is in it."""
     found = []
@@ -144,6 +169,6 @@ def processes_of(folder):
     return found
 
 
-def kill(pid):
-    """SIGKILL, as the kernel does when memory runs out."""
-    os.kill(pid, signal.SIGKILL)
+def kill_engine(report):
+    """SIGKILL to an engine and its guard, as the kernel does when memory runs out."""
+    os.killpg(report["pid"], signal.SIGKILL)

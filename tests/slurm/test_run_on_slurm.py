@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,21 @@ def scepsy(cluster: MiniSlurm, folder: Path, *words: object) -> subprocess.Compl
     return cluster.run_as_user(line, cwd=folder, timeout_s=LONG_S, check=False)
 
 
-def begin(cluster: MiniSlurm, folder: Path, *words: object) -> subprocess.Popen[str]:
+def begin(
+    cluster: MiniSlurm, folder: Path, *words: object
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """One command of the user, left running."""
     line = [*SCEPSY, *(str(word) for word in words)]
     pipe = subprocess.PIPE
-    return cluster.popen_as_user(line, folder, stdout=pipe, stderr=pipe, start_new_session=True)
+    return cases.ended_with(
+        cluster.popen_as_user(line, folder, stdout=pipe, stderr=pipe, start_new_session=True)
+    )
 
 
 def gated(folder: Path, num_free: int, num_gated: int) -> list[dict[str, Any]]:
     """Tasks of which the last wait for the file `gate`."""
     free = [{"task_id": f"t{i:02}"} for i in range(num_free)]
     return free + [{"task_id": f"g{i:02}", "gate": f"{folder}/gate"} for i in range(num_gated)]
-
-
-def wait_for_results(out: Path, number: int) -> None:
-    cases.wait_until(lambda: len(cases.results(out)) >= number, f"{number} results", LONG_S)
 
 
 def test_two_nodes_work_a_batch_off(mini_slurm: MiniSlurm) -> None:
@@ -58,7 +59,7 @@ def test_two_nodes_work_a_batch_off(mini_slurm: MiniSlurm) -> None:
     out = folder / "out"
     words = ("run", plan, tasks, "-o", out, "--cluster", "slurm", "--site", site)
     with begin(mini_slurm, folder, *words) as running:
-        wait_for_results(out, 26)
+        cases.wait_for_results(running, out, 26, LONG_S)
         reports = cases.engine_reports(out)
         nodes = {name: where_it_runs(report) for name, report in reports.items()}
         (folder / "gate").touch()
@@ -132,7 +133,7 @@ def test_stop_in_mid_batch_then_resume(mini_slurm: MiniSlurm) -> None:
     out = folder / "out"
     words = ("run", plan, tasks, "-o", out, "--cluster", "slurm")
     with begin(mini_slurm, folder, *words) as running:
-        wait_for_results(out, 8)
+        cases.wait_for_results(running, out, 8, LONG_S)
         refused = scepsy(mini_slurm, folder, *words, "--resume")
         stopped = scepsy(mini_slurm, folder, "stop", out)
         _, errors = running.communicate(timeout=LONG_S)
@@ -155,7 +156,7 @@ def test_a_cancelled_job_leaves_no_engine_and_resumes(mini_slurm: MiniSlurm) -> 
     out = folder / "out"
     words = ("run", plan, tasks, "-o", out, "--cluster", "slurm")
     with begin(mini_slurm, folder, *words) as running:
-        wait_for_results(out, 8)
+        cases.wait_for_results(running, out, 8, LONG_S)
         engines = [psutil.Process(r["pid"]) for r in cases.engine_reports(out).values()]
         job = json.loads((out / "private" / "job.json").read_text())["ids"][0]
         mini_slurm.run_as_user(["scancel", job])
@@ -177,7 +178,7 @@ def test_a_preempted_job_goes_on_by_itself(hasty_slurm: MiniSlurm) -> None:
     plan, tasks = cases.make_case(folder, INSTANCES, gated(folder, 6, 3), gpu_type="cpu_slice")
     out = folder / "out"
     with begin(hasty_slurm, folder, "run", plan, tasks, "-o", out, "--cluster", "slurm") as running:
-        wait_for_results(out, 6)
+        cases.wait_for_results(running, out, 6, LONG_S)
         other = hasty_slurm.sbatch("true", folder, "-N2", "--gres=gpu:4", "-p", "preempt")
         assert hasty_slurm.wait_for_job(other) == {other: "COMPLETED"}
         (folder / "gate").touch()
@@ -192,16 +193,15 @@ def test_a_node_that_dies_takes_no_task_with_it(hasty_slurm: MiniSlurm) -> None:
     folder = hasty_slurm.job_dir("run-node-dies")
     plan, tasks = cases.make_case(folder, INSTANCES, gated(folder, 6, 6), gpu_type="cpu_slice")
     out = folder / "out"
-    # The plan's small node, which holds one replica, must not be the one that leads.
     with begin(hasty_slurm, folder, "run", plan, tasks, "-o", out, "--cluster", "slurm") as running:
-        wait_for_results(out, 6)
+        cases.wait_for_results(running, out, 6, LONG_S)
         placement = json.loads(next(out.glob("private/attempts/*/placement.json")).read_text())
         ranks = {entry["id"]: entry["rank"] for entry in placement}
         engine = psutil.Process(cases.engine_reports(out)["l1"]["pid"])
         node = engine.environ()["SLURMD_NODENAME"]
         hasty_slurm.kill_node(node)
         (folder / "gate").touch()
-        output, errors = running.communicate(timeout=LONG_S)
+        _, errors = running.communicate(timeout=LONG_S)
     hasty_slurm.start_node(node)
     hasty_slurm.wait_for_node(node, "idle", 60)
     assert ranks == {"l0": 0, "s0": 0, "l1": 1}

@@ -1,0 +1,208 @@
+"""Runs on this machine with real simulated engines and real agents, and what goes wrong in them."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+import serving_cases as cases
+
+from scepsy_hpc.cli.main import run as scepsy
+from scepsy_hpc.serving import node_agent
+from scepsy_hpc.serving import run as runs
+from scepsy_hpc.tracing.spans import load_spans
+
+PAIR = {"l0": ("large", "a", (0,)), "s0": ("small", "b", (0,))}
+
+
+def gated(folder, num_free, num_gated):
+    """Tasks of which the last wait for the file `gate`."""
+    free = [{"task_id": f"t{i}"} for i in range(num_free)]
+    return free + [{"task_id": f"g{i}", "gate": f"{folder}/gate"} for i in range(num_gated)]
+
+
+def begin(*words):
+    """`scepsy` with these words, left running on its own."""
+    line = [sys.executable, "-m", "scepsy_hpc", *(str(word) for word in words)]
+    pipe = subprocess.PIPE
+    started = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return cases.ended_with(started)
+
+
+def test_stop_in_mid_batch_then_resume(tmp_path, capsys):
+    """A stopped run keeps what had ended, is refused to a second one meanwhile, and resumes."""
+    plan, tasks = cases.make_case(tmp_path, PAIR, gated(tmp_path, 5, 3))
+    out = tmp_path / "out"
+    with begin("run", plan, tasks, "-o", out) as running:
+        cases.wait_for_results(running, out, 5)
+        assert scepsy(["run", str(plan), str(tasks), "-o", str(out), "--resume"]) == 2
+        assert "a run uses this folder now" in capsys.readouterr().err
+        assert scepsy(["status", str(out), "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert (shown["state"], shown["alive"], shown["recorded"]) == ("running", True, 5)
+        assert scepsy(["stop", str(out)]) == 0
+        output, errors = running.communicate(timeout=90)
+    assert running.returncode == 1
+    assert "3 tasks are not recorded" in errors
+    assert "state: stopped; tasks recorded: 5" in output
+    assert cases.processes_of(out) == []
+    assert scepsy(["run", str(plan), str(tasks), "-o", str(out)]) == 2
+    assert "add --resume" in capsys.readouterr().err
+    (tmp_path / "gate").touch()
+    again = ["run", str(plan), str(tasks), "-o", str(out), "--resume", "--cluster", "debug"]
+    assert scepsy(again) == 0
+    cases.assert_each_once(out, tasks)
+    assert [len(cases.run_ids_of(out, name)) for name in ("t0", "g0")] == [1, 2]
+    assert "has ended already (ended)" in runs.stop(out)
+
+
+def test_a_killed_engine_is_started_again_and_no_task_is_lost(tmp_path):
+    """SIGKILL to an engine in mid-batch: it restarts, every task ends well, status counts it."""
+    plan, tasks = cases.make_case(tmp_path, PAIR, gated(tmp_path, 3, 4))
+    out = tmp_path / "out"
+    with begin("run", plan, tasks, "-o", out) as running:
+        cases.wait_for_results(running, out, 3)
+        cases.kill_engine(cases.engine_reports(out)["l0"])
+        (tmp_path / "gate").touch()
+        output, errors = running.communicate(timeout=90)
+    assert running.returncode == 0, errors
+    cases.assert_each_once(out, tasks)
+    starts = {entry["id"]: entry["starts"] for entry in cases.status_of(out)["instances"]}
+    assert starts == {"l0": 2, "s0": 1}
+    assert {path.name for path in (out / "logs").glob("l0.*")} == {"l0.1.log", "l0.2.log"}
+    assert "state: ended" in output
+
+
+def test_an_engine_that_never_gets_ready(tmp_path, capsys, monkeypatch):
+    """Exit 1 with one message: which LLM, the engine's own words once, where the logs are."""
+    monkeypatch.setattr(node_agent, "MAX_STARTS", 2)
+    plan, tasks = cases.make_case(tmp_path, PAIR, 2, timing_bundle=str(tmp_path / "nowhere"))
+    out = tmp_path / "out"
+    code = scepsy(["run", str(plan), str(tasks), "-o", str(out), "--cluster", "debug"])
+    errors = capsys.readouterr().err
+    assert code == 1
+    assert errors.count("nowhere") == 1
+    assert "its only instance is gone" in errors
+    assert "No task was run" in errors
+    assert f"0 of 2 tasks are recorded in {out}/results.jsonl" in errors
+    assert str(out / "logs") in errors
+    status = cases.status_of(out)
+    assert status["state"] == "failed"
+    assert status["alerts"][0].splitlines() == [status["alerts"][0]]
+    assert cases.processes_of(out) == []
+
+
+def test_one_dead_replica_does_not_hold_up_the_batch(tmp_path, capsys, monkeypatch):
+    """An instance that never starts is shown as failed and in an alert; the others do the work."""
+    monkeypatch.setattr(node_agent, "MAX_STARTS", 1)
+    monkeypatch.setattr(node_agent.NodeAgent, "_config", _broken_for("l1"))
+    instances = {**PAIR, "l1": ("large", "c", (0,))}
+    plan, tasks = cases.make_case(tmp_path, instances, 3)
+    out = tmp_path / "out"
+    assert scepsy(["run", str(plan), str(tasks), "-o", str(out), "--cluster", "debug"]) == 0
+    cases.assert_each_once(out, tasks)
+    states = {entry["id"]: entry["state"] for entry in cases.status_of(out)["instances"]}
+    assert states == {"l0": "stopped", "s0": "stopped", "l1": "failed"}
+    assert "alert: l1 on " in capsys.readouterr().err
+
+
+def _broken_for(name):
+    """The configuration of engines, except that one of them gets a port that is taken."""
+    whole = node_agent.NodeAgent._config
+
+    def config(self, kept):
+        made = whole(self, kept)
+        if kept.placed.instance.id != name:
+            return made
+        return dataclasses.replace(made, host="203.0.113.1")  # Not an address of this machine.
+
+    return config
+
+
+def test_an_agent_that_fails_by_itself(tmp_path, capsys):
+    """Its task is recorded as failed after one attempt, the others end well, the exit code is 1."""
+    tasks = [{"task_id": "good"}, {"task_id": "bad", "fails": True}]
+    plan, tasks = cases.make_case(tmp_path, PAIR, tasks)
+    out = tmp_path / "out"
+    words = ["run", str(plan), str(tasks), "-o", str(out), "--cluster", "debug", "--rate", "20"]
+    assert scepsy(words) == 1
+    found = {line["task_id"]: line for line in cases.results(out)}
+    assert found["good"]["result"] == {"tokens": 5, "attempt": "1"}
+    assert (found["bad"]["status"], found["bad"]["attempts"]) == ("failed", 1)
+    assert "this task is wrong" in found["bad"]["error"]
+    assert "1 tasks failed" in capsys.readouterr().err
+    spans = load_spans(out / "spans.jsonl")
+    for run in (s for s in spans if s.kind == "run"):
+        line = found[run.run_id.split(".")[0]]
+        assert run.start_s == pytest.approx(line["started_s"], abs=1e-6)
+        calls = [s for s in spans if s.kind == "llm" and s.run_id == run.run_id]
+        assert all(run.start_s < c.start_s <= c.end_s < run.end_s for c in calls)
+    measured = json.loads((out / "measured.json").read_text())["workflows"]["tiny"]
+    assert (measured["num_ok"], measured["num_failed"]) == (1, 1)
+
+
+def test_bad_input_writes_nothing(tmp_path, capsys):
+    """A missing agent folder, or tasks without ids: exit 2, one line, no results folder."""
+    plan, tasks = cases.make_case(tmp_path, PAIR, 2)
+    text = plan.read_text()
+    plan.write_text(text.replace(f"folder: {tmp_path}", f"folder: {tmp_path}/gone"))
+    out = tmp_path / "out"
+    words = ["run", str(plan), str(tasks), "-o", str(out)]
+    assert scepsy(words) == 2
+    errors = capsys.readouterr().err
+    assert f"agent.folder: {tmp_path}/gone is no folder" in errors
+    assert errors.count("\n") == 1
+    plan.write_text(text)
+    tasks.write_text("{}\n")
+    assert scepsy(words) == 2
+    assert "task_id" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_and_the_batch_resumes(tmp_path, number):
+    """Ctrl-C or SIGTERM to the command leaves no process behind, and --resume finishes."""
+    plan, tasks = cases.make_case(tmp_path, PAIR, gated(tmp_path, 2, 3))
+    out = tmp_path / "out"
+    with begin("run", plan, tasks, "-o", out) as running:
+        cases.wait_for_results(running, out, 2)
+        # A terminal's Ctrl-C goes to the whole group, a signal by hand to the one process.
+        send = os.killpg if number == signal.SIGINT else os.kill
+        send(running.pid, number)
+        _, errors = running.communicate(timeout=90)
+    assert running.returncode == 130
+    assert "--resume goes on" in errors
+    cases.wait_until(lambda: cases.processes_of(tmp_path) == [], "every process to end")
+    assert runs.read_status(out)["state"] in ("interrupted", "stopped")
+    assert {line["task_id"] for line in cases.results(out)} == {"t0", "t1"}
+    (tmp_path / "gate").touch()
+    words = ["run", str(plan), str(tasks), "-o", str(out), "--resume", "--cluster", "debug"]
+    assert scepsy(words) == 0
+    cases.assert_each_once(out, tasks)
+
+
+def test_a_crash_of_the_lead_is_noticed_and_resumed(tmp_path, capsys):
+    """SIGKILL to the process that leads: engines and agents die, status says lost, resume works."""
+    plan, tasks = cases.make_case(tmp_path, PAIR, gated(tmp_path, 2, 2))
+    out = tmp_path / "out"
+    with begin("run", plan, tasks, "-o", out) as running:
+        cases.wait_for_results(running, out, 2)
+        engine = psutil.Process(cases.engine_reports(out)["l0"]["pid"])
+        engine.parent().kill()
+        _, errors = running.communicate(timeout=90)
+    assert running.returncode == 1
+    assert "2 of 4 tasks are recorded" in errors
+    cases.wait_until(lambda: cases.processes_of(tmp_path) == [], "every process to end")
+    assert scepsy(["status", str(out)]) == 0
+    assert "state: lost" in capsys.readouterr().out
+    with (out / "spans.jsonl").open("a") as spans, (out / "results.jsonl").open("a") as lines:
+        spans.write('{"run_id": "g0.1.x", "span')  # What a crash leaves at the end of a file.
+        lines.write('{"task_id": "g0", "sta')
+    (tmp_path / "gate").touch()
+    words = ["run", str(plan), str(tasks), "-o", str(out), "--resume", "--cluster", "debug"]
+    assert scepsy(words) == 0
+    cases.assert_each_once(out, tasks)
