@@ -82,12 +82,12 @@ def test_stop_leaves_nothing(tmp_path, monkeypatch, behaviour):
     daemon = MpsDaemon.start(["GPU-aaaa"])
     folder = Path(daemon.environment()["CUDA_MPS_PIPE_DIRECTORY"])
     server = int(daemon.ask("get_server_list"))
-    daemon.stop(grace_s=0.5 if behaviour == "stubborn" else 30.0, keep_logs=tmp_path)
+    daemon.stop(grace_s=0.5 if behaviour == "stubborn" else 30.0, keep_logs=tmp_path / "logs")
     daemon.stop()
     assert not folder.exists()
     for pid in (daemon.pid, json.loads(seen.read_text())["pid"], server):
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
-    assert "Starting control daemon" in (tmp_path / "mps-control.log").read_text()
+    assert "Starting control daemon" in (tmp_path / "logs" / "control.log").read_text()
 
 
 def test_daemon_dies_with_its_job(tmp_path, seen):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import fake_mps
 import fake_vllm
+import psutil
 import pytest
 import yaml
 
@@ -14,9 +17,10 @@ from scepsy_hpc.bundles.library import find_bundles, save_bundle
 from scepsy_hpc.cluster.topology import Domain, Node, Topology
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.profiling.array import profile_all
-from scepsy_hpc.profiling.hardware import check_node, hardware_of
+from scepsy_hpc.profiling.bundling import bundles_of
+from scepsy_hpc.profiling.hardware import Hardware, check_node, hardware_of
 from scepsy_hpc.profiling.load_generator import Lengths
-from scepsy_hpc.profiling.spec import Loads, ModelSpec, SweepTask
+from scepsy_hpc.profiling.spec import Loads, ModelSpec, ProfileSpec, SweepTask, Workload
 from scepsy_hpc.profiling.sweep import (
     SweepJob,
     SweepResult,
@@ -24,6 +28,8 @@ from scepsy_hpc.profiling.sweep import (
     is_saturated,
     neighbours_of,
     run_sweep,
+    running,
+    shared,
 )
 
 HEADER = BundleHeader(
@@ -210,12 +216,81 @@ def test_sweep_stops_when_flat_twice():
     assert [point.saturated for point in points_at(10, 20, 20.2)] == [False, False, True]
 
 
-@pytest.mark.parametrize(("share", "neighbours"), [(100, 0), (50, 1), (25, 3)])
+@pytest.mark.parametrize(
+    ("share", "neighbours"),
+    [
+        (100, ()),
+        (75, (25,)),
+        (60, (40,)),
+        (50, (50,)),
+        (40, (40,)),
+        (30, (30, 30)),
+        (25, (25,) * 3),
+    ],
+)
 def test_shares_are_measured_beside_busy_neighbours(share, neighbours):
     """The rest of a shared GPU is filled with instances under load; a simulated one needs none."""
     assert neighbours_of(replace(TASK, gpu_share_pct=share)) == neighbours
     simulated = ModelSpec(model="org/model", engine="simulated")
-    assert neighbours_of(replace(TASK, model=simulated, gpu_share_pct=share)) == 0
+    assert neighbours_of(replace(TASK, model=simulated, gpu_share_pct=share)) == ()
+
+
+def test_neighbour_on_the_rest_must_hold_the_model():
+    """No neighbour is started where the weights leave it no room: 25% of 78 GiB is 19.5."""
+    for weights_gib, neighbours in ((15.3, (25,)), (19.5, ())):
+        model = ModelSpec(model="org/model", engine="vllm", weights_gib=weights_gib)
+        assert neighbours_of(replace(TASK, model=model, gpu_share_pct=75)) == neighbours
+
+
+def start_shared(folder: Path) -> tuple[dict[str, str], str | None]:
+    """Environment of an engine on half a GPU, and why it is time-sliced."""
+    job = SweepJob(replace(TASK, gpu_share_pct=50), folder, folder / "result")
+    hardware = Hardware(("1",), "570.1")
+
+    async def main() -> tuple[dict[str, str], str | None]:
+        async with (
+            shared(job, hardware) as sharing,
+            running(job, hardware, "engine", sharing) as engine,
+        ):
+            assert sharing is not None
+            return psutil.Process(engine.pid).environ(), sharing.time_sliced(engine.pid)
+
+    return asyncio.run(main())
+
+
+@pytest.fixture
+def good_vllm(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCEPSY_VLLM_PYTHON", str(fake_vllm.install(tmp_path, "good")))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+def test_shares_are_held_by_mps(tmp_path, monkeypatch, good_vllm):
+    """An engine on part of a GPU is attached to the task's own daemon, its GPU named by UUID."""
+    fake_mps.install(tmp_path, monkeypatch)
+    environ, reason = start_shared(tmp_path)
+    assert reason is None
+    assert environ["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb"
+    assert environ["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "50"
+    assert (tmp_path / "t-mps" / "control.log").exists()
+
+
+def test_shares_without_mps_are_called_time_sliced(tmp_path, monkeypatch, good_vllm):
+    """Where no daemon works the engine runs all the same, and the bundle's source says so."""
+    fake_mps.install(tmp_path, monkeypatch, "dies")
+    environ, reason = start_shared(tmp_path)
+    assert environ["CUDA_VISIBLE_DEVICES"] == "1"
+    task = replace(TASK, gpu_share_pct=50)
+    result = SweepResult(
+        task_id="t",
+        engine_version="0.32.0",
+        points=(timed_point(1, 2.0),),
+        neighbours_pct=(50,),
+        time_sliced=reason,
+    )
+    spec = ProfileSpec(tmp_path, one_h100(), Workload(name="w", input_tokens=8), None, (task,), ())
+    [(header, _)] = bundles_of(spec, [(task, result)])
+    assert "50% measured beside 50% under the same load" in header.source
+    assert "50% was time-sliced, no SM limit held: the MPS daemon ended with" in header.source
 
 
 def test_wrong_gpus_fail_the_task():

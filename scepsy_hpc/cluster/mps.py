@@ -157,7 +157,7 @@ class MpsDaemon:
         """Quit; then end what is left of the daemon's own processes, and remove its folder.
 
         Clients that still run lose the GPU after ``grace_s``: stop engines first. Logs are copied
-        to ``keep_logs``. Stopping twice does no harm.
+        into the folder ``keep_logs``. Stopping twice does no harm.
         """
         family: list[psutil.Process] = []
         if self.is_alive():
@@ -177,9 +177,10 @@ class MpsDaemon:
         if self._popen.stdin is not None:
             self._popen.stdin.close()
         if keep_logs is not None:
+            keep_logs.mkdir(parents=True, exist_ok=True)
             for name in LOGS:
                 with contextlib.suppress(OSError):
-                    shutil.copyfile(self._folder / name, keep_logs / f"mps-{name}")
+                    shutil.copyfile(self._folder / name, keep_logs / name)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

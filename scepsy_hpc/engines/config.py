@@ -13,7 +13,8 @@ class EngineConfig:
     """One instance to start on this machine.
 
     ``gpus`` are indices or UUIDs as CUDA_VISIBLE_DEVICES takes them; ``gpu_share_pct`` holds for
-    each of them. ``served_names`` are the model names it answers to.
+    each of them. ``served_names`` are the model names it answers to. ``mps_environment`` attaches
+    an engine on part of a GPU to the node's MPS daemon; without it the engine is time-sliced.
     """
 
     instance_id: str
@@ -31,3 +32,4 @@ class EngineConfig:
     engine_args: EngineArgs = field(default_factory=dict)
     api_key: str | None = None
     max_queued: int | None = None
+    mps_environment: dict[str, str] = field(default_factory=dict)

@@ -101,9 +101,16 @@ def environment(config: EngineConfig, cache_root: Path) -> dict[str, str]:
     if config.gpu_type == CPU_TYPE:
         return found | _cpu_environment(config.engine_args)
     found["CUDA_VISIBLE_DEVICES"] = ",".join(config.gpus)
-    if config.gpu_share_pct < 100:
+    if is_shared(config.engine, config.gpu_type, config.gpu_share_pct):
         found["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(config.gpu_share_pct)
+        found |= config.mps_environment  # names the GPUs by UUID, as the daemon wants it
     return found
+
+
+def is_shared(engine: str, gpu_type: str, gpu_share_pct: int) -> bool:
+    """Whether an instance is to be held to part of a real GPU, which takes MPS."""
+    real = engine == "vllm" and gpu_type.split(":")[0] != CPU_TYPE
+    return real and gpu_share_pct < 100
 
 
 def _cpu_environment(engine_args: Mapping[str, EngineArg]) -> dict[str, str]:

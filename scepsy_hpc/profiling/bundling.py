@@ -63,11 +63,12 @@ def _header(
 
 def _source(spec: ProfileSpec, pairs: Sequence[tuple[SweepTask, SweepResult]]) -> str:
     text = f"scepsy-hpc {__version__} profile, workload {spec.workload.name}"
-    shares = sorted({(t.gpu_share_pct, r.num_neighbours) for t, r in pairs if r.num_neighbours})
-    for share, num_neighbours in shares:
-        text += f"; {share}% measured beside {num_neighbours} instances under the same load"
-    if any(r.time_sliced for _, r in pairs):
-        text += "; no MPS daemon was there: shares were time-sliced, no SM limit held"
+    for share, others in sorted({(t.gpu_share_pct, r.neighbours_pct) for t, r in pairs}):
+        if others:
+            beside = " and ".join(f"{other}%" for other in others)
+            text += f"; {share}% measured beside {beside} under the same load"
+    for share, why in sorted({(t.gpu_share_pct, r.time_sliced) for t, r in pairs if r.time_sliced}):
+        text += f"; {share}% was time-sliced, no SM limit held: {why}"
     return text
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from scepsy_hpc.cluster.discovery import discover_local
@@ -17,14 +16,10 @@ from scepsy_hpc.profiling.spec import SweepTask, gpu_type_of
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """GPUs as CUDA_VISIBLE_DEVICES takes them; ``driver`` is None without NVML.
-
-    ``mps``: a control daemon of MPS listens. Without one CUDA silently runs time-sliced.
-    """
+    """GPUs as CUDA_VISIBLE_DEVICES takes them; ``driver`` is None without NVML."""
 
     gpus: tuple[str, ...]
     driver: str | None = None
-    mps: bool = False
 
 
 def hardware_of(task: SweepTask, environ: Mapping[str, str] = os.environ) -> Hardware:
@@ -48,7 +43,7 @@ def hardware_of(task: SweepTask, environ: Mapping[str, str] = os.environ) -> Har
     except InputError as error:
         raise RunError(f"{task.task_id}: {error}") from None
     check_node(task, node, given)
-    return Hardware(given, _driver(), has_mps(environ))
+    return Hardware(given, _driver())
 
 
 def check_node(task: SweepTask, node: Node, given: tuple[str, ...]) -> None:
@@ -72,12 +67,6 @@ def check_node(task: SweepTask, node: Node, given: tuple[str, ...]) -> None:
             f"{task.task_id}: the job got GPUs {','.join(given)}, joined by {found}, not by "
             f"{task.link}; ask for whole nodes or a constraint in site.yaml"
         )
-
-
-def has_mps(environ: Mapping[str, str]) -> bool:
-    """Whether a control daemon of MPS listens where clients of this environment look for it."""
-    folder = environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
-    return (Path(folder) / "control").exists()
 
 
 def _driver() -> str:

@@ -12,9 +12,11 @@ from pathlib import Path
 import aiohttp
 
 from scepsy_hpc.bundles.bundle import Point
+from scepsy_hpc.cluster.mps import Sharing
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import is_free, spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
+from scepsy_hpc.engines.vllm import RESERVE_GIB, is_shared
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import check, json_line, record, write_text
 from scepsy_hpc.profiling.hardware import Hardware, hardware_of
@@ -34,6 +36,8 @@ SERVED_NAME = "profiled"
 MIN_GAIN = 0.02
 NUM_FLAT_POINTS = 2
 START_ATTEMPTS = 2
+# A rest of the GPU smaller than this is left idle: hardly a model fits into its memory.
+MIN_NEIGHBOUR_PCT = 25
 
 OnPoint = Callable[[Point], None]
 
@@ -54,14 +58,18 @@ class SweepJob:
 
 @record
 class SweepResult:
-    """What one task measured. ``time_sliced``: on a share of a GPU without MPS to hold it."""
+    """What one task measured.
+
+    ``neighbours_pct`` are the shares of the instances that kept the rest of the GPU busy;
+    ``time_sliced`` says why no MPS held the shares, where it did not.
+    """
 
     task_id: str
     engine_version: str
     points: tuple[Point, ...]
     driver: str | None = None
-    num_neighbours: int = 0
-    time_sliced: bool = False
+    neighbours_pct: tuple[int, ...] = ()
+    time_sliced: str | None = None
 
 
 def run_sweep(job: SweepJob) -> SweepResult:
@@ -86,14 +94,18 @@ async def sweep(job: SweepJob, on_point: OnPoint | None = None) -> SweepResult:
         if on_point:
             on_point(point)
 
-    num_neighbours = neighbours_of(task)
+    neighbours_pct = neighbours_of(task)
     async with contextlib.AsyncExitStack() as stack:
+        sharing = await stack.enter_async_context(shared(job, hardware))
         # One after the other: two engines that start together on a GPU mis-measure its memory.
-        engine = await stack.enter_async_context(running(job, hardware, "engine"))
+        engine = await stack.enter_async_context(running(job, hardware, "engine", sharing))
         others = [
-            await stack.enter_async_context(running(job, hardware, f"neighbour{i}"))
-            for i in range(num_neighbours)
+            await stack.enter_async_context(
+                running(replace(job, task=part), hardware, f"neighbour{i}", sharing)
+            )
+            for i, part in enumerate(replace(task, gpu_share_pct=s) for s in neighbours_pct)
         ]
+        reason = await _time_sliced(sharing, [engine, *others])
         version = await engine_version(engine)
         try:
             await _measure(task, engine, others, keep)
@@ -107,24 +119,57 @@ async def sweep(job: SweepJob, on_point: OnPoint | None = None) -> SweepResult:
         engine_version=version,
         points=tuple(points),
         driver=hardware.driver,
-        num_neighbours=num_neighbours,
-        time_sliced=num_neighbours > 0 and hardware.driver is not None and not hardware.mps,
+        neighbours_pct=neighbours_pct,
+        time_sliced=reason,
     )
 
 
-def neighbours_of(task: SweepTask) -> int:
-    """How many more instances keep the rest of the GPU busy while a share is measured.
+def neighbours_of(task: SweepTask) -> tuple[int, ...]:
+    """Shares of the instances that keep the rest of the GPU busy while a share is measured.
 
-    None for a simulated engine: its timing follows a bundle, whatever else runs.
+    As many of the same share as fit, and one on the rest where that holds the model. None for a
+    simulated engine: its timing follows a bundle, whatever else runs.
     """
-    return 0 if task.model.engine == "simulated" else 100 // task.gpu_share_pct - 1
+    if task.model.engine == "simulated":
+        return ()
+    share = task.gpu_share_pct
+    same, rest = (share,) * (100 // share - 1), 100 % share
+    room_gib = rest / 100 * (task.gpu_memory_gib - RESERVE_GIB) * task.tp_degree
+    fits = (task.model.weights_gib or 0.0) < room_gib
+    return (*same, rest) if fits and rest >= MIN_NEIGHBOUR_PCT else same
 
 
 @contextlib.asynccontextmanager
-async def running(job: SweepJob, hardware: Hardware, role: str) -> AsyncIterator[EngineProcess]:
+async def shared(job: SweepJob, hardware: Hardware) -> AsyncIterator[Sharing | None]:
+    """MPS for the GPUs of a task that measures a share of real ones; None for other tasks."""
+    task = job.task
+    if not is_shared(task.model.engine, task.gpu_type, task.gpu_share_pct):
+        yield None
+        return
+    sharing = await asyncio.to_thread(Sharing.start, hardware.gpus)
+    try:
+        yield sharing
+    finally:
+        logs = job.folder / f"{task.task_id}-mps"
+        await asyncio.to_thread(sharing.stop, keep_logs=logs)
+
+
+async def _time_sliced(sharing: Sharing | None, engines: list[EngineProcess]) -> str | None:
+    """Why an engine is not held to its share; None when all are, or none has to be."""
+    if sharing is None:
+        return None
+    reasons = [await asyncio.to_thread(sharing.time_sliced, engine.pid) for engine in engines]
+    return next((reason for reason in reasons if reason), None)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    job: SweepJob, hardware: Hardware, role: str, sharing: Sharing | None = None
+) -> AsyncIterator[EngineProcess]:
     """An engine that is ready. One that lost the race for its port gets another, once."""
+    mps = sharing.environment(hardware.gpus) if sharing else {}
     for attempt in range(START_ATTEMPTS):
-        config = engine_config(job, hardware, role, spaced_ports(1)[0])
+        config = engine_config(job, hardware, role, spaced_ports(1)[0], mps)
         engine = EngineProcess.start(config)
         try:
             try:
@@ -140,7 +185,9 @@ async def running(job: SweepJob, hardware: Hardware, role: str) -> AsyncIterator
             await engine.stop()
 
 
-def engine_config(job: SweepJob, hardware: Hardware, role: str, port: int) -> EngineConfig:
+def engine_config(
+    job: SweepJob, hardware: Hardware, role: str, port: int, mps_environment: dict[str, str]
+) -> EngineConfig:
     """The instance that a task measures, or one of its neighbours."""
     task = job.task
     return EngineConfig(
@@ -158,6 +205,7 @@ def engine_config(job: SweepJob, hardware: Hardware, role: str, port: int) -> En
         engine_args=task.model.engine_args,
         # Other users of the node can reach the port.
         api_key=secrets.token_urlsafe(24),
+        mps_environment=mps_environment,
     )
 
 
