@@ -18,6 +18,7 @@ from scepsy_hpc.profiling.load_generator import (
     Lengths,
     background_load,
     closed_loop,
+    num_wanted,
     open_loop,
     warm_up,
 )
@@ -99,6 +100,15 @@ def test_closed_loop_keeps_so_many_calls_in_flight():
     assert len(window.calls) >= 20
     assert window.throughput_rps * window.latency_mean_s == pytest.approx(window.in_flight)
     assert 0 < window.in_flight <= 4.0 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "num_requests", "num_lengths", "wanted"),
+    [(1, 12, 12, 12), (8, 12, 12, 24), (20, 12, 12, 48), (4, 10, 1, 10), (1, 8, 256, 8)],
+)
+def test_few_lengths_are_cycled_whole(concurrency, num_requests, num_lengths, wanted):
+    """Two rounds at least, whole cycles of few lengths, and no cycle of hundreds."""
+    assert num_wanted(concurrency, num_requests, num_lengths) == wanted
 
 
 def test_lengths_are_forced_and_counted():

@@ -50,6 +50,7 @@ class Client:
     def __init__(self, endpoint: Endpoint, lengths: Sequence[Lengths], seed: int) -> None:
         self._endpoint = endpoint
         self._lengths: Iterator[Lengths] = itertools.cycle(lengths)
+        self.num_lengths = len(lengths)
         self._random = random.Random(seed)
 
     async def __aenter__(self) -> Client:
@@ -155,7 +156,7 @@ async def closed_loop(
     call fails, no steady window was reached, or this client could not keep the calls in flight.
     """
     calls: list[Call] = []
-    wanted = max(2, -(-num_requests // concurrency)) * concurrency
+    wanted = num_wanted(concurrency, num_requests, client.num_lengths)
     until_s = time.monotonic() + limit_s
     enough = asyncio.Event()
 
@@ -181,6 +182,16 @@ async def closed_loop(
             "(cpus_per_gpu) or leave this load out"
         )
     return window
+
+
+def num_wanted(concurrency: int, num_requests: int, num_lengths: int) -> int:
+    """Calls to count: two rounds at least, and whole cycles of the token lengths where they fit.
+
+    Points of equal mean lengths lie on one curve; half a cycle of a few lengths would not.
+    """
+    wanted = max(num_requests, 2 * concurrency)
+    cycles = -(-wanted // num_lengths)
+    return cycles * num_lengths if num_lengths <= 2 * wanted else wanted
 
 
 async def _until(enough: asyncio.Event, coroutines: Sequence[Any]) -> None:
