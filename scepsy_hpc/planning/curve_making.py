@@ -1,16 +1,16 @@
 """Curves from profiles: measured points as they are, elsewhere by the fitted engine model.
 
-A point is evidence at its own TP, share and token lengths. Elsewhere the curve is the fitted
-engine model's, held to the nearest measured shape: part of what the model misses there is carried
-over. What rests on what is said in ``flags``.
+A point is evidence at its own TP, share and token lengths. Between and below the points of one
+shape the curve follows the fitted engine model through them. At other tokens and shares it is the
+model's, held to the nearest measured shape: part of what the model misses there is carried over.
+What rests on what is said in ``flags``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from scepsy_hpc.bundles.step_time import RESERVE_GIB, kv_tokens_that_fit
 from scepsy_hpc.cluster.topology import Link
 from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.evidence import Evidence
+from scepsy_hpc.planning.filling import Anchor, Closed, below, by_model, filled, grid_of, most_bent
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.queueing import Server
 from scepsy_hpc.tracing.workflow import EngineArgs
@@ -28,6 +29,9 @@ SAME_SHAPE = 0.05
 """Token lengths within this part of each other are one shape."""
 
 _STILL_RISING = 1.02
+_BENT = 0.02
+"""Off a straight line by more than this, the fitted model between two points is worth a flag."""
+
 _CARRIED = 0.5
 """Part (as a power) of the model's miss at the nearest shape that is carried to another one.
 
@@ -148,7 +152,7 @@ def _source_flags(bundle: Bundle, kind: Kind, points: Sequence[Point]) -> list[s
     return flags
 
 
-def _closed_points(points: Sequence[Point]) -> dict[float, tuple[float, float]]:
+def _closed_points(points: Sequence[Point]) -> Closed:
     """Concurrency to (throughput, TTFT), ascending; several at one concurrency are averaged."""
     found: dict[float, list[tuple[float, float]]] = {}
     for p in points:
@@ -169,7 +173,7 @@ def _measured(
     cap: float | None,
     flags: list[str],
 ) -> Curve:
-    """Points of this very shape and share, as they are."""
+    """Points of this very shape and share, as they are, and the fitted model between them."""
     closed = _closed_points(points)
     if evidence.bundles[0].header.how == "measured":
         cap = None  # what was measured has fitted
@@ -179,29 +183,37 @@ def _measured(
         if not rates:
             raise NoCurveError("only saturated open points: they give capacity, never latency")
         closed = _closed_from_open(rates, times_s, ceiling)
-    elif min(closed) > 1.0:
-        closed, flags = _extended_down(evidence, kind, closed, points[0], flags)
+        known = tuple(closed)
+    else:
+        known = tuple(closed)
+        closed, flags = _filled(evidence, kind, closed, points[0], flags)
     saturated = any(p.saturated for p in points)
-    return _curve(evidence, kind, tokens, closed, cap, flags, points[0], saturated, rates, times_s)
+    closed, flags = _ended(closed, known, cap, saturated, flags)
+    return _curve(evidence, kind, tokens, closed, known, flags, points[0], rates, times_s)
 
 
-def _extended_down(
-    evidence: Evidence,
-    kind: Kind,
-    closed: dict[float, tuple[float, float]],
-    point: Point,
-    flags: list[str],
-) -> tuple[dict[float, tuple[float, float]], list[str]]:
-    """Points below the first measured concurrency, where a fitted model passed its hold-out."""
+def _filled(
+    evidence: Evidence, kind: Kind, closed: Closed, point: Point, flags: list[str]
+) -> tuple[Closed, list[str]]:
+    """Points below the first and between points, where a fitted model passed its hold-out."""
+    first = min(closed)
+    if first <= 1.0 and len(closed) == 1:
+        return closed, flags
     try:
         model = _fitted(evidence, kind.tp_degree, kind.gpu_share_pct, kind.link)
     except BadFitError:
         return closed, flags
-    own, first = _lengths(point), min(closed)
-    below = [k for k in (1.0, 2.0, 4.0) if k < first]
-    found = _by_model(_Anchor(closed, model, own), model, own, below, 1.0)
-    flag = f"transferred: below {first:g} calls in flight by the fitted engine model"
-    return {**found, **closed}, [*flags, flag]
+    anchor = Anchor(closed, model, _lengths(point))
+    found = filled(anchor)
+    flags = list(flags)
+    if first > 1.0:
+        flags.append(f"transferred: below {first:g} calls in flight by the fitted engine model")
+    bend = most_bent(closed, found)
+    if bend > _BENT:
+        flags.append(
+            f"between points: fitted engine model, up to {100 * bend:.0f}% off straight lines"
+        )
+    return {**by_model(anchor, model, anchor.tokens, below(first)), **found}, flags
 
 
 def _open_points(points: Sequence[Point]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -214,11 +226,9 @@ def _open_points(points: Sequence[Point]) -> tuple[tuple[float, ...], tuple[floa
     return rates, tuple(float(np.mean(found[rate])) for rate in rates)
 
 
-def _closed_from_open(
-    rates: Sequence[float], times_s: Sequence[float], ceiling: float
-) -> dict[float, tuple[float, float]]:
+def _closed_from_open(rates: Sequence[float], times_s: Sequence[float], ceiling: float) -> Closed:
     """A server for bursts from open points: by Little's law rate x latency calls are in flight."""
-    closed: dict[float, tuple[float, float]] = {}
+    closed: Closed = {}
     for rate, time_s in zip(rates, times_s, strict=True):
         closed[rate * time_s] = (rate, float("nan"))
     if ceiling > rates[-1]:
@@ -249,66 +259,11 @@ def _scaled(
     source = _lengths(near[0])
     target = model if share == kind.gpu_share_pct else model.at_share(kind.gpu_share_pct)
     carried = 1.0 if tokens.miss(near[0]) <= SAME_SHAPE else _CARRIED
-    scaled = _by_model(_Anchor(closed, model, source), target, tokens, _grid(closed), carried)
+    known = tuple(closed)
+    scaled = by_model(Anchor(closed, model, source), target, tokens, grid_of(known), carried)
     saturated = any(p.saturated for p in near)
-    return _curve(evidence, kind, tokens, scaled, cap, flags, near[0], saturated)
-
-
-@dataclass(frozen=True, slots=True)
-class _Anchor:
-    """Points of one shape (concurrency to throughput and TTFT), and the model fitted to them."""
-
-    closed: dict[float, tuple[float, float]]
-    model: EngineModel
-    tokens: TokenLengths
-
-    def misses(self, grid: Sequence[float]) -> list[tuple[float, float]]:
-        """Points over model, throughput and TTFT, at each concurrency; the ends are held."""
-        known = list(self.closed)
-        alone = [_alone(self.model, k, self.tokens) for k in known]
-        columns = []
-        for column in (0, 1):
-            miss = [
-                self.closed[k][column] / max(m[column], 1e-12)
-                for k, m in zip(known, alone, strict=True)
-            ]
-            miss = [x if np.isfinite(x) and x > 0 else 1.0 for x in miss]
-            columns.append(np.interp(np.log(grid), np.log(known), miss))
-        return list(zip(*(column.tolist() for column in columns), strict=True))
-
-
-def _grid(closed: dict[float, tuple[float, float]]) -> list[float]:
-    """Concurrencies of a curve from the model: below the first point, and between points."""
-    known = list(closed)
-    between = [float(np.sqrt(low * high)) for low, high in pairwise(known)]
-    return sorted({*(k for k in (1.0, 2.0, 4.0) if k < known[0]), *known, *between})
-
-
-def _by_model(
-    anchor: _Anchor,
-    target: EngineModel,
-    tokens: TokenLengths,
-    grid: Sequence[float],
-    carried: float,
-) -> dict[float, tuple[float, float]]:
-    """Throughput and TTFT by the target's model, times ``carried`` of what it misses there."""
-    found = {}
-    for k, (rate_miss, ttft_miss) in zip(grid, anchor.misses(grid), strict=True):
-        rate, ttft_s = _alone(target, k, tokens)
-        rate *= rate_miss**carried
-        found[k] = (rate, min(ttft_s * ttft_miss**carried, k / rate))
-    return found
-
-
-def _alone(model: EngineModel, in_flight: float, tokens: TokenLengths) -> tuple[float, float]:
-    """Throughput and TTFT of the engine model, were its KV cache no limit."""
-    state = _unlimited(model).closed_loop(in_flight, tokens.inputs, tokens.outputs, tokens.cached)
-    return state.throughput_rps, state.ttft_s
-
-
-@lru_cache(maxsize=256)
-def _unlimited(model: EngineModel) -> EngineModel:
-    return replace(model, kv_tokens=None)
+    scaled, flags = _ended(scaled, known, cap, saturated, flags)
+    return _curve(evidence, kind, tokens, scaled, known, flags, near[0])
 
 
 @lru_cache(maxsize=1024)
@@ -320,41 +275,50 @@ def _fitted(
     return fit_bundle(bundle, tp_degree, gpu_share_pct, link if link in known else None)
 
 
-def _curve(
-    evidence: Evidence,
-    kind: Kind,
-    tokens: TokenLengths,
-    closed: dict[float, tuple[float, float]],
+def _ended(
+    closed: Closed,
+    known: Sequence[float],
     cap: float | None,
-    flags: list[str],
-    source: Point,
     saturated: bool,
-    open_rps: tuple[float, ...] = (),
-    open_latency_s: tuple[float, ...] = (),
-) -> Curve:
-    """Cut off at what memory and batch hold, flag what still rises, put together."""
-    capped = cap is not None and cap < max(closed)
-    if capped and cap is not None:
+    flags: list[str],
+) -> tuple[Closed, list[str]]:
+    """The points cut off at what memory and batch hold; flagged where throughput still rises."""
+    if cap is not None and cap < max(closed):
         server = Server(tuple(closed), tuple(x for x, _ in closed.values()))
         ttft_s = float(np.interp(cap, list(closed), [t for _, t in closed.values()]))
         at_cap = (float(server.rate_rps(cap)), ttft_s)
         closed = {**{k: v for k, v in closed.items() if k < cap}, cap: at_cap}
-        flags = [*flags, f"kv_limited: the KV cache holds {cap:.0f} calls of this length"]
-    rates = [x for x, _ in closed.values()]
+        return closed, [*flags, f"kv_limited: the KV cache holds {cap:.0f} calls of this length"]
+    rates = [closed[k][0] for k in known]
     rising = len(rates) == 1 or rates[-1] > _STILL_RISING * max(rates[:-1])
-    if rising and not capped and not saturated:
+    if rising and not saturated:
         flags = [
             *flags,
             f"capacity_lower_bound: throughput still rises at {max(closed):g} calls in flight",
         ]
+    return closed, flags
+
+
+def _curve(
+    evidence: Evidence,
+    kind: Kind,
+    tokens: TokenLengths,
+    closed: Closed,
+    known: Sequence[float],
+    flags: list[str],
+    source: Point,
+    open_rps: tuple[float, ...] = (),
+    open_latency_s: tuple[float, ...] = (),
+) -> Curve:
     return Curve(
         kind,
         tokens,
-        Server(tuple(closed), tuple(rates)),
+        Server(tuple(closed), tuple(x for x, _ in closed.values())),
         tuple(t for _, t in closed.values()),
         tuple(flags),
         evidence.bundle_of(source).sha256,
         memory_gib(evidence, kind),
         open_rps,
         open_latency_s,
+        held_at=tuple(k for k in closed if k in {*known, max(closed)}),
     )

@@ -41,7 +41,8 @@ class Curve:
     """What one replica does under load. Times in s, loads in calls per second.
 
     ``ttft_s`` stands beside ``server.concurrency``; NaN is unknown. ``open_rps`` and
-    ``open_latency_s`` are points measured under Poisson arrivals.
+    ``open_latency_s`` are points measured under Poisson arrivals. ``held_at``: those numbers of
+    calls in flight at which the curve is held to points; elsewhere it follows the engine model.
     """
 
     kind: Kind
@@ -53,6 +54,7 @@ class Curve:
     memory_gib: float
     open_rps: tuple[float, ...] = ()
     open_latency_s: tuple[float, ...] = ()
+    held_at: tuple[float, ...] = ()
 
     @property
     def capacity_rps(self) -> float:

@@ -91,8 +91,8 @@ def engine_on(model: EngineModel, curve: Curve, sizes: Sequence[Size]) -> Engine
     """The engine model, made to reach the curve under closed loads of calls of these sizes.
 
     The sizes should be those that the points were measured with: ``mean_sizes``, or the traced
-    calls' own. Above the curve's last point and below its first the model goes on with the
-    nearest factor.
+    calls' own. Between points the factor is linear in the logarithm of the calls in flight, as the
+    curve is made; above the last and below the first it is the nearest point's.
     """
     kv_tokens = model.kv_tokens
     if kv_tokens is not None:
@@ -101,10 +101,10 @@ def engine_on(model: EngineModel, curve: Curve, sizes: Sequence[Size]) -> Engine
         kv_tokens = max(kv_tokens, curve.server.concurrency[-1] * tokens)
     plain = Engine(replace(model, kv_tokens=kv_tokens))
     known: list[tuple[int, float]] = []
-    for k in sorted({max(round(k), 1) for k in curve.server.concurrency}):
+    for k in sorted({max(round(k), 1) for k in curve.held_at or curve.server.concurrency}):
         known.append((k, closed_load_rps(plain, sizes, k) / float(curve.server.rate_rps(k))))
-    whole = np.arange(known[-1][0] + 1)
-    stretch = np.interp(whole, [k for k, _ in known], [factor for _, factor in known])
+    whole = np.log(np.maximum(np.arange(known[-1][0] + 1), 1))
+    stretch = np.interp(whole, np.log([k for k, _ in known]), [factor for _, factor in known])
     return replace(plain, stretch=tuple(stretch.tolist()))
 
 
