@@ -103,7 +103,7 @@ def test_pack_is_not_written_over(pack):
 
 
 def test_missing_requirements_are_listed(tmp_path):
-    """Listed is what is absent or too old, also by an extra; not what a wheel brings or excludes."""
+    """Listed is what is absent or too old, also by an extra; not what a wheel brings."""
     engine = make_wheel(
         tmp_path,
         "tinyengine",
