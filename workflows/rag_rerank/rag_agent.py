@@ -206,5 +206,8 @@ def main() -> None:
         sys.exit(f"rag_agent: {error}")
 
 
+# Indexed while the module loads, so that workers forked from here share the index.
+load_index()
+
 if __name__ == "__main__":
     main()
