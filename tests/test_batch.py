@@ -63,6 +63,17 @@ def test_a_fault_is_tried_again_and_an_agents_own_failure_is_not(tmp_path):
     assert batch.num_retried == 2
 
 
+def test_a_task_starts_with_its_first_attempt_and_ends_with_its_last(tmp_path):
+    """The times recorded are the agents' own, not those of waiting for a place."""
+
+    async def run_task(task, attempt):
+        error = "engine gone" if attempt == 1 else None
+        return Attempt(10.0 * attempt, 10.0 * attempt + 1.0, 1, error, faulted=True)
+
+    _, lines = work_off(tmp_path, run_task, TASKS[:1])
+    assert (lines[0]["started_s"], lines[0]["finished_s"], lines[0]["attempts"]) == (10.0, 21.0, 2)
+
+
 def test_resume_takes_only_what_is_not_recorded(tmp_path):
     """A second run on the same ledger runs the rest and nothing else."""
     seen = []

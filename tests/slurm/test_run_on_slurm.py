@@ -13,7 +13,7 @@ import psutil
 import pytest
 import serving_cases as cases
 
-from .mini_slurm import MiniSlurm
+from .mini_slurm import REPOSITORY, MiniSlurm
 
 SCEPSY = (sys.executable, "-m", "scepsy_hpc")
 # The large node of the plan has two GPUs, the small one has one.
@@ -208,3 +208,40 @@ def test_a_node_that_dies_takes_no_task_with_it(hasty_slurm: MiniSlurm) -> None:
     assert running.returncode == 0, errors
     cases.assert_each_once(out, tasks)
     assert "alert: " in errors
+
+
+def test_the_time_limit_ends_a_run_in_order(mini_slurm: MiniSlurm) -> None:
+    """Slurm's signal before the end of the time: no task is recorded as failed, resume finishes."""
+    folder = mini_slurm.job_dir("run-time")
+    plan, tasks = cases.make_case(folder, INSTANCES, gated(folder, 6, 4))
+    out = folder / "out"
+    words = ("run", plan, tasks, "-o", out, "--cluster", "slurm")
+    ended = scepsy(mini_slurm, folder, *words, "--time", "1min")
+    assert ended.returncode == 1
+    assert "tasks are not recorded" in ended.stderr
+    assert cases.status_of(out)["state"] == "interrupted"
+    assert {line["status"] for line in cases.results(out)} <= {"ok"}
+    (folder / "gate").touch()
+    again = scepsy(mini_slurm, folder, *words, "--resume")
+    assert again.returncode == 0, again.stderr
+    cases.assert_each_once(out, tasks)
+
+
+def test_the_job_script_survives_a_preemption(hasty_slurm: MiniSlurm) -> None:
+    """jobs/run.sbatch, as it is: requeued in mid-batch it goes on, and ends with the report."""
+    folder = hasty_slurm.job_dir("run-script")
+    plan, tasks = cases.make_case(folder, INSTANCES, gated(folder, 6, 3), gpu_type="cpu_slice")
+    out = folder / "out"
+    variables = f"--export=ALL,PLAN={plan},TASKS={tasks},RESULTS={out}"
+    script = str(REPOSITORY / "jobs" / "run.sbatch")
+    line = ["sbatch", "--parsable", variables, script]
+    job = hasty_slurm.run_as_user(line, cwd=folder).stdout.strip()
+    cases.wait_until(lambda: len(cases.results(out)) >= 6, "6 results", LONG_S)
+    other = hasty_slurm.sbatch("true", folder, "-N2", "--gres=gpu:4", "-p", "preempt")
+    assert hasty_slurm.wait_for_job(other) == {other: "COMPLETED"}
+    (folder / "gate").touch()
+    log = folder / f"scepsy-run-{job}.log"
+    assert hasty_slurm.wait_for_job(job, LONG_S) == {job: "COMPLETED"}, log.read_text()
+    cases.assert_each_once(out, tasks)
+    assert [len(cases.run_ids_of(out, name)) for name in ("t00", "g00")] == [1, 2]
+    assert (out / "report.html").stat().st_size > 0
