@@ -108,10 +108,10 @@ def test_traced_lengths_are_those_of_the_llm(tmp_path):
         ({"modles": []}, r"spec\.yaml: modles: unknown key; known keys: .*models"),
         ({"models": []}, r"models: is empty"),
         ({"topology": "nowhere.yaml"}, r"nowhere\.yaml: no such file"),
-        ({"workload": {"name": "chat"}}, r"workload: give either `input_tokens`"),
+        ({"workload": {"name": "chat"}}, r"workload: give one of: `input_tokens`"),
         (
             {"workload": {"name": "chat", "input_tokens": 5, "output_tokens": 5, "spans": "s"}},
-            r"workload: give either",
+            r"workload: give one of",
         ),
         ({"workload": {"name": "chat", "spans": "s.jsonl"}}, r"workload: llm: missing"),
         ({"loads": {"concurrency": []}}, r"loads: is empty"),

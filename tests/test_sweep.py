@@ -20,12 +20,11 @@ from scepsy_hpc.profiling.array import profile_all
 from scepsy_hpc.profiling.bundling import bundles_of
 from scepsy_hpc.profiling.hardware import Hardware, check_node, hardware_of
 from scepsy_hpc.profiling.load_generator import Lengths
+from scepsy_hpc.profiling.loads import is_flat, is_saturated
 from scepsy_hpc.profiling.spec import Loads, ModelSpec, ProfileSpec, SweepTask, Workload
 from scepsy_hpc.profiling.sweep import (
     SweepJob,
     SweepResult,
-    is_flat,
-    is_saturated,
     neighbours_of,
     run_sweep,
     running,
@@ -134,6 +133,21 @@ def test_array_writes_a_bundle_of_what_it_ran(tmp_path, timing_bundle):
     assert keys == [(1, None, 1), (1, None, 4), (2, "nvlink", 1), (2, "nvlink", 4)]
     assert all(p.output_tokens_mean == 8 and p.input_tokens_mean == 64 for p in bundle.points)
     assert (seen[-1].num_ended, seen[-1].num_points) == (2, 4)
+
+
+def test_shapes_are_swept_one_by_one(tmp_path, timing_bundle):
+    """Several token shapes give one bundle with every load of each, for one start of the engine."""
+    path = write_spec(tmp_path, timing_bundle, tp_degrees=[1])
+    spec = yaml.safe_load(path.read_text())
+    spec["workload"] = {"name": "grid", "shapes": [[64, 8], [32, 4]]}
+    path.write_text(yaml.safe_dump(spec))
+    seen = []
+    profile_all(path, tmp_path / "out", "debug", on_progress=seen.append).raise_if_failed()
+    [bundle] = find_bundles(tmp_path / "out")
+    found = [(p.input_tokens_mean, p.output_tokens_mean, p.concurrency) for p in bundle.points]
+    assert sorted(found) == [(32, 4, 1), (32, 4, 4), (64, 8, 1), (64, 8, 4)]
+    assert seen[-1].num_points_wanted == 4
+    assert len(list(tmp_path.glob("out/.profiling/*/*-engine.log"))) == 1
 
 
 def test_failing_task_loses_only_its_own_points(tmp_path, timing_bundle, monkeypatch):

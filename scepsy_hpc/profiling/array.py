@@ -205,8 +205,7 @@ class _Watch:
     """Adds up progress over arrays, with the points that running tasks have so far."""
 
     def __init__(self, tasks: Sequence[SweepTask], on_progress: OnProgress | None) -> None:
-        loads = [task.loads for task in tasks]
-        self._wanted = sum(len(load.concurrency) + len(load.arrival_rate_rps) for load in loads)
+        self._wanted = sum(_num_loads(task) for task in tasks)
         self._num_tasks = len(tasks)
         self._on_progress = on_progress
         self._jobs: list[SweepJob] = []
@@ -237,6 +236,12 @@ class _Watch:
         if now != self._last:
             self._on_progress(now)
         self._last = now
+
+
+def _num_loads(task: SweepTask) -> int:
+    """Points that a task has at most."""
+    num_shapes = len(task.lengths) if task.one_by_one else 1
+    return num_shapes * (len(task.loads.concurrency) + len(task.loads.arrival_rate_rps))
 
 
 def _num_lines(path: Path) -> int:

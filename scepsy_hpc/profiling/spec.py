@@ -47,11 +47,14 @@ class ModelSpec:
 
 @record
 class Workload:
-    """Token lengths: fixed ones, or those of an LLM's calls in ``spans`` (path from the spec)."""
+    """Token lengths: fixed ones, several ``shapes`` [input, output] measured one by one, or those
+    of an LLM's calls in ``spans`` (path from the spec).
+    """
 
     name: str
     input_tokens: Positive | None = None
     output_tokens: Positive | None = None
+    shapes: tuple[tuple[Positive, Positive], ...] | None = None
     spans: str | None = None
     llm: str | None = None
     num_samples: Positive = 256
@@ -86,8 +89,8 @@ class _SpecFile:
 class SweepTask:
     """One array task: one engine on ``tp_degree`` GPUs joined by ``link``, swept over the loads.
 
-    ``link`` is None at TP 1, where it does not matter. Small and picklable: it travels to the
-    node.
+    ``link`` is None at TP 1, where it does not matter. ``lengths`` are the calls of one mix, or,
+    with ``one_by_one``, shapes that each get a sweep. Small and picklable: it travels to the node.
     """
 
     task_id: str
@@ -101,6 +104,7 @@ class SweepTask:
     loads: Loads
     ready_timeout_s: float
     seed: int
+    one_by_one: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,7 @@ def load_spec(path: Path | str) -> ProfileSpec:
                     loads=raw.loads,
                     ready_timeout_s=raw.ready_timeout_s,
                     seed=raw.seed,
+                    one_by_one=raw.workload.shapes is not None,
                 )
             )
     if not tasks:
@@ -231,8 +236,13 @@ def _task_id(
 def _lengths(workload: Workload, model: ModelSpec, path: Path, seed: int) -> tuple[Lengths, ...]:
     where = f"{path}: workload"
     fixed = workload.input_tokens is not None and workload.output_tokens is not None
-    if fixed == (workload.spans is not None):
-        raise InputError(f"{where}: give either `input_tokens` and `output_tokens`, or `spans`")
+    if [fixed, bool(workload.shapes), workload.spans is not None].count(True) != 1:
+        raise InputError(
+            f"{where}: give one of: `input_tokens` and `output_tokens`; `shapes`, such as "
+            "[[512, 128], [2048, 256]]; `spans`"
+        )
+    if workload.shapes:
+        return tuple(Lengths(*shape) for shape in workload.shapes)
     if workload.input_tokens is not None and workload.output_tokens is not None:
         return (Lengths(workload.input_tokens, workload.output_tokens),)
     assert workload.spans is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,26 +20,12 @@ from scepsy_hpc.engines.vllm import RESERVE_GIB, is_shared
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import check, json_line, record, write_text
 from scepsy_hpc.profiling.hardware import Hardware, hardware_of
-from scepsy_hpc.profiling.load_generator import (
-    Client,
-    Endpoint,
-    background_load,
-    closed_loop,
-    open_loop,
-    warm_up,
-)
+from scepsy_hpc.profiling.loads import SERVED_NAME, OnPoint, measure
 from scepsy_hpc.profiling.spec import SweepTask
-from scepsy_hpc.profiling.steady import closed_point, open_point, open_window
 
-SERVED_NAME = "profiled"
-# Saturation: throughput rose by no more than this, twice in a row, while latency rose.
-MIN_GAIN = 0.02
-NUM_FLAT_POINTS = 2
 START_ATTEMPTS = 2
 # A rest of the GPU smaller than this is left idle: hardly a model fits into its memory.
 MIN_NEIGHBOUR_PCT = 25
-
-OnPoint = Callable[[Point], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +94,7 @@ async def sweep(job: SweepJob, on_point: OnPoint | None = None) -> SweepResult:
         reason = await _time_sliced(sharing, [engine, *others])
         version = await engine_version(engine)
         try:
-            await _measure(task, engine, others, keep)
+            await measure(task, engine, others, keep)
         except RunError as error:
             state = "" if engine.is_alive() else "; the engine died"
             raise RunError(
@@ -222,76 +208,3 @@ async def engine_version(engine: EngineProcess) -> str:
         raise RunError(
             f"{engine.config.instance_id}: /version does not tell the engine's version: {error}"
         ) from None
-
-
-async def _measure(
-    task: SweepTask, engine: EngineProcess, others: list[EngineProcess], keep: OnPoint
-) -> None:
-    async with Client(_endpoint(engine), task.lengths, task.seed) as client:
-        await warm_up(client, task.loads.warmup_requests)
-        before: list[Point] = []
-        for concurrency in sorted(set(task.loads.concurrency)):
-            async with _busy(task, others, concurrency):
-                window = await closed_loop(
-                    client, concurrency, task.loads.requests_per_point, task.loads.limit_s
-                )
-            key = (task.tp_degree, task.gpu_share_pct, task.link)
-            point = closed_point(window, concurrency, *key)
-            point = replace(point, saturated=is_flat(before, point))
-            keep(point)
-            before.append(point)
-            if is_saturated(before):
-                break
-        for rate_rps in sorted(set(task.loads.arrival_rate_rps)):
-            num_requests = task.loads.requests_per_point
-            async with _busy(task, others, max(task.loads.concurrency, default=1)):
-                calls = await open_loop(client, rate_rps, num_requests, task.seed)
-            open_part = open_window(calls)
-            if open_part is not None:
-                keep(open_point(open_part, rate_rps, task.tp_degree, task.gpu_share_pct, task.link))
-
-
-@contextlib.asynccontextmanager
-async def _busy(
-    task: SweepTask, others: list[EngineProcess], concurrency: int
-) -> AsyncIterator[None]:
-    """Keep the neighbours under the same load. Raises RunError when one of them fails."""
-    async with contextlib.AsyncExitStack() as stack:
-        loads = []
-        for i, engine in enumerate(others):
-            endpoint = _endpoint(engine)
-            client = await stack.enter_async_context(
-                Client(endpoint, task.lengths, task.seed + 1 + i)
-            )
-            loads.append(asyncio.ensure_future(background_load(client, concurrency)))
-        try:
-            yield
-            for load in loads:
-                if load.done():
-                    load.result()
-        finally:
-            for load in loads:
-                load.cancel()
-            await asyncio.gather(*loads, return_exceptions=True)
-
-
-def _endpoint(engine: EngineProcess) -> Endpoint:
-    pooling = engine.config.engine_args.get("runner") == "pooling"
-    return Endpoint(
-        engine.base_url, SERVED_NAME, engine.config.api_key, "embed" if pooling else "generate"
-    )
-
-
-def is_flat(before: list[Point], point: Point) -> bool:
-    """Whether more calls in flight brought no more throughput, only more latency."""
-    if not before:
-        return False
-    most_rps = max(p.throughput_rps for p in before)
-    no_gain = point.throughput_rps <= most_rps * (1 + MIN_GAIN)
-    return no_gain and point.latency_mean_s > before[-1].latency_mean_s
-
-
-def is_saturated(points: list[Point]) -> bool:
-    """Whether the last points are all flat, so that higher loads would teach nothing."""
-    last = points[-NUM_FLAT_POINTS:]
-    return len(last) == NUM_FLAT_POINTS and all(point.saturated for point in last)

@@ -1,0 +1,127 @@
+"""The points of one engine that is ready: each load in turn, neighbours under the same load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+
+from scepsy_hpc.bundles.bundle import Point
+from scepsy_hpc.engines.process import EngineProcess
+from scepsy_hpc.profiling.load_generator import (
+    Client,
+    Endpoint,
+    Lengths,
+    background_load,
+    closed_loop,
+    open_loop,
+    warm_up,
+)
+from scepsy_hpc.profiling.spec import SweepTask
+from scepsy_hpc.profiling.steady import closed_point, open_point, open_window
+
+SERVED_NAME = "profiled"
+# Saturation: throughput rose by no more than this, twice in a row, while latency rose.
+MIN_GAIN = 0.02
+NUM_FLAT_POINTS = 2
+
+OnPoint = Callable[[Point], None]
+
+
+async def measure(
+    task: SweepTask, engine: EngineProcess, others: Sequence[EngineProcess], keep: OnPoint
+) -> None:
+    """Give ``keep`` every point of the task, shape by shape. Raises RunError."""
+    shapes = [(one,) for one in task.lengths] if task.one_by_one else [task.lengths]
+    for lengths in shapes:
+        async with Client(endpoint_of(engine), lengths, task.seed) as client:
+            await warm_up(client, task.loads.warmup_requests)
+            await _sweep_closed(task, client, others, lengths, keep)
+            await _sweep_open(task, client, others, lengths, keep)
+
+
+async def _sweep_closed(
+    task: SweepTask,
+    client: Client,
+    others: Sequence[EngineProcess],
+    lengths: Sequence[Lengths],
+    keep: OnPoint,
+) -> None:
+    """From the smallest load on, until more brings nothing."""
+    before: list[Point] = []
+    for concurrency in sorted(set(task.loads.concurrency)):
+        async with busy(others, lengths, concurrency, task.seed + 1):
+            point = await closed(task, client, concurrency)
+        point = replace(point, saturated=is_flat(before, point))
+        keep(point)
+        before.append(point)
+        if is_saturated(before):
+            break
+
+
+async def closed(task: SweepTask, client: Client, concurrency: int) -> Point:
+    """The point at ``concurrency`` calls in flight. Raises RunError."""
+    loads = task.loads
+    window = await closed_loop(client, concurrency, loads.requests_per_point, loads.limit_s)
+    return closed_point(window, concurrency, task.tp_degree, task.gpu_share_pct, task.link)
+
+
+async def _sweep_open(
+    task: SweepTask,
+    client: Client,
+    others: Sequence[EngineProcess],
+    lengths: Sequence[Lengths],
+    keep: OnPoint,
+) -> None:
+    for rate_rps in sorted(set(task.loads.arrival_rate_rps)):
+        most = max(task.loads.concurrency, default=1)
+        async with busy(others, lengths, most, task.seed + 1):
+            calls = await open_loop(client, rate_rps, task.loads.requests_per_point, task.seed)
+        open_part = open_window(calls)
+        if open_part is not None:
+            keep(open_point(open_part, rate_rps, task.tp_degree, task.gpu_share_pct, task.link))
+
+
+@contextlib.asynccontextmanager
+async def busy(
+    engines: Sequence[EngineProcess], lengths: Sequence[Lengths], concurrency: int, seed: int
+) -> AsyncIterator[None]:
+    """Keep engines under a closed load meanwhile. Raises RunError when one of them fails."""
+    async with contextlib.AsyncExitStack() as stack:
+        loads = []
+        for i, engine in enumerate(engines):
+            client = await stack.enter_async_context(Client(endpoint_of(engine), lengths, seed + i))
+            loads.append(asyncio.ensure_future(background_load(client, concurrency)))
+        try:
+            yield
+            for load in loads:
+                if load.done():
+                    load.result()
+        finally:
+            for load in loads:
+                load.cancel()
+            await asyncio.gather(*loads, return_exceptions=True)
+
+
+def endpoint_of(engine: EngineProcess) -> Endpoint:
+    """Where the calls of a measurement go."""
+    pooling = engine.config.engine_args.get("runner") == "pooling"
+    return Endpoint(
+        engine.base_url, SERVED_NAME, engine.config.api_key, "embed" if pooling else "generate"
+    )
+
+
+def is_flat(before: list[Point], point: Point) -> bool:
+    """Whether more calls in flight brought no more throughput, only more latency."""
+    if not before:
+        return False
+    most_rps = max(p.throughput_rps for p in before)
+    no_gain = point.throughput_rps <= most_rps * (1 + MIN_GAIN)
+    return no_gain and point.latency_mean_s > before[-1].latency_mean_s
+
+
+def is_saturated(points: list[Point]) -> bool:
+    """Whether the last points are all flat, so that higher loads would teach nothing."""
+    last = points[-NUM_FLAT_POINTS:]
+    return len(last) == NUM_FLAT_POINTS and all(point.saturated for point in last)
