@@ -2,9 +2,9 @@
 
 from scepsy_hpc.planning.plan import Instance
 from scepsy_hpc.serving import beats
+from scepsy_hpc.serving.addresses import LOOPBACK, node_address
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.engine_view import EngineView
-from scepsy_hpc.serving.host import LOOPBACK, node_address
 from scepsy_hpc.serving.run_folder import RunFolder, write_json
 
 PATIENCE_S = 100.0

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from scepsy_hpc.cluster import executors
 from scepsy_hpc.errors import RunError, ScepsyError
 from scepsy_hpc.planning.plan import Instance, Plan, load_plan
+from scepsy_hpc.serving.addresses import LOOPBACK, node_address, own_address
 from scepsy_hpc.serving.allocation import (
     GrantedNode,
     PlacedInstance,
@@ -30,7 +31,7 @@ from scepsy_hpc.serving.allocation import (
     this_node,
 )
 from scepsy_hpc.serving.beats import Pulse, beat
-from scepsy_hpc.serving.lead import LOOPBACK, Lead
+from scepsy_hpc.serving.lead import Lead
 from scepsy_hpc.serving.node_agent import Hosting, NodeAgent
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, no_status, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings, load_settings
@@ -246,29 +247,6 @@ async def _gather(
         for r in reports
         if r
     )
-
-
-def node_address(hosts: Sequence[str], own: str) -> str:
-    """Where this node's engines listen: loopback when all is on one machine, else its address."""
-    others = [name for name in hosts if name != own]
-    return own_address(others[0]) if others else LOOPBACK
-
-
-def own_address(towards: str | None = None) -> str:
-    """This node's address on the network that leads to ``towards`` (default: outside).
-
-    The routing table is asked, and no packet is sent: a node's own name may mean loopback. Raises
-    RunError when the other name does not resolve.
-    """
-    target = towards or "192.0.2.1"  # An address for documentation: it stands for outside.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((target, 9))
-        except OSError as error:
-            if towards is None:
-                return LOOPBACK
-            raise RunError(f"node {towards} cannot be found from here: {error}") from None
-        return str(probe.getsockname()[0])
 
 
 def _hosting(run: Run, address: str) -> Hosting:

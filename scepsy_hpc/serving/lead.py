@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.files import json_line, to_plain
 from scepsy_hpc.planning.plan import Plan
+from scepsy_hpc.serving.addresses import LOOPBACK
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.batch import Attempt, Batch
 from scepsy_hpc.serving.dispatcher import Dispatcher, routes_of
@@ -27,7 +28,6 @@ from scepsy_hpc.tracing.proxy import RecordingProxy
 from scepsy_hpc.tracing.spans import Span, load_spans
 from scepsy_hpc.tracing.tasks import load_tasks
 
-LOOPBACK = "127.0.0.1"
 # Under Poisson arrivals nothing else limits how many agents' processes there are.
 MAX_AGENTS = 1024
 SAME_SIGNAL_S = 1.0
