@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs a real vLLM for CPUs into a virtual environment of its own (default: .venv-vllm).
 #
-#   tests/vllm/install.sh [VENV_DIR]
+#   [VLLM_BASE_PYTHON=PYTHON3.11] tests/vllm/install.sh [VENV_DIR]
 #
 # Runs again at no cost when nothing changed. Takes a minute or two and about 2 GB.
 set -euo pipefail
@@ -27,7 +27,7 @@ apt_install() {
 # Debian's interpreter rather than the first in PATH: jobs run as another user, who must be able to
 # execute it, and pyenv's lie in a home folder that others may not enter.
 find_python() {
-    local python=${PYTHON:-/usr/bin/python3.11}
+    local python=${VLLM_BASE_PYTHON:-/usr/bin/python3.11}
     "$python" -c 'import ensurepip' 2> /dev/null || apt_install python3.11 python3.11-venv >&2
     "$python" -c 'import ensurepip' 2> /dev/null || fail "$python: not a Python with venv"
     echo "$python"
