@@ -11,6 +11,7 @@ environment variable ``SCEPSY_CPU_SLICE_CGROUP``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -27,6 +28,10 @@ PERIOD_S = 0.02
 MIN_QUOTA_US = 1000  # the kernel refuses less
 
 _OUTSIDE = "outside"
+# $0 is the group's cgroup.procs. Refused on v2 when the caller is outside the delegated folder.
+_ENTER = """echo $$ > "$0" || { echo "cannot enter $0: see cpu_slices.enter" >&2; exit 126; }
+exec "$@"
+"""
 _V1_ROOTS = (Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/cpu,cpuacct"))
 _V2_ROOT = Path("/sys/fs/cgroup")
 
@@ -47,8 +52,7 @@ class SliceGroup:
 
         Whatever it starts is then in the group from its first instruction on.
         """
-        script = 'echo $$ > "$0" && exec "$@"'
-        return ["/bin/sh", "-c", script, str(self.path / "cgroup.procs"), *command]
+        return ["/bin/sh", "-c", _ENTER, str(self.path / "cgroup.procs"), *command]
 
     def limit(self, cores: float) -> None:
         """Hold the group to ``cores`` (a fraction is usual) from now on."""
@@ -167,7 +171,8 @@ def withdraw(parent: Path) -> None:
     for folder in (*sorted(path for path in parent.glob("*/")), parent):
         procs = folder / "cgroup.procs"
         for pid in procs.read_text().split() if procs.exists() else ():
-            _write(root / "cgroup.procs", pid)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                (root / "cgroup.procs").write_text(pid)
         SliceGroup(folder).remove()
 
 
