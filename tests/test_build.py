@@ -20,7 +20,8 @@ from scepsy_hpc.tracing.spans import Span
 from scepsy_hpc.tracing.workflow import Llm, Workflow
 
 SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))
-FLOW = workflow("w", {"a": Llm(model="org/model"), "b": Llm(model="org/small")})
+_MODELS = {"a": "org/model", "b": "org/small"}
+FLOW = workflow("w", {alias: Llm(model=model) for alias, model in _MODELS.items()})
 NEEDS = demand({"a": calls(3.0, parallelism=1.5), "b": calls(2.0)}, tool_time_s=1.0)
 
 
@@ -130,6 +131,48 @@ def test_infeasible_rate_names_the_nearest() -> None:
     words = str(caught.value).split()
     nearest = float(words[words.index("is", words.index("nearest")) + 2])
     assert _plan(Rate(nearest * 0.999)).predicted is not None
+
+
+def test_infeasible_limits_name_the_nearest() -> None:
+    """A latency limit no rate keeps names one that holds; too few GPUs, how many would do."""
+    with pytest.raises(InfeasibleError, match="rate of nearly zero") as caught:
+        _plan(MaxThroughput(), Limits(latency_limit_s=1.01))
+    nearest_s = float(str(caught.value).partition("feasible limit is ")[2].split()[0])
+    assert _plan(MaxThroughput(), Limits(latency_limit_s=1.01 * nearest_s)).certificate is not None
+    best = _plan(Rate(1.0), Limits(num_gpus=8)).certificate
+    assert best is not None
+    with pytest.raises(InfeasibleError, match=r"GPUs, not 2, would reach it") as caught:
+        _plan(Rate(1.0), Limits(num_gpus=2, latency_limit_s=1.05 * best.value))
+    enough = int(str(caught.value).rpartition("; ")[2].split()[0])
+    assert _plan(Rate(1.0), Limits(num_gpus=enough, latency_limit_s=1.05 * best.value)).instances
+
+
+def test_the_frontier_is_drawn() -> None:
+    """The explanation plots latency by GPUs in at most eight bars, this plan's marked."""
+    plan = _plan(Rate(1.0), topology=cluster(num_nodes=4))
+    first = next(i for i, line in enumerate(plan.explanation) if line.startswith("frontier"))
+    bars = [line for line in plan.explanation[first + 1 :] if "\u2588" in line]
+    assert 4 <= len(bars) <= 8
+    lengths = [line.count("\u2588") for line in bars]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[-1]
+    marked = [line for line in bars if line.startswith(">")]
+    assert [int(line.split()[1]) for line in marked] == [_gpus(plan)]
+
+
+def test_shares_that_do_not_divide_stay_where_the_search_put_them() -> None:
+    """Shares of 30, 40 and 60%: the plan's GPUs and allocation are those of the search."""
+    odd = (30, 40, 60)
+    flow = workflow("w", {x: Llm(model=m, gpu_shares_pct=odd) for x, m in _MODELS.items()})
+    plan = plan_for([(flow, 1.0)], {"w": NEEDS}, _bundles(), cluster(), Rate(), Limits(num_gpus=2))
+    load: dict[tuple[str, int], int] = {}
+    for instance in plan.instances:
+        for gpu in instance.gpus:
+            load[instance.node, gpu] = load.get((instance.node, gpu), 0) + instance.gpu_share_pct
+    assert len(load) == _gpus(plan) <= 2
+    assert max(load.values()) <= 100
+    assert plan.allocation is not None
+    assert plan.allocation.components[0].gpus_per_node == _gpus(plan)
 
 
 def test_deadline_takes_the_fewest_gpus() -> None:

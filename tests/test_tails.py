@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
-from planning_cases import bundle, cluster, engine_points, workflow
+from planning_cases import ENGINE, bundle, cluster, engine_points, workflow
 
+from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.planning import tails
 from scepsy_hpc.planning.build import make_plan
@@ -92,14 +94,83 @@ def test_limit_out_of_reach() -> None:
     """A p95 limit below what an idle plan has is infeasible and names the nearest."""
     with pytest.raises(InfeasibleError, match=r"p95 limit 0\.01 s .* nearest"):
         _plan(Rate(1.0), Limits(p95_limit_s=0.01))
-    with pytest.raises(InfeasibleError, match="at any rate"):
+    with pytest.raises(InfeasibleError, match="rate of nearly zero") as caught:
         _plan(MaxThroughput(), Limits(p95_limit_s=0.01))
+    nearest_s = float(str(caught.value).partition("feasible limit is ")[2].split()[0])
+    assert _plan(MaxThroughput(), Limits(p95_limit_s=1.01 * nearest_s)).certificate is not None
 
 
 def test_limit_that_holds_changes_nothing() -> None:
-    """A limit that the plan of lowest mean keeps leaves it as it is."""
+    """A limit that the plan of lowest mean keeps leaves it as it is, and the plan says so."""
     free = _plan(Rate(1.0))
-    assert _plan(Rate(1.0), Limits(p95_limit_s=10 * _p95_s(free))).llms == free.llms
+    held = _plan(Rate(1.0), Limits(p95_limit_s=10 * _p95_s(free)))
+    assert held.llms == free.llms
+    assert held.certificate == free.certificate
+    assert any("did not change the order" in line for line in held.explanation)
+
+
+def _call(run: int, number: int, llm: str) -> Span:
+    return Span(
+        run_id=f"r{run}",
+        span_id=f"s{number}",
+        kind="llm",
+        llm=llm,
+        start_s=1.1 * number,
+        end_s=1.1 * number + 1.0,
+        status="ok",
+        input_tokens=1000,
+        output_tokens=100,
+    )
+
+
+def _faster(gain: float) -> EngineModel:
+    return replace(ENGINE, step_s=ENGINE.step_s / gain)
+
+
+def _one_of_two(limits: Limits | None = None) -> Plan:
+    """Three GPUs: most runs call `a`, which the mean rests on; one in ten, the tail, calls `b`."""
+    spans = [
+        _call(run, number, "b" if run % 10 == 0 else "a")
+        for run in range(40)
+        for number in range(40 if run % 10 == 0 else 10)
+    ]
+    points = [
+        point
+        for tp, gain in ((1, 1.0), (2, 1.6))
+        for point in engine_points(SHAPES, engine=_faster(gain), tp_degree=tp)
+    ]
+    flow = workflow("w", {x: Llm(model=f"org/{x}", gpu_shares_pct=(100,)) for x in "ab"})
+    bundles = [bundle(points, model=f"org/{x}", link="nvlink") for x in "ab"]
+    return make_plan([(flow, None)], {"w": spans}, bundles, cluster(gpus=3), Rate(0.01), limits)
+
+
+def test_ranking_by_replay() -> None:
+    """Where only a plan of higher mean keeps the p95 limit it is taken, certified, and said."""
+    free = _one_of_two()
+    assert (free.llms["a"].tp_degree, free.llms["b"].tp_degree) == (2, 1)
+    assert free.certificate is not None
+    held = _one_of_two(Limits(p95_limit_s=0.8 * _p95_s(free)))
+    assert (held.llms["a"].tp_degree, held.llms["b"].tp_degree) == (1, 2)
+    assert _p95_s(held) <= 0.8 * _p95_s(free)
+    assert held.predicted is not None
+    assert held.certificate is not None
+    assert held.certificate.value == pytest.approx(held.predicted.latency_mean_s)
+    assert held.certificate.bound == pytest.approx(free.certificate.value)
+    assert held.certificate.gap > 0.01
+    assert any("changed the order" in line for line in held.explanation)
+
+
+def test_ranking_within_a_percentage() -> None:
+    """With --within, of the plans that keep the p95 limit one on fewer GPUs is taken."""
+    best = _plan(Rate(1.0))
+    limits = Limits(p95_limit_s=1.2 * _p95_s(best), within_pct=10.0)
+    few = _plan(Rate(1.0), limits)
+    assert len(few.instances) < len(best.instances)
+    assert _p95_s(few) <= 1.2 * _p95_s(best)
+    assert few.certificate is not None
+    assert best.certificate is not None
+    assert few.certificate.value <= 1.1 * best.certificate.value
+    assert any("fewest GPUs found within 10%" in line for line in few.explanation)
 
 
 def test_a_deadline_takes_no_p95_limit() -> None:

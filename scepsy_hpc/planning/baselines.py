@@ -10,7 +10,8 @@ from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError
 from scepsy_hpc.planning.aggregate import offers_of
 from scepsy_hpc.planning.build import emit, rates_of
-from scepsy_hpc.planning.choice import Case, Choice
+from scepsy_hpc.planning.case import Case
+from scepsy_hpc.planning.choice import Choice
 from scepsy_hpc.planning.deployments import WorkflowDemand, pipeline_of
 from scepsy_hpc.planning.kinds import Offer, Offers
 from scepsy_hpc.planning.options import Option, Solution

@@ -13,7 +13,8 @@ from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.files import sha256_file
 from scepsy_hpc.planning.aggregate import demands_of, offers_of, spans_of
-from scepsy_hpc.planning.choice import Case, Choice, choose
+from scepsy_hpc.planning.case import Case
+from scepsy_hpc.planning.choice import Choice, choose
 from scepsy_hpc.planning.curves import TokenLengths
 from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of, pipeline_of
 from scepsy_hpc.planning.explain import explain

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError, InputError
+from scepsy_hpc.planning.case import Case, hosted_by
 from scepsy_hpc.planning.certificate import certify
-from scepsy_hpc.planning.curves import MAX_UTILISATION, Curve
-from scepsy_hpc.planning.kinds import Offers
-from scepsy_hpc.planning.options import OptionTable, Problem, Solution
+from scepsy_hpc.planning.curves import MAX_UTILISATION
+from scepsy_hpc.planning.options import OptionTable, Solution
 from scepsy_hpc.planning.pipeline import Pipeline
 from scepsy_hpc.planning.plan import Certificate
 from scepsy_hpc.planning.predict import Batch, Hosted, closed_state, makespan
+from scepsy_hpc.planning.ranking import NUM_AT_A_RATE, cost_of, first_within_p95, rank_by_p95
 from scepsy_hpc.planning.search import solve
-from scepsy_hpc.planning.tails import Tails
-from scepsy_hpc.planning.targets import Deadline, Limits, MaxThroughput, Target
+from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Target
 
 _RATE_TOLERANCE = 1e-3
+_P95_TOLERANCE = 0.01  # a replayed percentile is no more certain than that
+_IDLE = 1e-6
 _JUST_BELOW = 1.0 - 1e-9
-_HEADROOM = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
-"""Plans that keep a tail short are those for higher rates: these times the one asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,80 +40,6 @@ class Choice:
         return hosted_by(self.pipeline, self.solution)
 
 
-def hosted_by(pipeline: Pipeline, solution: Solution) -> tuple[Hosted, ...]:
-    """Stages on the options of a solution."""
-    found = []
-    for stage in pipeline.stages:
-        option = solution.chosen[stage.name]
-        assert isinstance(option.payload, Curve)
-        found.append(Hosted(stage, option.payload, option.num_replicas))
-    return tuple(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One planning problem: the workflows at their rates, what each LLM may run on, the GPUs."""
-
-    pipeline: Pipeline
-    offers: Mapping[str, Offers]
-    topology: Topology
-    limits: Limits
-    run_lengths_s: tuple[float, ...] = ()
-    tails: Tails | None = None
-
-    def keeps_p95(self, pipeline: Pipeline, solution: Solution) -> bool:
-        """Whether a solution at the rates of ``pipeline`` keeps the limit on the p95."""
-        limit_s = self.limits.p95_limit_s
-        if limit_s is None or self.tails is None:
-            return True
-        return self.tails.p95_s(pipeline, hosted_by(pipeline, solution)) <= limit_s
-
-    def tables(self, pipeline: Pipeline, with_cost: bool = True) -> tuple[OptionTable, ...]:
-        """The search's options at the rates of ``pipeline``."""
-        room = {
-            name: [(offer.curve, offer.most_replicas) for offer in offers.found]
-            for name, offers in self.offers.items()
-        }
-        return pipeline.tables(room, with_cost)
-
-    def cheapest(
-        self,
-        pipeline: Pipeline,
-        num_gpus: int | None = None,
-        within_pct: float | None = None,
-        capped: bool = True,
-    ) -> tuple[Solution, tuple[OptionTable, ...]]:
-        """Least mean latency at the rates of ``pipeline`` on at most so many GPUs."""
-        limit_s = self.limits.latency_limit_s if capped else None
-        tables = self.tables(pipeline)
-        problem = Problem(
-            tables,
-            self.topology,
-            "min_cost",
-            max_gpus=_least(num_gpus, self.limits.num_gpus),
-            max_cost_s=None if limit_s is None else limit_s - pipeline.tool_time_s,
-            within_pct=within_pct,
-        )
-        return solve(problem), tables
-
-    def fastest(self, within_pct: float | None = None) -> Solution:
-        """Largest throughput, in units of the pipeline's rates; costs are left out."""
-        tables = self.tables(self.pipeline, with_cost=False)
-        return solve(
-            Problem(
-                tables,
-                self.topology,
-                "max_throughput",
-                max_gpus=self.limits.num_gpus,
-                within_pct=within_pct,
-            )
-        )
-
-
-def _least(*values: int | None) -> int | None:
-    return min((v for v in values if v is not None), default=None)
-
-
 def choose(case: Case, target: Target) -> Choice:
     """The best choice for the target. Raises InfeasibleError, InputError."""
     if case.limits.p95_limit_s is not None:
@@ -131,64 +55,32 @@ def choose(case: Case, target: Target) -> Choice:
 
 
 def _at_rate(case: Case) -> Choice:
-    pipeline = case.pipeline
-    solution, tables = case.cheapest(pipeline)
-    if not solution.is_feasible:
-        raise InfeasibleError(_nearest(case, solution))
-    bound = solution.bound
+    pipeline, limits = case.pipeline, case.limits
+    problem = case.problem(pipeline)
+    best = solution = solve(problem)
+    if not best.is_feasible:
+        raise InfeasibleError(_nearest(case, best))
     notes: tuple[str, ...] = ()
-    if case.limits.within_pct is not None:
-        best_s = solution.cost_s + pipeline.tool_time_s
+    if limits.p95_limit_s is not None:
+        solution, note = rank_by_p95(case, problem, best, limits.within_pct)
+        notes = (note,)
+    elif limits.within_pct is not None:
+        best_s = best.cost_s + pipeline.tool_time_s
         # The percentage is of the whole latency; the search only knows the part of the LLMs.
-        within = case.limits.within_pct * best_s / max(solution.cost_s, 1e-12)
-        few, tables = case.cheapest(pipeline, within_pct=within)
+        within = limits.within_pct * best_s / max(best.cost_s, 1e-12)
+        few = solve(replace(problem, within_pct=within))
+        solution = few if few.is_feasible else best
         notes = (
-            f"within {case.limits.within_pct:g}%: {few.num_gpus} instead of {solution.num_gpus} "
+            f"within {limits.within_pct:g}%: {solution.num_gpus} instead of {best.num_gpus} "
             f"GPUs; the best mean latency is {best_s:.4g} s",
         )
-        solution = few if few.is_feasible else solution
-    if not case.keeps_p95(pipeline, solution):
-        solution, note = _with_headroom(case)
-        notes = (*notes, note)
-    certificate = certify("latency_mean_s", solution.cost_s, bound, pipeline.tool_time_s)
-    return Choice(pipeline, tables, solution, certificate, notes=notes)
-
-
-def _with_headroom(case: Case) -> tuple[Solution, str]:
-    """Of the best plans for higher rates, the one of lowest mean here that keeps the p95 limit."""
-    pipeline, limit_s = case.pipeline, case.limits.p95_limit_s
-    found: list[Solution] = []
-    for factor in _HEADROOM:
-        solution, _ = case.cheapest(pipeline.at_rates(factor), capped=False)
-        if solution.is_feasible:
-            hosted = hosted_by(pipeline, solution)
-            cost_s = math.fsum(_cost_s(pipeline, host) for host in hosted)
-            found.append(replace(solution, value=cost_s, cost_s=cost_s))
-    assert case.tails is not None
-    p95_s = [case.tails.p95_s(pipeline, hosted_by(pipeline, s)) for s in found]
-    good = [s for s, p in zip(found, p95_s, strict=True) if p <= (limit_s or 0.0)]
-    most_s = case.limits.latency_limit_s
-    good = [s for s in good if most_s is None or s.cost_s + pipeline.tool_time_s <= most_s]
-    if not good:
-        raise InfeasibleError(
-            f"p95 limit {limit_s:g} s is out of reach here: of {len(found)} plans that were "
-            f"replayed the nearest reaches {min(p95_s, default=math.inf):.4g} s"
-        )
-    note = f"p95 limit {limit_s:g} s: kept by replay; it changed the order of {len(found)} plans"
-    return min(good, key=lambda s: s.cost_s), note
-
-
-def _cost_s(pipeline: Pipeline, host: Hosted) -> float:
-    """Seconds of a run's mean latency in one stage."""
-    rates = pipeline.rates_rps
-    load = host.stage.calls_rps(rates) / host.num_replicas
-    burst = host.stage.burst(rates, host.num_replicas)
-    rounds = pipeline.rounds(host.stage)
-    return rounds * host.curve.latency_s(load, burst) if rounds > 0 else 0.0
+    cost_s = cost_of(pipeline, hosted_by(pipeline, solution))
+    certificate = certify("latency_mean_s", cost_s, best.bound, pipeline.tool_time_s)
+    return Choice(pipeline, problem.tables, solution, certificate, notes=notes)
 
 
 def _nearest(case: Case, solution: Solution) -> str:
-    """What would be feasible: the highest rate here, or the lowest latency."""
+    """What would be feasible: the highest rate here, or the lowest latency; or more GPUs."""
     rates = ", ".join(f"{w.name} {w.rate_rps:g}" for w in case.pipeline.workflows)
     fastest = case.fastest()
     if not fastest.is_feasible:
@@ -199,14 +91,27 @@ def _nearest(case: Case, solution: Solution) -> str:
         return (
             f"rate {rates} runs/s is out of reach here: the nearest feasible rate is {near} runs/s "
             f"({100 * MAX_UTILISATION:.0f}% of capacity on {fastest.num_gpus} GPUs)"
+            f"{_or_gpus(case, solution)}"
         )
     if solution.nearest_cost_s is not None:
-        nearest_s = solution.nearest_cost_s + case.pipeline.tool_time_s
         return (
-            f"latency limit {case.limits.latency_limit_s:g} s at rate {rates} runs/s is out of "
-            f"reach: the nearest feasible limit is {nearest_s:.4g} s"
+            f"{_nearest_latency(case, solution)} at rate {rates} runs/s{_or_gpus(case, solution)}"
         )
     return f"rate {rates} runs/s: {solution.refused}"
+
+
+def _or_gpus(case: Case, solution: Solution) -> str:
+    if solution.nearest_num_gpus is None:
+        return ""
+    return f"; {solution.nearest_num_gpus} GPUs, not {case.limits.num_gpus}, would reach it"
+
+
+def _nearest_latency(case: Case, solution: Solution) -> str:
+    nearest_s = (solution.nearest_cost_s or 0.0) + case.pipeline.tool_time_s
+    return (
+        f"latency limit {case.limits.latency_limit_s:g} s is out of reach: the nearest feasible "
+        f"limit is {nearest_s:.4g} s"
+    )
 
 
 def _most(case: Case) -> Choice:
@@ -220,16 +125,7 @@ def _most(case: Case) -> Choice:
     bound = fastest.bound * case.pipeline.total_rps
     pipeline = case.pipeline.at_rates(factor)
     if not (solution.is_feasible and case.keeps_p95(pipeline, solution)):
-        factor, above = _highest_within(case, factor, gpus)
-        solution, tables = case.cheapest(case.pipeline.at_rates(factor), gpus)
-        total_rps = case.pipeline.total_rps
-        note = "the limit on latency, not capacity, ends the rate"
-        if case.limits.p95_limit_s is not None:
-            # No search bounds a percentile: what is proved is only the rate without that limit.
-            above = fastest.bound * MAX_UTILISATION
-            note += "; the p95 was replayed for the plan of lowest mean at each rate"
-        certificate = certify("rate_rps", factor * total_rps, above * total_rps)
-        return Choice(case.pipeline.at_rates(factor), tables, solution, certificate, notes=(note,))
+        return _limited(case, factor, gpus, fastest.bound)
     value = min(
         pipeline.theta(h.stage, h.curve, h.num_replicas) for h in hosted_by(pipeline, solution)
     )
@@ -237,24 +133,59 @@ def _most(case: Case) -> Choice:
     return Choice(pipeline, tables, solution, certificate)
 
 
-def _highest_within(case: Case, highest: float, gpus: int | None) -> tuple[float, float]:
-    """Largest feasible factor of the rates, and one just above that is not."""
-    low, high = 0.0, highest
-    slow = case.pipeline.at_rates(highest * 1e-6)
-    idle, _ = case.cheapest(slow, gpus)
-    if not idle.is_feasible:
-        raise InfeasibleError(_nearest(replace(case, pipeline=slow), idle))
-    if not case.keeps_p95(slow, idle):
-        raise InfeasibleError(
-            f"p95 limit {case.limits.p95_limit_s:g} s is out of reach here at any rate"
-        )
-    while high - low > _RATE_TOLERANCE * high:
+def _limited(case: Case, highest: float, gpus: int | None, capacity: float) -> Choice:
+    """The highest rate that keeps a limit on latency; rates as factors of the case's."""
+    by_p95 = case.limits.p95_limit_s is not None
+    low, high = highest * _IDLE, highest
+    best, tables = _kept_at(case, low, gpus)
+    if best is None:
+        raise InfeasibleError(_nearest_idle(case, low, gpus))
+    while high - low > (_P95_TOLERANCE if by_p95 else _RATE_TOLERANCE) * high:
         middle = (low + high) / 2.0
-        pipeline = case.pipeline.at_rates(middle)
-        solution, _ = case.cheapest(pipeline, gpus)
-        good = solution.is_feasible and case.keeps_p95(pipeline, solution)
-        low, high = (middle, high) if good else (low, middle)
-    return low, high
+        found, options = _kept_at(case, middle, gpus)
+        if found is None:
+            high = middle
+        else:
+            low, best, tables = middle, found, options
+    note = "the limit on latency, not capacity, ends the rate"
+    if by_p95:
+        # No search bounds a percentile: what is proved is only the rate without that limit.
+        high = capacity * MAX_UTILISATION
+        note += (
+            f"; at each rate up to {NUM_AT_A_RATE} plans of lowest mean were replayed for their p95"
+        )
+    total_rps = case.pipeline.total_rps
+    certificate = certify("rate_rps", low * total_rps, high * total_rps)
+    return Choice(case.pipeline.at_rates(low), tables, best, certificate, notes=(note,))
+
+
+def _kept_at(
+    case: Case, factor: float, gpus: int | None
+) -> tuple[Solution | None, tuple[OptionTable, ...]]:
+    """The plan of lowest mean that keeps all limits at so many times the rates; None: none."""
+    here = replace(case, pipeline=case.pipeline.at_rates(factor))
+    problem = here.problem(here.pipeline, gpus)
+    best = solve(problem)
+    if not best.is_feasible:
+        return None, ()
+    if case.limits.p95_limit_s is None:
+        return best, problem.tables
+    return first_within_p95(here, problem, best), problem.tables
+
+
+def _nearest_idle(case: Case, factor: float, gpus: int | None) -> str:
+    """What limit could be kept at a rate of nearly zero."""
+    slow = replace(case, pipeline=case.pipeline.at_rates(factor))
+    problem = slow.problem(slow.pipeline, gpus)
+    idle = solve(problem)
+    if idle.is_feasible:
+        try:
+            rank_by_p95(slow, problem, idle)
+        except InfeasibleError as error:
+            return f"{error}, at a rate of nearly zero"
+    if idle.nearest_cost_s is None:
+        return _nearest(slow, idle)
+    return f"{_nearest_latency(case, idle)} at a rate of nearly zero{_or_gpus(case, idle)}"
 
 
 def _in_time(case: Case, target: Deadline) -> Choice:

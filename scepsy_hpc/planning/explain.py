@@ -13,6 +13,8 @@ from scepsy_hpc.planning.options import Option, OptionTable
 from scepsy_hpc.planning.plan import Predicted
 
 _MOST_REFUSALS = 4
+_MOST_BARS = 8
+_BAR = 32  # characters of the longest bar
 _NO_CHANGE = "no change"
 
 
@@ -99,13 +101,25 @@ def _first_gain(choice: Choice, option: Option) -> str:
 
 
 def _frontier(choice: Choice) -> list[str]:
-    """Number of GPUs against the best mean latency on them."""
-    points = [p for p in choice.solution.frontier if p.value is not None]
-    if not points:
+    """Number of GPUs against the best mean latency on them, as bars."""
+    known = {p.num_gpus: p.value for p in choice.solution.frontier if p.value is not None}
+    if not known:
         return []
     tool_s = choice.pipeline.tool_time_s
-    shown: Sequence[str] = [f"{p.num_gpus}: {(p.value or 0.0) + tool_s:.4g} s" for p in points]
-    if len(shown) > 12:
-        picks = np.unique(np.linspace(0, len(shown) - 1, 12).astype(int))
-        shown = [shown[i] for i in picks]
-    return ["frontier, GPUs: best mean latency: " + ", ".join(shown)]
+    used = choice.solution.num_gpus
+    latency_s = {gpus: known[gpus] + tool_s for gpus in _picked(sorted(known), used)}
+    longest_s = max(latency_s.values())
+    lines = ["frontier: best mean latency by number of GPUs (> this plan's)"]
+    for gpus, time_s in latency_s.items():
+        bar = "\u2588" * max(round(_BAR * time_s / longest_s), 1)
+        lines.append(f"{'>' if gpus == used else ' '} {gpus:>5}  {f'{time_s:.4g} s':>10}  {bar}")
+    return lines
+
+
+def _picked(counts: Sequence[int], used: int) -> list[int]:
+    """A few numbers of GPUs, closer together where they are small, and the plan's own."""
+    if len(counts) <= _MOST_BARS:
+        return list(counts)
+    wanted = np.geomspace(counts[0], counts[-1], _MOST_BARS - (used in counts))
+    nearest = {counts[int(np.abs(np.array(counts) - x).argmin())] for x in wanted}
+    return sorted(nearest | ({used} & set(counts)))

@@ -137,7 +137,11 @@ class Replay:
         return found
 
     def figures(
-        self, loads: Mapping[str, CallLoad], seed: int = 0, num_draws: int = NUM_DRAWS
+        self,
+        loads: Mapping[str, CallLoad],
+        seed: int = 0,
+        num_draws: int = NUM_DRAWS,
+        with_intervals: bool = True,
     ) -> dict[str, ReplayedWorkflow]:
         """Figures of each workflow with its deployments under these loads. Raises InputError."""
         overloaded = self._overloaded(loads)
@@ -160,7 +164,7 @@ class Replay:
                 latency_p50_s=figures.get("latency_p50_s"),
                 latency_p95_s=figures.get("latency_p95_s"),
                 latency_p99_s=figures.get("latency_p99_s"),
-                intervals=run_intervals(mine, seed),
+                intervals=run_intervals(mine, seed) if with_intervals else {},
             )
         return found
 

@@ -57,16 +57,18 @@ def solve(problem: Problem) -> Solution:
     return _least_cost(fitter) if problem.objective == "min_cost" else _most_throughput(fitter)
 
 
-def best_choices(problem: Problem, num_choices: int) -> list[Solution]:
+def best_choices(
+    problem: Problem, num_choices: int, best: Solution | None = None
+) -> list[Solution]:
     """The answer and further choices of rising cost, for ranking by what the search cannot see.
 
     For ``min_cost``. All carry the bound of the answer, so that the one that is emitted has its
     certificate. The list is shorter when there are not so many, or when too few of the cheapest
-    can be placed.
+    can be placed. ``best`` is the answer of ``solve`` where it is known already.
     """
     if problem.objective != "min_cost":
         raise ValueError(f"objective must be 'min_cost' to rank by cost, is {problem.objective!r}")
-    best = solve(problem)
+    best = solve(problem) if best is None else best
     if not best.is_feasible or num_choices <= 1:
         return [best]
     fitter = Fitter(problem, space_of(problem), time.monotonic() + problem.time_limit_s)

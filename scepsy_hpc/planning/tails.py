@@ -1,13 +1,14 @@
 """Percentiles of run latency by replay, and plans that keep a limit on the 95th.
 
-A percentile does not add up over LLMs, so the search cannot minimise it: plans of low mean are
-replayed in order, and the first that keeps the limit is taken. The plan says so.
+A percentile does not add up over LLMs, so the search cannot minimise it: ``ranking`` replays plans
+of low mean in order and takes the first that keeps the limit. The plan says so.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from scepsy_hpc.planning.pipeline import Pipeline
 from scepsy_hpc.planning.plan import Predicted
@@ -25,21 +26,31 @@ class Tails:
     """Traced runs by workflow, ready to be replayed."""
 
     graphs: Mapping[str, Sequence[RunGraph]]
+    known: dict[object, Replay] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spans: Mapping[str, Iterable[Span]]) -> Tails:
         """From the spans of each workflow. Raises InputError for spans that make no graph."""
         return cls({name: _thinned(run_graphs(mine)) for name, mine in spans.items()})
 
-    def figures(self, pipeline: Pipeline, hosted: Sequence[Hosted]) -> dict[str, ReplayedWorkflow]:
+    def figures(
+        self, pipeline: Pipeline, hosted: Sequence[Hosted], with_intervals: bool = True
+    ) -> dict[str, ReplayedWorkflow]:
         """Percentiles of each workflow at the pipeline's rates. Raises InputError."""
-        replay = Replay.of(self.graphs, names_in(pipeline))
-        return replay.figures(loads_on(pipeline, hosted))
+        loads = loads_on(pipeline, hosted)
+        return self._replay(names_in(pipeline)).figures(loads, with_intervals=with_intervals)
 
     def p95_s(self, pipeline: Pipeline, hosted: Sequence[Hosted]) -> float:
         """The largest 95th percentile over the workflows; infinite where it is unknown."""
-        found = self.figures(pipeline, hosted).values()
-        return max(f.latency_p95_s if f.latency_p95_s is not None else float("inf") for f in found)
+        found = self.figures(pipeline, hosted, with_intervals=False).values()
+        return max(f.latency_p95_s if f.latency_p95_s is not None else math.inf for f in found)
+
+    def _replay(self, names: Mapping[str, Mapping[str, str]]) -> Replay:
+        """The runs as one graph; candidates of one plan share it."""
+        key = tuple((name, *sorted(mine.items())) for name, mine in names.items())
+        if key not in self.known:
+            self.known[key] = Replay.of(self.graphs, names)
+        return self.known[key]
 
 
 def _thinned(graphs: Sequence[RunGraph]) -> list[RunGraph]:
