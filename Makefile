@@ -40,6 +40,7 @@ test-browser: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/planner.py
+	$(BIN)/python bench/predictor.py
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scepsy-hpc needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12 ...")'
