@@ -1,9 +1,10 @@
-"""Times the search alone beside CP-SAT on the same instance: ``python bench/planner.py``.
+"""Times the search alone beside CP-SAT, and the whole command: ``python bench/planner.py``.
 
 Synthetic, seeded option tables: each LLM has TP 1, 2, 4, 8 and shares of one GPU; a replica's
 speed and capacity grow less than its GPUs do, with 10% noise, and waiting grows with utilisation.
 CP-SAT gets every option that reaches the target and is not beaten by fewer replicas of its kind,
 with the same packing constraints, and a time limit. Its costs include building the model.
+``whole_command.py`` says what the command gets.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from whole_command import COMMANDS, timed_command
 
 from scepsy_hpc.cluster.topology import Domain, Node, Topology
 from scepsy_hpc.planning import cp_sat
@@ -233,6 +235,11 @@ def main() -> None:
         if given.only in case.name:
             row = measure(case, given.cp_sat_limit_s, given.cp_sat_workers)
             print(json.dumps(row) if given.json else line(row), flush=True)
+    for command in COMMANDS:
+        if given.only in command.name:
+            took_s = timed_command(command)
+            made = {"case": command.name, "command_s": took_s}
+            print(json.dumps(made) if given.json else f"{command.name}: {took_s:.2f} s", flush=True)
 
 
 if __name__ == "__main__":

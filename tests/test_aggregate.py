@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from planning_cases import bundle, calls, cluster, demand, engine_points, workflow
@@ -21,7 +22,7 @@ from scepsy_hpc.planning.aggregate import (
 from scepsy_hpc.planning.deployments import pipeline_of
 from scepsy_hpc.planning.plan import Plan, PlanWorkflow
 from scepsy_hpc.tracing.demand import demand_of
-from scepsy_hpc.tracing.spans import Span
+from scepsy_hpc.tracing.spans import Prefix, Span
 from scepsy_hpc.tracing.workflow import Llm
 
 FLOW = workflow("w", {"a": Llm(model="org/model"), "b": Llm(model="org/model")})
@@ -52,6 +53,24 @@ def _spans(num_runs: int, name: str | None = "w") -> list[Span]:
             )
             clock_s += rng.choice([0.0, 0.2, length_s + 0.3])
     return found
+
+
+def test_recorded_prefixes_are_told_not_assumed() -> None:
+    """Input that repeats a prompt is named where no cached tokens were recorded, never counted."""
+    plain = [replace(s, cached_tokens=None) for s in _spans(5)]
+    spans = [
+        replace(s, prefix_of=Prefix(span_id="s0", tokens=(s.input_tokens or 0) // 2))
+        if s.llm == "a"
+        else s
+        for s in plain
+    ]
+    made = demands_of([FLOW], {"w": spans})["w"]
+    assert made.cached_tokens == {"a": 0.0, "b": 0.0}
+    told = [line for line in made.warnings if "prefix_of" in line]
+    assert len(told) == 1
+    assert told[0].startswith("w: a: 50% of its input")
+    known = [replace(s, cached_tokens=10) for s in spans]
+    assert not any("prefix_of" in w for w in demands_of([FLOW], {"w": known})["w"].warnings)
 
 
 def test_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,9 @@ import contextlib
 import functools
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,15 +46,39 @@ def demands_of(
     ``client`` is a ``distributed.Client``; without it the tasks run here. Raises InputError.
     """
     parts: dict[str, list[Any]] = {}
+    prefixes: dict[str, tuple[str, ...]] = {}
     for workflow in workflows:
         if not spans.get(workflow.name):
             raise InputError(f"workflow {workflow.name}: no spans were given for it")
         named = spans_of(workflow.name, spans[workflow.name])
+        prefixes[workflow.name] = tuple(_unused_prefixes(workflow.name, named))
         parts[workflow.name] = [
             _task(demand_of, part, workflow.name, tuple(workflow.llms)) for part in _parts(named)
         ]
     done = _compute(parts, client)
-    return {name: merge(demands) for name, demands in done.items()}
+    merged = {name: merge(demands) for name, demands in done.items()}
+    return {n: replace(d, warnings=(*d.warnings, *prefixes[n])) for n, d in merged.items()}
+
+
+def _unused_prefixes(workflow: str, spans: Sequence[Span]) -> Iterator[str]:
+    """Input that repeats an earlier prompt where no engine said whether it was cached.
+
+    A hit needs the replica that served the earlier call, which nothing here promises; so only
+    ``cached_tokens`` count as cached.
+    """
+    shared, inputs = Counter[str](), Counter[str]()
+    for span in spans:
+        if span.kind == "llm" and span.llm is not None:
+            inputs[span.llm] += span.input_tokens or 0
+            if span.prefix_of is not None and span.cached_tokens is None:
+                shared[span.llm] += min(span.prefix_of.tokens, span.input_tokens or 0)
+    for llm, tokens in sorted(shared.items()):
+        if tokens:
+            yield (
+                f"{workflow}: {llm}: {100 * tokens / inputs[llm]:.0f}% of its input repeats an "
+                "earlier prompt (prefix_of); planned without cache hits, since no cached_tokens "
+                "were recorded"
+            )
 
 
 def offers_of(
