@@ -124,13 +124,13 @@ class Lead:
         return self._interrupted.is_set() or self.attempt.is_stopped()
 
     async def _serve(self) -> None:
-        self._state = "serving"
+        self.write_status("serving")
         while not self._is_stopped():
             await asyncio.sleep(0.3)
 
     async def _work_off(self, batch: Batch) -> None:
         """Until nothing is left, someone stops the run, or an LLM is gone (RunError)."""
-        self._state = "running"
+        self.write_status("running")
         working, reason = asyncio.create_task(batch.run()), None
         while not working.done():
             reason = self._engines.dead(tuple(self.plan.llms))

@@ -58,6 +58,7 @@ class NodeAgent:
         self.hosting = hosting
         self._kept = [[Kept(placed) for placed in group] for group in _sharing(instances)]
         self._starting = asyncio.Semaphore(hosting.starts_at_once)
+        self._ports: dict[str, int] = {}  # by instance: two that start together take two ports
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Start everything and keep it alive until ``stopping`` is set; then stop everything.
@@ -140,6 +141,8 @@ class NodeAgent:
         deployment = self.hosting.deployments[instance.llm]
         known = gpu_types.known(deployment.gpu_type)
         log = self.hosting.folder.logs / f"{instance.id}.{kept.starts}.log"
+        taken = [port for name, port in self._ports.items() if name != instance.id]
+        self._ports[instance.id] = spaced_ports(1, self.hosting.host, avoid=taken)[0]
         return EngineConfig(
             instance_id=instance.id,
             engine=deployment.engine,
@@ -148,7 +151,7 @@ class NodeAgent:
             gpu_type=deployment.gpu_type,
             gpu_memory_gib=known.memory_gib if known else deployment.memory_gib or 16.0,
             gpus=placed.gpus,
-            port=spaced_ports(1, self.hosting.host)[0],
+            port=self._ports[instance.id],
             log_path=log,
             tp_degree=deployment.tp_degree,
             gpu_share_pct=instance.gpu_share_pct,
