@@ -106,11 +106,11 @@ def _steps(out: Path, workflow: Path) -> list[tuple[str, str]]:
         (
             "3. Plan: aggregate, search every allocation, place",
             f"plan --workflow {flow} --spans {spans} --profiles {profiles} "
-            f"--topology {topology} --rate 4 --within 5% -o {plan}",
+            f"--topology {topology} --rate 3 --within 5% -o {plan}",
         ),
         (
             "4. Run: the batch, inside one allocation (here: local processes)",
-            f"run {plan} {tasks} -o {results} --runs-in-flight 6",
+            f"run {plan} {tasks} -o {results} --runs-in-flight 4",
         ),
         ("5. Report: predicted beside measured", f"report {results} -o {report}"),
     ]
