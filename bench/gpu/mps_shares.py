@@ -164,7 +164,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--models", nargs="+", default=[gpu_bench.LARGE], help="one for all engines, or in turn"
     )
     parser.add_argument("--shape", nargs=2, type=int, default=(1024, 128), metavar=("IN", "OUT"))
-    parser.add_argument("--concurrency", nargs="+", type=int, default=(1, 8, 32))
+    parser.add_argument("--concurrency", nargs="+", type=int, default=(1, 4, 16, 48))
     parser.add_argument("--limit-s", type=float, default=8.0, help="for each point")
 
 
