@@ -72,7 +72,7 @@ def compare_run(root: Path, again: Sequence[Path] = ()) -> Comparison:
     plan, settings = load_plan(folder.plan), load_settings(folder.settings)
     measured = _measured(folder)
     others = [_measured(RunFolder(path.absolute())) for path in again]
-    notes, outlooks = [*engine_notes(plan)], {}
+    notes, outlooks = [*engine_notes(plan), *share_notes(folder)], {}
     try:
         if len(plan.workflows) == 1:
             load = _load(settings, measured[0])
@@ -92,6 +92,16 @@ def compare_run(root: Path, again: Sequence[Path] = ()) -> Comparison:
         flags=tuple(flags or (plan.predicted.flags if plan.predicted else ())),
         explanation=_explanation(bool(again)),
     )
+
+
+def share_notes(folder: RunFolder) -> list[str]:
+    """Says which engines were not held to their share of a GPU."""
+    instances = (read_json(folder.status) or {}).get("instances", [])
+    return [
+        f"{i['id']} was time-sliced, no MPS held it to its share of the GPU: {i['time_sliced']}"
+        for i in instances
+        if i.get("time_sliced")
+    ]
 
 
 def engine_notes(plan: Plan) -> list[str]:

@@ -85,13 +85,20 @@ class EngineView:
         return "no reason is known"
 
     def alerts(self) -> list[str]:
-        """What a person should know at the end: instances that are gone, one line each."""
-        return [
+        """What a person should know at the end: instances gone or time-sliced, one line each."""
+        gone = [
             f"{name} on {self._placed[name].host}: {report['state']} after {report['starts']} "
             f"starts{_first_line(report.get('error'))}"
             for name, report in self.reports.items()
             if report["state"] in GONE
         ]
+        sliced = [
+            f"{name} on {self._placed[name].host}: time-sliced, not held to its "
+            f"{self._placed[name].instance.gpu_share_pct}% of the GPU: {report['time_sliced']}"
+            for name, report in self.reports.items()
+            if report.get("time_sliced")
+        ]
+        return gone + sliced
 
     def states(self) -> list[dict[str, Any]]:
         """Each instance as `status.json` shows it."""
@@ -104,6 +111,7 @@ class EngineView:
                 "state": self.reports[name]["state"],
                 "starts": self.reports[name]["starts"],
                 "error": _first_line(self.reports[name].get("error"), ""),
+                "time_sliced": self.reports[name].get("time_sliced"),
             }
             for name, placed in self._placed.items()
         ]

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scepsy_hpc.cluster import gpu_types
+from scepsy_hpc.cluster.mps import Sharing
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
+from scepsy_hpc.engines.vllm import is_shared
 from scepsy_hpc.errors import InputError, ScepsyError
 from scepsy_hpc.planning.plan import Deployment
 from scepsy_hpc.serving.allocation import PlacedInstance
@@ -39,7 +41,10 @@ class Hosting:
 
 @dataclass(slots=True)
 class Kept:
-    """What is known of one instance; ``starts`` counts all, ``starts_in_row`` those in a row."""
+    """What is known of one instance; ``starts`` counts all, ``starts_in_row`` those in a row.
+
+    ``time_sliced`` says why no MPS holds it to its share of a GPU; None where it is, or needs none.
+    """
 
     placed: PlacedInstance
     state: str = "waiting"
@@ -48,6 +53,7 @@ class Kept:
     starts_in_row: int = 0
     ready_since_s: float | None = None
     error: str | None = None
+    time_sliced: str | None = None
 
 
 class NodeAgent:
@@ -59,12 +65,14 @@ class NodeAgent:
         self._kept = [[Kept(placed) for placed in group] for group in _sharing(instances)]
         self._starting = asyncio.Semaphore(hosting.starts_at_once)
         self._ports: dict[str, int] = {}  # by instance: two that start together take two ports
+        self._mps: Sharing | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Start everything and keep it alive until ``stopping`` is set; then stop everything.
 
         Raises RunError when an engine's process cannot be ended.
         """
+        await self._start_mps()
         keepers = [asyncio.create_task(self._keep_all(group)) for group in self._kept]
         waiter = asyncio.create_task(stopping.wait())
         try:
@@ -84,9 +92,24 @@ class NodeAgent:
         for kept in every:
             if kept.state != "failed":
                 self._report(kept, "stopped")
+        if self._mps is not None:
+            logs = self.hosting.folder.logs / f"mps-{every[0].placed.host}"
+            await asyncio.to_thread(self._mps.stop, keep_logs=logs)
         for end in ends:
             if isinstance(end, BaseException):
                 raise end
+
+    async def _start_mps(self) -> None:
+        """One MPS daemon for the GPUs of this node of which instances hold parts, if there are."""
+        parts = [kept for group in self._kept for kept in group if self._holds_part(kept)]
+        if parts:
+            gpus = dict.fromkeys(gpu for kept in parts for gpu in kept.placed.gpus)
+            self._mps = await asyncio.to_thread(Sharing.start, tuple(gpus))
+
+    def _holds_part(self, kept: Kept) -> bool:
+        instance = kept.placed.instance
+        deployment = self.hosting.deployments[instance.llm]
+        return is_shared(deployment.engine, deployment.gpu_type, instance.gpu_share_pct)
 
     async def _keep_all(self, group: Sequence[Kept]) -> None:
         """Start the instances of one GPU in turn, then watch them."""
@@ -112,6 +135,9 @@ class NodeAgent:
                 self._report(kept, "starting")
                 kept.process = EngineProcess.start(self._config(kept))
                 await kept.process.wait_ready(self.hosting.ready_timeout_s)
+                if self._mps is not None and self._holds_part(kept):
+                    pid = kept.process.pid
+                    kept.time_sliced = await asyncio.to_thread(self._mps.time_sliced, pid)
         except ScepsyError as error:
             kept.error = str(error)
             # What is wrong with the plan does not get better by trying.
@@ -158,6 +184,7 @@ class NodeAgent:
             host=self.hosting.host,
             engine_args=deployment.engine_args,
             api_key=self.hosting.folder.key.read_text().strip(),
+            mps_environment=self._mps.environment(placed.gpus) if self._mps else {},
         )
 
     def _report(self, kept: Kept, state: str) -> None:
@@ -171,6 +198,7 @@ class NodeAgent:
             "since_s": time.time(),
             "starts": kept.starts,
             "error": kept.error,
+            "time_sliced": kept.time_sliced,
         }
         if kept.process is not None:
             report |= {"base_url": kept.process.base_url, "pid": kept.process.pid}
