@@ -21,7 +21,7 @@ SIZE_IN = (6.4, 3.0)
 
 def colour_of(names: Sequence[str]) -> dict[str, str]:
     """One colour a name, the same in every plot of a report."""
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(sorted(names))}
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(sorted(set(names)))}
 
 
 def _svg(figure: Figure) -> str:

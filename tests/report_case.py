@@ -1,0 +1,80 @@
+"""A finished run as `scepsy run` leaves it, small enough to work its figures out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scepsy_hpc.files import to_plain
+from scepsy_hpc.planning.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
+from scepsy_hpc.serving.measured import measure
+from scepsy_hpc.serving.run_folder import RunFolder, write_json
+from scepsy_hpc.serving.settings import RunSettings, save_settings
+from scepsy_hpc.tracing.spans import Span, save_spans
+
+
+def plan_of(engine: str) -> Plan:
+    """Two deployments on two GPUs, one of them shared by two replicas."""
+    args = {"timing_bundle": "some/bundle"} if engine == "simulated" else {}
+
+    def llm(share: int, replicas: int) -> Deployment:
+        return Deployment(
+            model="org/model",
+            engine=engine,
+            engine_args=args,
+            gpu_type="h100_sxm",
+            tp_degree=1,
+            gpu_share_pct=share,
+            num_replicas=replicas,
+        )
+
+    def instance(name: str, llm: str, gpu: int, share: int) -> Instance:
+        return Instance(id=name, llm=llm, node="node1", gpus=(gpu,), gpu_share_pct=share)
+
+    return Plan(
+        workflows=(PlanWorkflow(name="rag", llms={"writer": "writer", "judge": "judge"}),),
+        llms={"writer": llm(100, 1), "judge": llm(50, 2)},
+        instances=(
+            instance("writer-0", "writer", 0, 100),
+            instance("judge-0", "judge", 1, 50),
+            instance("judge-1", "judge", 1, 50),
+        ),
+        explanation=("writer: what it got <and why>", "frontier  1 ████"),
+    )
+
+
+def make_run(root: Path, engine: str = "simulated", slower: float = 1.0) -> Path:
+    """Ten runs of 2, 3, ... 11 seconds, one after the other; returns the folder."""
+    folder = RunFolder(root)
+    folder.create()
+    spans, now_s = [], 1000.0
+    for number in range(10):
+        length_s = (2.0 + number) * slower
+        common = {"run_id": f"r{number}", "workflow": "rag", "status": "ok", "start_s": now_s}
+        spans += [
+            Span(span_id=f"r{number}", kind="run", end_s=now_s + length_s, **common),
+            Span(
+                span_id=f"j{number}",
+                kind="llm",
+                llm="judge",
+                end_s=now_s + 0.5,
+                input_tokens=100,
+                output_tokens=1,
+                **common,
+            ),
+            Span(
+                span_id=f"w{number}",
+                kind="llm",
+                llm="writer",
+                end_s=now_s + length_s,
+                input_tokens=200,
+                output_tokens=50,
+                **common,
+            ),
+        ]
+        now_s += length_s
+    save_plan(folder.plan, plan_of(engine))
+    save_spans(folder.spans, spans)
+    save_settings(folder.settings, RunSettings(max_runs_in_flight=1))
+    figures = to_plain(measure(spans, "rag"))
+    write_json(folder.measured, {"since_s": 0.0, "workflows": {"rag": figures}})
+    return root
