@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scepsy_hpc.bundles.bundle import Bundle
-from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.planning.plan import Plan, Predicted, WorkflowFigures
-from scepsy_hpc.planning.simulated import SimulationResult
-from scepsy_hpc.profiling.array import ProfileResult
-from scepsy_hpc.report.comparison import Comparison
-from scepsy_hpc.report.doctor import Finding
-from scepsy_hpc.tracing.demand import Demand
+
+if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
+    from scepsy_hpc.bundles.bundle import Bundle
+    from scepsy_hpc.cluster.topology import Topology
+    from scepsy_hpc.planning.simulated import SimulationResult
+    from scepsy_hpc.profiling.array import ProfileResult
+    from scepsy_hpc.report.comparison import Comparison
+    from scepsy_hpc.report.doctor import Finding
+    from scepsy_hpc.tracing.demand import Demand
 
 LOG_WIDTH = 140
 _plain = Console(highlight=False)
