@@ -82,6 +82,7 @@ def test_cpu_engine_sees_no_gpu_options():
     assert "--gpu-memory-utilization" not in vllm.command(config)
     assert not {"CUDA_VISIBLE_DEVICES", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"} & set(found)
     assert found["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert found["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert found["VLLM_CPU_KVCACHE_SPACE"] == "1"
     sized = replace(config, engine_args={"kv_cache_memory_bytes": 1 << 28})
     assert "VLLM_CPU_KVCACHE_SPACE" not in vllm.environment(sized, CACHES)

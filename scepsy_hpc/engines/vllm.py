@@ -116,6 +116,8 @@ def is_shared(engine: str, gpu_type: str, gpu_share_pct: int) -> bool:
 def _cpu_environment(engine_args: Mapping[str, EngineArg]) -> dict[str, str]:
     # A slice is a quota, not a core: one thread a rank, unpinned, wherever the kernel finds time.
     found = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    # A second process per engine would spend half of a slice on talking to the first.
+    found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if not {"kv_cache_memory_bytes", "kv-cache-memory-bytes"} & set(engine_args):
         found["VLLM_CPU_KVCACHE_SPACE"] = "1"
     return found
