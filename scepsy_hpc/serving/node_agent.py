@@ -7,6 +7,7 @@ other's memory. The state of each is a small file that the dispatcher reads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.engines.vllm import is_shared
-from scepsy_hpc.errors import InputError, ScepsyError
+from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.planning.plan import Deployment
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, write_json
@@ -141,10 +142,21 @@ class NodeAgent:
         except ScepsyError as error:
             kept.error = str(error)
             # What is wrong with the plan does not get better by trying.
-            self._report(kept, "failed" if isinstance(error, InputError) else "restarting")
+            if isinstance(error, InputError) or kept.starts_in_row >= MAX_STARTS:
+                await self._give_up(kept)
+            else:
+                self._report(kept, "restarting")
             return
         kept.ready_since_s, kept.error = time.monotonic(), None
         self._report(kept, "ready")
+
+    async def _give_up(self, kept: Kept) -> None:
+        """Free the GPU of an instance that will not be started again."""
+        self._report(kept, "failed")
+        if kept.process is not None:
+            with contextlib.suppress(RunError):  # the end of the run tries again, and raises
+                await kept.process.stop()
+                kept.process = None
 
     async def _clear_away(self, kept: Kept) -> None:
         """End what is left of the previous start: the rest of its group still holds the GPU."""
