@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.errors import InputError, ScepsyError
 from scepsy_hpc.files import check, record
 from scepsy_hpc.planning.outlook import Arrivals, Closed, Open, Outlook, outlook
-from scepsy_hpc.planning.plan import Plan, load_plan
+from scepsy_hpc.planning.plan import Plan, PlanWorkflow, load_plan
 from scepsy_hpc.planning.plan_inputs import bundles_of, spans_of
+from scepsy_hpc.report.notes import engine_notes, share_notes
 from scepsy_hpc.serving.measured import Measured
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
 from scepsy_hpc.serving.settings import RunSettings, load_settings
@@ -51,10 +53,25 @@ class Row:
 
 
 @record
+class LlmRow:
+    """Mean latency of one LLM's calls, in seconds; errors are relative to the measured value."""
+
+    workflow: str
+    llm: str
+    num_calls: int
+    measured_s: float | None
+    pipeline_s: float | None = None
+    simulation_s: float | None = None
+    pipeline_error: float | None = None
+    simulation_error: float | None = None
+
+
+@record
 class Comparison:
     """Rows, what was measured, and in words what it rests on."""
 
     rows: tuple[Row, ...]
+    llms: tuple[LlmRow, ...]
     measured: tuple[Measured, ...]
     pace: dict[str, str]
     notes: tuple[str, ...]
@@ -71,55 +88,55 @@ def compare_run(root: Path, again: Sequence[Path] = ()) -> Comparison:
     folder = RunFolder(root.absolute())
     plan, settings = load_plan(folder.plan), load_settings(folder.settings)
     measured = _measured(folder)
-    others = [_measured(RunFolder(path.absolute())) for path in again]
-    notes, outlooks = [*engine_notes(plan), *share_notes(folder)], {}
-    try:
-        if len(plan.workflows) == 1:
-            load = _load(settings, measured[0])
-            name = plan.workflows[0].name
-            outlooks[name] = outlook(plan, spans_of(plan), bundles_of(plan), load, settings.seed)
-        else:
-            notes.append("predictions of several workflows at once are those stored in the plan")
-    except ScepsyError as error:
-        notes.append(f"no new prediction for this load, figures are the plan's own: {error}")
-    rows = [row for one in measured for row in _rows(one, outlooks.get(one.workflow), plan, others)]
+    others = [_again(path, plan) for path in again]
+    bundles = _bundles(plan)
+    outlooks, problem = _outlooks(plan, settings, measured, bundles)
+    notes = [*engine_notes(plan, bundles), *share_notes(folder), *([problem] if problem else [])]
+    rows, llms = [], []
+    for one in measured:
+        expected = _expected(plan, one, settings, outlooks.get(one.workflow))
+        rows += _rows(one, expected, [m for run in others for m in run])
+        llms += _llm_rows(plan, one, outlooks.get(one.workflow))
     flags = sorted({f for o in outlooks.values() for f in (*o.pipeline.flags, *o.simulation.flags)})
     return Comparison(
         rows=tuple(rows),
+        llms=tuple(llms),
         measured=tuple(measured),
         pace={one.workflow: _pace(settings) for one in measured},
         notes=tuple(notes),
         flags=tuple(flags or (plan.predicted.flags if plan.predicted else ())),
-        explanation=_explanation(bool(again)),
+        explanation=_explanation(bool(outlooks), len(again)),
     )
 
 
-def share_notes(folder: RunFolder) -> list[str]:
-    """Says which engines were not held to their share of a GPU."""
-    instances = (read_json(folder.status) or {}).get("instances", [])
-    return [
-        f"{i['id']} was time-sliced, no MPS held it to its share of the GPU: {i['time_sliced']}"
-        for i in instances
-        if i.get("time_sliced")
-    ]
-
-
-def engine_notes(plan: Plan) -> list[str]:
-    """Says plainly when engines were simulated, and from which profile their timing came."""
-    timing = sorted(
-        {
-            f"{llm.model} from {llm.engine_args.get('timing_bundle', 'its profile')}"
-            for llm in plan.llms.values()
-            if llm.engine == "simulated"
-        }
-    )
-    if not timing:
+def _bundles(plan: Plan) -> list[Bundle]:
+    """The profiles that the plan was made from; none where they are gone."""
+    try:
+        return bundles_of(plan)
+    except ScepsyError:
         return []
-    return [
-        "The engines of this run were SIMULATED: no model was computed. Their timing follows "
-        f"profiles: {'; '.join(timing)}. Agreement of predicted and measured figures is "
-        "self-consistency, not accuracy on real GPUs."
-    ]
+
+
+def _outlooks(
+    plan: Plan, settings: RunSettings, measured: Sequence[Measured], bundles: Sequence[Bundle]
+) -> tuple[dict[str, Outlook], str | None]:
+    """Predictions for this run's own load by workflow, or why there are none."""
+    if len(plan.workflows) != 1:
+        return {}, "several workflows at once: predicted figures are those stored in the plan"
+    try:
+        load, spans = _load(settings, measured[0]), spans_of(plan)
+        found = outlook(plan, spans, bundles or bundles_of(plan), load, settings.seed)
+    except ScepsyError as error:
+        return {}, f"no new prediction for this load, figures are the plan's own: {error}"
+    return {plan.workflows[0].name: found}, None
+
+
+def _again(path: Path, plan: Plan) -> list[Measured]:
+    """Figures of another run. Raises InputError where it ran another plan."""
+    folder = RunFolder(path.absolute())
+    if load_plan(folder.plan).instances != plan.instances:
+        raise InputError(f"--again {path}: ran another plan; its difference would be no noise")
+    return _measured(folder)
 
 
 def _measured(folder: RunFolder) -> list[Measured]:
@@ -143,33 +160,99 @@ def _pace(settings: RunSettings) -> str:
     return f"at most {settings.max_runs_in_flight} at a time"
 
 
-def _rows(
-    measured: Measured, seen: Outlook | None, plan: Plan, others: Sequence[Sequence[Measured]]
-) -> list[Row]:
-    same = [m for runs in others for m in runs if m.workflow == measured.workflow]
-    stored = plan.predicted.per_workflow.get(measured.workflow) if plan.predicted else None
-    pipeline: Any = seen.pipeline.per_workflow[measured.workflow] if seen else stored
-    simulation = seen.simulation.per_workflow[measured.workflow] if seen else None
+@record
+class _Expected:
+    """What was predicted of one workflow; figures by name, unknown ones are missing."""
+
+    pipeline: dict[str, float]
+    simulation: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
+def _expected(
+    plan: Plan, measured: Measured, settings: RunSettings, seen: Outlook | None
+) -> _Expected:
+    name = measured.workflow
+    if seen is None:
+        planned = next((w for w in plan.workflows if w.name == name), None)
+        stored = plan.predicted.per_workflow.get(name) if plan.predicted else None
+        known = _figures(stored) if _is_planned_load(planned, settings) else {}
+        return _Expected(pipeline=_offered(known, settings), simulation={}, intervals={})
+    pipeline, simulation = seen.pipeline.per_workflow[name], seen.simulation.per_workflow[name]
+    figures = _offered(_figures(pipeline), settings)
+    if pipeline.makespan_s:
+        # Over the whole batch, as measured: fill and drain included.
+        num_runs = measured.num_ok + measured.num_failed
+        figures["throughput_rps"] = num_runs / pipeline.makespan_s
+    return _Expected(
+        pipeline=figures, simulation=_figures(simulation), intervals=simulation.intervals
+    )
+
+
+def _figures(found: Any) -> dict[str, float]:
+    values = {key: getattr(found, key, None) for _, key, _ in METRICS}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _offered(figures: dict[str, float], settings: RunSettings) -> dict[str, float]:
+    """No more runs end than arrive: the pipeline's throughput is what it could take."""
+    if settings.rate_rps and "throughput_rps" in figures:
+        return figures | {"throughput_rps": min(settings.rate_rps, figures["throughput_rps"])}
+    return figures
+
+
+def _is_planned_load(planned: PlanWorkflow | None, settings: RunSettings) -> bool:
+    """Whether the run had the load that the plan's own figures are for."""
+    if planned is None:
+        return False
+    if planned.rate_rps is not None:
+        return planned.rate_rps == settings.rate_rps
+    return planned.max_runs_in_flight == settings.max_runs_in_flight
+
+
+def _rows(measured: Measured, expected: _Expected, others: Sequence[Measured]) -> list[Row]:
+    same = [m for m in others if m.workflow == measured.workflow]
     rows = []
     for metric, key, unit in METRICS:
         value = getattr(measured, key)
-        by_pipeline = getattr(pipeline, key, None)
-        if key == "throughput_rps" and pipeline and pipeline.makespan_s and seen:
-            # Over the whole batch, as measured: fill and drain included.
-            by_pipeline = (measured.num_ok + measured.num_failed) / pipeline.makespan_s
-        by_simulation = getattr(simulation, key, None)
+        pipeline, simulation = expected.pipeline.get(key), expected.simulation.get(key)
         rows.append(
             Row(
                 workflow=measured.workflow,
                 metric=metric,
                 unit=unit,
                 measured=value,
-                pipeline=by_pipeline,
-                simulation=by_simulation,
-                interval=simulation.intervals.get(key) if simulation else None,
-                pipeline_error=_error(by_pipeline, value),
-                simulation_error=_error(by_simulation, value),
+                pipeline=pipeline,
+                simulation=simulation,
+                interval=expected.intervals.get(key),
+                pipeline_error=_error(pipeline, value),
+                simulation_error=_error(simulation, value),
                 noise=_noise([value, *(getattr(m, key) for m in same)]),
+            )
+        )
+    return rows
+
+
+def _llm_rows(plan: Plan, measured: Measured, seen: Outlook | None) -> list[LlmRow]:
+    planned = next((w for w in plan.workflows if w.name == measured.workflow), None)
+    hosts = planned.llms if planned else {}
+    rows = []
+    for alias, llm in measured.llms.items():
+        name, value = hosts.get(alias, alias), llm.latency_mean_s
+        by_pipeline = seen.pipeline.per_llm.get(name) if seen else None
+        by_simulation = seen.simulation.per_llm.get(name) if seen else None
+        pipeline_s = by_pipeline.latency_mean_s if by_pipeline else None
+        simulation_s = by_simulation.latency_mean_s if by_simulation else None
+        rows.append(
+            LlmRow(
+                workflow=measured.workflow,
+                llm=alias,
+                num_calls=llm.num_calls,
+                measured_s=value,
+                pipeline_s=pipeline_s,
+                simulation_s=simulation_s,
+                pipeline_error=_error(pipeline_s, value),
+                simulation_error=_error(simulation_s, value),
             )
         )
     return rows
@@ -184,11 +267,21 @@ def _noise(values: Sequence[float | None]) -> float | None:
     return (max(known) - min(known)) / min(known) if len(known) > 1 else None
 
 
-def _explanation(with_noise: bool) -> str:
-    text = (
-        "Predicted from the traced runs and profiles that the plan was made from, for this run's "
-        "own load. Errors are relative to the measured value."
-    )
-    if with_noise:
-        text += " The noise floor is the largest difference between runs of this same plan."
-    return text
+def _explanation(is_new: bool, num_again: int) -> str:
+    if is_new:
+        text = (
+            "Predicted from the traced runs and profiles that the plan was made from, for this "
+            "run's own load."
+        )
+    else:
+        text = (
+            "Predicted figures are those stored in the plan, shown only where the run had the load "
+            "they are for."
+        )
+    text += " Errors are relative to the measured value: + says that the prediction is higher."
+    if num_again:
+        return (
+            f"{text} The noise floor is the largest difference between {num_again + 1} runs of "
+            "this same plan."
+        )
+    return f"{text} For the noise floor run the same plan again and give it with --again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,9 +16,20 @@ from scepsy_hpc.files import write_text
 from scepsy_hpc.planning.plan import Plan, load_plan
 from scepsy_hpc.report import plots
 from scepsy_hpc.report.comparison import Comparison, compare_run
+from scepsy_hpc.report.notes import in_words
 from scepsy_hpc.report.tables import number, pct, signed_pct
 from scepsy_hpc.serving.run_folder import RunFolder
 from scepsy_hpc.tracing.spans import Span, load_spans
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; ``figures`` are the columns aligned to the right, ``wide`` those that may fold."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    figures: Sequence[int] = ()
+    wide: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +38,9 @@ class Section:
 
     title: str
     text: str = ""
-    heads: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
-    figures: Sequence[int] = ()
+    table: Table | None = None
     plots: Sequence[str] = ()
+    lines_title: str = ""
     lines: Sequence[str] = field(default_factory=tuple)
 
 
@@ -45,16 +56,19 @@ def write_report(root: Path, output: Path, again: Sequence[Path] = ()) -> tuple[
     plan, spans = load_plan(folder.plan), load_spans(folder.spans)
     comparison = compare_run(root, again)
     sections = [
-        _comparison(comparison),
+        _comparison(comparison, bool(again)),
         _deployments(plan),
-        _latencies(comparison, spans),
-        _flags(plan, comparison),
+        _runs(comparison, spans),
+        _calls(comparison, spans),
+        _flags(comparison),
+        _inputs(plan),
     ]
     text = _template().render(
-        title=f"scepsy: {', '.join(w.name for w in plan.workflows)}",
-        subtitle=f"{_what_ran(comparison)}; written by scepsy-hpc {__version__}",
+        title=f"{', '.join(w.name for w in plan.workflows)}: predicted and measured",
+        subtitle=_what_ran(comparison),
+        footer=f"Written by scepsy-hpc {__version__} from {root.name}/ of {_day(spans)}.",
         notes=comparison.notes,
-        sections=[section for section in sections if section],
+        sections=[s for s in sections if s.table or s.plots or s.lines],
     )
     write_text(output, text)
     return output, comparison
@@ -66,6 +80,13 @@ def _template() -> jinja2.Template:
     return environment.from_string(source)
 
 
+def _day(spans: Sequence[Span]) -> str:
+    """When the first run started, where the clock was that of the calendar."""
+    start_s = min((s.start_s for s in spans), default=0.0)
+    day = datetime.datetime.fromtimestamp(start_s, datetime.UTC)
+    return f"{day:%Y-%m-%d %H:%M} UTC" if day.year > 1970 else "an unknown day"
+
+
 def _what_ran(comparison: Comparison) -> str:
     parts = [
         f"{m.num_ok} runs of {m.workflow} ended well and {m.num_failed} failed, "
@@ -75,31 +96,34 @@ def _what_ran(comparison: Comparison) -> str:
     return "; ".join(parts)
 
 
-def _comparison(comparison: Comparison) -> Section:
-    rows = [
-        (
-            row.workflow,
+def _comparison(comparison: Comparison, with_noise: bool) -> Section:
+    several = len(comparison.measured) > 1
+    rows = []
+    for row in comparison.rows:
+        simulated = number(row.simulation, row.unit)
+        if row.interval is not None:
+            simulated += f" ({row.interval_text})"
+        cells = [
+            *([row.workflow] if several else []),
             row.metric,
             number(row.pipeline, row.unit),
-            number(row.simulation, row.unit),
-            row.interval_text,
+            simulated,
             number(row.measured, row.unit),
             signed_pct(row.pipeline_error),
             signed_pct(row.simulation_error),
-            pct(row.noise),
-        )
-        for row in comparison.rows
+            *([pct(row.noise)] if with_noise else []),
+        ]
+        rows.append(cells)
+    heads = [
+        *(["workflow"] if several else []),
+        *("figure", "predicted by the pipeline", "predicted by simulation (95% interval)"),
+        *("measured", "error of the pipeline", "error of the simulation"),
+        *(["noise floor"] if with_noise else []),
     ]
-    heads = (
-        *("workflow", "figure", "predicted: pipeline", "predicted: simulation", "95% interval"),
-        *("measured", "error of pipeline", "error of simulation", "noise floor"),
-    )
     return Section(
         title="Predicted and measured",
         text=comparison.explanation,
-        heads=heads,
-        rows=rows,
-        figures=(2, 3, 4, 5, 6, 7, 8),
+        table=Table(heads, rows, figures=range(1 + several, len(heads))),
     )
 
 
@@ -119,49 +143,74 @@ def _deployments(plan: Plan) -> Section:
     heads = ("LLM", "model", "engine", "GPU type", "TP degree", "GPU share", "replicas")
     return Section(
         title="What ran where",
-        heads=heads,
-        rows=rows,
-        figures=(4, 5, 6),
+        table=Table(heads, rows, figures=(4, 5, 6), wide=(1,)),
         plots=[plots.placement(plan)],
+        lines_title="Why this plan" if plan.explanation else "",
         lines=plan.explanation,
     )
 
 
-def _latencies(comparison: Comparison, spans: Sequence[Span]) -> Section:
+def _runs(comparison: Comparison, spans: Sequence[Span]) -> Section:
     runs = [s for s in spans if s.kind == "run" and s.status == "ok"]
-    names = sorted({s.workflow or "" for s in runs})
+    if not runs:
+        return Section(title="Runs")
+    names = [m.workflow for m in comparison.measured]
     by_name = {n: [s.duration_s for s in runs if s.workflow == n] for n in names}
-    rows = [
+    predicted = {}
+    if len(names) == 1:
+        for row in comparison.rows:
+            if row.metric == "mean latency" and row.pipeline is not None:
+                predicted["predicted mean (pipeline)"] = row.pipeline
+            if row.metric == "p95 latency" and row.simulation is not None:
+                predicted["predicted p95 (simulation)"] = row.simulation
+    drawn = {name: values for name, values in by_name.items() if values}
+    return Section(title="Runs", plots=[plots.latency_distribution(drawn, predicted)])
+
+
+def _calls(comparison: Comparison, spans: Sequence[Span]) -> Section:
+    of = {(m.workflow, alias): llm for m in comparison.measured for alias, llm in m.llms.items()}
+    rows: list[Sequence[str]] = [
         (
-            m.workflow,
-            alias,
-            str(llm.num_calls),
-            str(llm.num_failed),
-            number(llm.latency_mean_s, "s"),
-            number(llm.calls_in_flight_mean),
-            f"{llm.input_tokens:,}",
-            f"{llm.output_tokens:,}",
+            row.workflow,
+            row.llm,
+            str(row.num_calls),
+            str(of[row.workflow, row.llm].num_failed),
+            number(row.pipeline_s, "s"),
+            number(row.simulation_s, "s"),
+            number(row.measured_s, "s"),
+            signed_pct(row.pipeline_error),
+            signed_pct(row.simulation_error),
+            number(of[row.workflow, row.llm].calls_in_flight_mean),
+            f"{of[row.workflow, row.llm].input_tokens:,}",
+            f"{of[row.workflow, row.llm].output_tokens:,}",
         )
-        for m in comparison.measured
-        for alias, llm in m.llms.items()
+        for row in comparison.llms
     ]
-    heads = (
-        *("workflow", "LLM", "calls", "not ok", "mean latency", "mean in flight"),
-        *("input tokens", "output tokens"),
+    heads: Sequence[str] = (
+        *("workflow", "LLM", "calls", "not ok", "mean latency: pipeline", "simulation", "measured"),
+        *("error of the pipeline", "error of the simulation"),
+        *("mean in flight", "input tokens", "output tokens"),
     )
-    drawn = [plots.latency_distribution(by_name)] if runs else []
+    if len(comparison.measured) == 1:
+        rows, heads = [row[1:] for row in rows], heads[1:]
     return Section(
-        title="Measured runs and calls",
-        heads=heads,
-        rows=rows,
-        figures=(2, 3, 4, 5, 6, 7),
-        plots=[*drawn, plots.calls_in_flight(spans)],
+        title="Calls",
+        table=Table(heads, rows, figures=range(len(heads) - 10, len(heads))) if rows else None,
+        plots=[plots.calls_in_flight(spans)] if rows else [],
     )
 
 
-def _flags(plan: Plan, comparison: Comparison) -> Section:
-    inputs = [f"{i.path} (sha256 {i.sha256[:12]}…)" for i in plan.inputs]
+def _flags(comparison: Comparison) -> Section:
+    rows = [in_words(flag) for flag in comparison.flags]
     return Section(
         title="What the prediction rests on",
-        lines=[*comparison.flags, *(f"input: {line}" for line in inputs)],
+        table=Table(("about", "flag", "details"), rows, wide=(2,)) if rows else None,
+    )
+
+
+def _inputs(plan: Plan) -> Section:
+    rows = [(i.path, f"{i.sha256[:16]}…") for i in plan.inputs]
+    return Section(
+        title="Files the plan was made from",
+        table=Table(("path", "sha256"), rows, wide=(0,)) if rows else None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +16,12 @@ from scepsy_hpc.planning.plan import Plan
 from scepsy_hpc.tracing.spans import Span
 
 COLOURS = ("#3b6fb6", "#d9822b", "#4c9a5f", "#a8485a", "#7a5ea8", "#6d6d6d")
+_DIGITS = re.compile(r"(\d+)")
 SIZE_IN = (6.4, 3.0)
+MOST_POINTS = 400
+"""Of one line: enough for the eye, and the file stays small however long the batch."""
+
+Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 
 def colour_of(names: Sequence[str]) -> dict[str, str]:
@@ -43,13 +48,20 @@ def _axes(title: str, x: str, y: str, size: tuple[float, float] = SIZE_IN) -> tu
     return figure, axes
 
 
-def latency_distribution(measured_s: Mapping[str, Sequence[float]]) -> str:
-    """Share of runs that ended within a time; one line for each named set of run latencies."""
-    figure, axes = _axes("Run latency", "seconds", "share of runs that ended")
+def latency_distribution(
+    measured_s: Mapping[str, Sequence[float]], predicted_s: Mapping[str, float]
+) -> str:
+    """Share of runs that ended within a time, by name; predicted figures as upright lines."""
+    figure, axes = _axes("Run latency, measured", "seconds", "share of runs that ended")
     for (name, values), colour in zip(measured_s.items(), COLOURS, strict=False):
-        ordered = np.sort(np.asarray(values, dtype=float))
-        shares = np.arange(1, len(ordered) + 1) / len(ordered)
-        axes.step(ordered, shares, where="post", label=f"{name} (n={len(ordered)})", color=colour)
+        shares = np.linspace(0.0, 1.0, min(len(values), MOST_POINTS) + 1)[1:]
+        times = np.quantile(np.asarray(values, dtype=float), shares, method="inverted_cdf")
+        label = f"{name} ({len(values)} runs)"
+        axes.step(
+            [0.0, *times], [0.0, *shares], where="post", label=label, color=colour, linewidth=1.6
+        )
+    for (name, value), dashes in zip(predicted_s.items(), ("--", ":", "-."), strict=False):
+        axes.axvline(value, color="#444444", linestyle=dashes, linewidth=1.1, label=name)
     axes.set_ylim(0, 1.02)
     axes.set_xlim(left=0)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
@@ -57,57 +69,88 @@ def latency_distribution(measured_s: Mapping[str, Sequence[float]]) -> str:
 
 
 def calls_in_flight(spans: Sequence[Span]) -> str:
-    """Calls in flight of each LLM over the batch."""
+    """Calls in flight of each LLM over the batch, as the mean of short equal times."""
     calls = [s for s in spans if s.kind == "llm" and s.llm]
-    figure, axes = _axes("Calls in flight", "seconds since the first call", "calls")
     origin_s = min((c.start_s for c in calls), default=0.0)
+    length_s = max((c.end_s for c in calls), default=origin_s + 1.0) - origin_s
+    edges = np.linspace(0.0, max(length_s, 1e-6), MOST_POINTS + 1)
+    title = f"Calls in flight, means of {edges[1]:.2g} s"
+    figure, axes = _axes(title, "seconds since the first call", "calls")
     for name, colour in colour_of([c.llm or "" for c in calls]).items():
-        events = sorted(
-            event
-            for c in calls
-            if c.llm == name
-            for event in ((c.start_s - origin_s, 1), (c.end_s - origin_s, -1))
-        )
-        times = [0.0, *(t for t, _ in events)]
-        axes.step(
-            times,
-            np.cumsum([0, *(d for _, d in events)]),
-            where="post",
-            color=colour,
-            label=name,
-            linewidth=1.1,
-        )
+        mine = np.array([(c.start_s, c.end_s) for c in calls if c.llm == name]) - origin_s
+        level = _mean_level(mine[:, 0], mine[:, 1], edges)
+        axes.stairs(level, edges, color=colour, label=name, linewidth=1.2)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
-    axes.legend(fontsize=8, frameon=False)
+    # Beside the lines: there is no corner that is always free.
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure)
 
 
+def _mean_level(starts: Floats, ends: Floats, edges: Floats) -> Floats:
+    """Mean number of calls under way between two edges each."""
+    # Time spent in calls until each edge, then its differences.
+    spent = np.array(
+        [np.clip(edge - starts, 0.0, ends - starts).sum() for edge in edges], dtype=float
+    )
+    return np.diff(spent) / np.diff(edges)
+
+
 def placement(plan: Plan) -> str:
-    """GPUs as columns, filled by the shares of the instances placed on them."""
-    gpus = sorted({(i.node, gpu) for i in plan.instances for gpu in i.gpus})
+    """GPUs as columns, node by node, filled by the shares of the instances placed on them."""
+    used = {(i.node, gpu) for i in plan.instances for gpu in i.gpus}
+    gpus = sorted(used, key=lambda at: (_natural(at[0]), at[1]))
     colours = colour_of(list(plan.llms))
-    width = max(3.2, min(0.75 * len(gpus) + 1.6, 12.0))
-    figure, axes = _axes("Placement", "", "share of the GPU, percent", (width, 2.8))
+    width = max(4.2, 0.5 * len(gpus) + 2.4)
+    figure, axes = _axes("Placement (nodes of the plan)", "", "share of the GPU, %", (width, 2.9))
     base = dict.fromkeys(gpus, 0.0)
-    for instance in sorted(plan.instances, key=lambda i: (-len(i.gpus), i.llm, i.id)):
+    for instance in sorted(plan.instances, key=lambda i: (-len(i.gpus), i.llm, _natural(i.id))):
         for gpu in instance.gpus:
-            at = gpus.index((instance.node, gpu))
-            share = instance.gpu_share_pct
+            at, share = (instance.node, gpu), instance.gpu_share_pct
             axes.bar(
-                at,
+                gpus.index(at),
                 share,
-                bottom=base[gpus[at]],
+                bottom=base[at],
                 color=colours[instance.llm],
-                width=0.82,
+                width=0.86,
                 edgecolor="white",
                 linewidth=1.2,
             )
-            base[gpus[at]] += share
-    axes.set_xticks(range(len(gpus)), [f"{node}\nGPU {gpu}" for node, gpu in gpus], fontsize=7)
-    axes.set_ylim(0, 100)
+            label = f"TP {len(instance.gpus)}" if len(instance.gpus) > 1 else ""
+            middle = base[at] + share / 2.0
+            axes.text(
+                gpus.index(at), middle, label, ha="center", va="center", fontsize=7, color="white"
+            )
+            base[at] += share
+    axes.set_xticks(range(len(gpus)), [f"GPU {gpu}" for _, gpu in gpus], fontsize=7)
+    _name_nodes(axes, [node for node, _ in gpus])
+    axes.set_xlim(-0.6, max(len(gpus), 3) - 0.4)
+    axes.set_ylim(0, max(100, *base.values()))
     handles = [Patch(color=c, label=name) for name, c in colours.items()]
     axes.legend(
         handles=handles, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)
     )
     return _svg(figure)
+
+
+def _name_nodes(axes: Any, nodes: Sequence[str]) -> None:
+    """Each node's name once, under the middle of its GPUs, and a gap line between nodes."""
+    for node in dict.fromkeys(nodes):
+        first, count = nodes.index(node), nodes.count(node)
+        axes.annotate(
+            node,
+            (first + (count - 1) / 2.0, 0.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, -24),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            annotation_clip=False,
+        )
+        if first:
+            axes.axvline(first - 0.5, color="#b9c0c9", linewidth=0.8)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key: node2 before node10."""
+    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in _DIGITS.split(name)]
