@@ -37,13 +37,13 @@ models:
     kv_bytes_per_token: 147456
     engine_args: {timing_bundle: h100_sxm/Qwen__Qwen3-8B/vllm-0.24.0/token-grid}
 workload: {name: rag_rerank, spans: spans.jsonl}
-loads: {concurrency: [1, 3, 8, 20], requests_per_point: 12, warmup_requests: 2}
+loads: {concurrency: [2, 4, 8, 20], requests_per_point: 12, warmup_requests: 2}
 """
 
 
 @click.command()
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder for everything it makes.")
-@click.option("--tasks", "num_tasks", type=COUNT, default=96, show_default=True, help="Batch size.")
+@click.option("--tasks", "num_tasks", type=COUNT, default=80, show_default=True, help="Batch size.")
 def demo(output: Path, num_tasks: int) -> int:
     """Show the whole way on this machine: trace, profile, plan, run a batch, report.
 
@@ -96,7 +96,7 @@ def _steps(out: Path, workflow: Path) -> list[tuple[str, str]]:
     return [
         (
             "1. Trace: 12 runs of the agent, on one small instance of each LLM",
-            f"trace {flow} {tasks} -o {spans} -n 12 --runs-in-flight 2 --rehearse "
+            f"trace {flow} {tasks} -o {spans} -n 12 --runs-in-flight 3 --rehearse "
             f"--profiles {shipped} --topology {topology}",
         ),
         (
