@@ -141,13 +141,12 @@ def _import_table(kind: str, table: Path, output: Path, as_json: bool) -> None:
 
 
 def _show(found: Any, as_json: bool, done: str | None) -> None:
-    from scepsy_hpc.report import tables
+    from scepsy_hpc.report import inventory, tables
 
     if as_json:
         print_json([_plain(one) for one in found])
         return
-    if found:
-        tables.show(tables.bundles_table(found))
+    tables.show(*inventory.bundles_tables(found))
     if done:
         say(done)
 

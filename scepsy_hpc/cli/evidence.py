@@ -44,7 +44,7 @@ def profile(
     """
     from scepsy_hpc.cluster.site import load_site
     from scepsy_hpc.profiling.array import profile_all
-    from scepsy_hpc.report import tables
+    from scepsy_hpc.report import inventory, tables
     from scepsy_hpc.report.progress import Progress
 
     with Progress("load points") as progress:
@@ -59,7 +59,7 @@ def profile(
     if as_json:
         print_json(found)
     else:
-        tables.show(*tables.profile_parts(found))
+        tables.show(*inventory.profile_parts(found))
     found.raise_if_failed()
 
 
@@ -225,7 +225,7 @@ def _hosted(
 def demand(workflow: Path, spans: Path, as_json: bool) -> None:
     """Say what the spans show about each LLM: calls, parallelism, share of LLM time, tokens.
 
-    Needs no profile. Each figure is defined in the documentation under "demand".
+    Needs no profile.
     """
     from scepsy_hpc.report import tables
     from scepsy_hpc.tracing.demand import demand_of

@@ -39,7 +39,7 @@ def topology(
     """
     from scepsy_hpc.cluster import discovery
     from scepsy_hpc.cluster.topology import save_topology
-    from scepsy_hpc.report import tables
+    from scepsy_hpc.report import inventory, tables
 
     if (local, slurm is not None, smi is not None).count(True) != 1:
         raise click.UsageError("give one of --local, --slurm PARTITION, --from-nvidia-smi FILE")
@@ -53,7 +53,7 @@ def topology(
     if as_json:
         print_json({"nodes": found.nodes, "num_gpus": found.num_gpus, "note": found.note})
     else:
-        tables.show(tables.topology_table(found))
+        tables.show(inventory.topology_table(found))
         if found.note:
             tables.show(f"note: {found.note}")
         say(f"wrote {output}")

@@ -129,7 +129,7 @@ def _show_plan(made: Any) -> None:
 
     tables.show(tables.deployments_table(made))
     if made.predicted:
-        tables.show(tables.predicted_table(made.predicted))
+        tables.show(tables.predicted_table(made.predicted), tables.llm_table(made.predicted))
     tables.show(*made.explanation)
     if made.certificate:
         c = made.certificate

@@ -112,8 +112,9 @@ def _slurm(site: Site) -> Finding:
             needed_for=wanted,
             fix="run on a login node, or load the site's slurm module",
         )
-    done = _call("sinfo", "--version")
-    return Finding(what="Slurm commands", state="ok", detail=done.stdout.strip(), needed_for=wanted)
+    # Some versions of sinfo read slurm.conf first and then say nothing of themselves.
+    detail = _call("sinfo", "--version").stdout.strip() or str(shutil.which("sbatch"))
+    return Finding(what="Slurm commands", state="ok", detail=detail, needed_for=wanted)
 
 
 def _partition(site: Site) -> Finding:

@@ -16,6 +16,7 @@ from scepsy_hpc.files import write_text
 from scepsy_hpc.planning.plan import Plan, load_plan
 from scepsy_hpc.report import plots
 from scepsy_hpc.report.comparison import Comparison, compare_run
+from scepsy_hpc.report.drift import habits
 from scepsy_hpc.report.notes import in_words
 from scepsy_hpc.report.tables import number, pct, signed_pct
 from scepsy_hpc.serving.run_folder import RunFolder
@@ -59,6 +60,7 @@ def write_report(root: Path, output: Path, again: Sequence[Path] = ()) -> tuple[
         _comparison(comparison, bool(again)),
         _deployments(plan),
         _runs(comparison, spans),
+        _habits(plan, spans, len(comparison.measured) > 1),
         _calls(comparison, spans),
         _flags(comparison),
         _inputs(plan),
@@ -165,6 +167,21 @@ def _runs(comparison: Comparison, spans: Sequence[Span]) -> Section:
                 predicted["predicted p95 (simulation)"] = row.simulation
     drawn = {name: values for name, values in by_name.items() if values}
     return Section(title="Runs", plots=[plots.latency_distribution(drawn, predicted)])
+
+
+def _habits(plan: Plan, spans: Sequence[Span], several: bool) -> Section:
+    rows = []
+    for habit in habits(plan, spans):
+        unit = "s" if habit.unit == "s" else ""
+        cells = (number(habit.traced, unit), number(habit.measured, unit), signed_pct(habit.change))
+        rows.append([*([habit.workflow] if several else []), habit.what, *cells])
+    heads = [*(["workflow"] if several else []), "of a mean run", "traced", "this run", "change"]
+    return Section(
+        title="What the agents did",
+        text="Predictions take runs to be like the traced ones. Where they differ, predicted and "
+        "measured figures do too.",
+        table=Table(heads, rows, figures=range(1 + several, 4 + several)) if rows else None,
+    )
 
 
 def _calls(comparison: Comparison, spans: Sequence[Span]) -> Section:

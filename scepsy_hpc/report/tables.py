@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -13,10 +15,7 @@ from rich.text import Text
 from scepsy_hpc.planning.plan import Plan, Predicted, WorkflowFigures
 
 if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
-    from scepsy_hpc.bundles.bundle import Bundle
-    from scepsy_hpc.cluster.topology import Topology
     from scepsy_hpc.planning.simulated import SimulationResult
-    from scepsy_hpc.profiling.array import ProfileResult
     from scepsy_hpc.report.comparison import Comparison
     from scepsy_hpc.report.doctor import Finding
     from scepsy_hpc.tracing.demand import Demand
@@ -37,42 +36,64 @@ def pct(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A table; columns that hold figures only are aligned to the right."""
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    folding: Sequence[str] | None = None,
+) -> Table:
+    """A table; columns that hold figures only are aligned to the right.
+
+    ``folding``: columns that fold where the terminal is narrow; else all but the first and figures.
+    """
     made = Table(
         title=title,
         title_justify="left",
         title_style="bold",
         header_style="bold",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
+        collapse_padding=True,
     )
     for index, column in enumerate(columns):
         figures = bool(rows) and all(_is_figure(str(row[index])) for row in rows)
-        made.add_column(column, justify="right" if figures else "left", no_wrap=index == 0)
+        folds = not figures and (index > 0 if folding is None else column in folding)
+        justify: Literal["left", "right"] = "right" if figures else "left"
+        made.add_column(column, justify=justify, no_wrap=not folds, overflow="fold")
     for row in rows:
         made.add_row(*(Text(str(cell)) for cell in row))
     return made
 
 
+_FIGURE = re.compile(r"-|[+<-]?[\d,.]+(e[+-]?\d+)?( (s|%|GiB|runs/s|rps))?")
+
+
 def _is_figure(cell: str) -> bool:
-    return cell == "-" or (bool(cell) and (cell[0].isdigit() or cell[0] in "+-<"))
+    return _FIGURE.fullmatch(cell) is not None
 
 
 def show(*parts: Any) -> None:
-    """Print tables and lines; a folded line keeps its words."""
+    """Print tables, an empty line after each, and lines, folded between words on a terminal."""
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str), markup=not isinstance(part, str))
+        if isinstance(part, str):
+            console.print(_folded(part), soft_wrap=True, markup=False)
+        else:
+            console.print(part, "")
 
 
-def topology_table(topology: Topology) -> Table:
-    """Nodes, GPUs and how they are joined."""
-    rows = []
-    for node in topology.nodes:
-        domains = ", ".join(f"{len(d.gpus)} by {d.link}" for d in node.domains)
-        free = f"{len(node.free)} of {len(node.gpus)}"
-        rows.append((node.name, node.gpu_type, f"{node.gpu_memory_gib:g} GiB", domains, free))
-    return table("Topology", ("node", "GPU type", "memory", "GPUs joined", "free"), rows)
+def _folded(line: str) -> str:
+    """The line for this terminal; several lines at once are left as they are (sbatch text)."""
+    if not _plain.is_terminal or "\n" in line or len(line) <= _plain.width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(
+        line,
+        _plain.width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def demand_parts(demand: Demand) -> list[Any]:
@@ -97,8 +118,8 @@ def demand_parts(demand: Demand) -> list[Any]:
         f"LLMs, overlap {demand.overlap:.2f}"
     )
     heads = (
-        *("LLM", "calls/run", "parallelism", "share of LLM time", "CV of it"),
-        *("call latency", "tokens in", "tokens out"),
+        *("LLM", "calls\n/run", "paral-\nlelism", "share of\nLLM time", "CV\nof it"),
+        *("call\nlatency", "tokens\nin", "tokens\nout"),
     )
     return [table(title, heads, rows), *_roles(demand), *(f"note: {f}" for f in demand.flags)]
 
@@ -117,40 +138,14 @@ def _roles(demand: Demand) -> list[Table]:
         if len(llm.roles) > 1
         for role, of in llm.roles.items()
     ]
-    heads = ("LLM", "role", "calls/run", "call latency", "tokens in", "tokens out")
+    heads = ("LLM", "role", "calls\n/run", "call\nlatency", "tokens\nin", "tokens\nout")
     return [table("Roles", heads, rows)] if rows else []
-
-
-def bundles_table(bundles: Sequence[Bundle]) -> Table:
-    """Bundles and whether an engine was measured."""
-    rows = []
-    for bundle in bundles:
-        head, points = bundle.header, bundle.points
-        rows.append(
-            (
-                head.gpu_type,
-                head.model,
-                f"{head.engine} {head.engine_version}",
-                head.precision,
-                head.how,
-                ", ".join(str(tp) for tp in sorted({p.tp_degree for p in points})),
-                ", ".join(str(share) for share in sorted({p.gpu_share_pct for p in points})),
-                len(points),
-                head.licence,
-            )
-        )
-    heads = (
-        *("GPU type", "model", "engine", "precision", "how", "TP", "shares, %"),
-        *("points", "licence"),
-    )
-    return table("Profile bundles", heads, rows)
 
 
 def deployments_table(plan: Plan) -> Table:
     """What each LLM got."""
     rows = []
     for name, llm in plan.llms.items():
-        figures = plan.predicted.per_llm.get(name) if plan.predicted else None
         places = sorted({i.node for i in plan.instances if i.llm == name})
         rows.append(
             (
@@ -161,16 +156,10 @@ def deployments_table(plan: Plan) -> Table:
                 llm.tp_degree,
                 f"{llm.gpu_share_pct} %",
                 llm.num_replicas,
-                pct(figures.utilisation if figures else None),
-                number(figures.latency_mean_s if figures else None, "s"),
-                pct(figures.share_of_latency if figures else None),
                 ", ".join(places),
             )
         )
-    heads = (
-        *("LLM", "model", "engine", "GPU type", "TP", "share", "replicas"),
-        *("utilisation", "call latency", "of latency", "nodes"),
-    )
+    heads = ("LLM", "model", "engine", "GPU type", "TP", "share", "replicas", "nodes")
     return table("Deployments", heads, rows)
 
 
@@ -189,7 +178,7 @@ def predicted_table(predicted: Predicted, title: str = "Predicted") -> Table:
                 number(part.makespan_s, "s"),
             )
         )
-    heads = ("workflow", "throughput", "mean latency", "p50", "p95", "makespan")
+    heads = ("workflow", "throughput", "mean\nlatency", "p50", "p95", "makespan")
     return table(title, heads, rows)
 
 
@@ -199,7 +188,8 @@ def llm_table(predicted: Predicted) -> Table:
         (name, pct(f.utilisation), number(f.latency_mean_s, "s"), pct(f.share_of_latency))
         for name, f in predicted.per_llm.items()
     ]
-    return table("Deployments", ("LLM", "utilisation", "call latency", "of latency"), rows)
+    heads = ("LLM", "utilisation", "call latency", "share of run latency")
+    return table("Predicted by LLM", heads, rows)
 
 
 def simulated_table(found: SimulationResult) -> Table:
@@ -222,25 +212,31 @@ def simulated_table(found: SimulationResult) -> Table:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Predicted beside measured."""
-    rows = [
-        (
-            row.workflow,
-            row.metric,
-            number(row.pipeline, row.unit),
-            number(row.simulation, row.unit),
-            number(row.measured, row.unit),
-            signed_pct(row.pipeline_error),
-            signed_pct(row.simulation_error),
-            pct(row.noise),
+    """Predicted beside measured; a column for the workflow or the noise only where there is one."""
+    several = len({row.workflow for row in comparison.rows}) > 1
+    noise = any(row.noise is not None for row in comparison.rows)
+    rows = []
+    for row in comparison.rows:
+        values = (row.pipeline, row.simulation, row.measured)
+        rows.append(
+            [
+                *([row.workflow] if several else []),
+                row.metric,
+                *(number(value, row.unit) for value in values),
+                signed_pct(row.pipeline_error),
+                signed_pct(row.simulation_error),
+                *([pct(row.noise)] if noise else []),
+            ]
         )
-        for row in comparison.rows
+    heads = [
+        *(["workflow"] if several else []),
+        *("figure", "pipeline", "simulation", "measured"),
+        *("error of\npipeline", "error of\nsimulation"),
+        *(["noise\nfloor"] if noise else []),
     ]
-    heads = (
-        *("workflow", "figure", "pipeline", "simulation", "measured"),
-        *("error, pipeline", "error, simulation", "noise floor"),
-    )
-    return table("Predicted and measured", heads, rows)
+    names = {row.workflow for row in comparison.rows}
+    title = "Predicted and measured" + (f": {', '.join(names)}" if len(names) == 1 else "")
+    return table(title, heads, rows)
 
 
 def signed_pct(value: float | None) -> str:
@@ -248,28 +244,16 @@ def signed_pct(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:+.1f} %"
 
 
-def profile_parts(result: ProfileResult) -> list[Any]:
-    """What a profiling run wrote, or would submit."""
-    parts: list[Any] = [*result.sbatch_texts]
-    if result.bundles:
-        parts.append(bundles_table(result.bundles))
-    what = f"{result.num_points} points" if result.num_points else "no points yet"
-    parts.append(f"{what}; at most {result.gpu_hours:.2f} GPU-hours")
-    parts += [f"skipped: {line}" for line in result.skipped]
-    return parts
-
-
 def findings_parts(findings: Sequence[Finding]) -> list[str]:
     """What `doctor` found, a few lines each: long texts do not fit columns."""
-    parts = []
+    lines = []
     for f in findings:
-        lines = [f"{f.state:8} {f.what}: {f.detail}"]
+        lines.append(f"{f.state:8} {f.what}: {f.detail}")
         if f.state != "ok":
             lines.append(f"         needed for: {f.needed_for}")
         if f.fix:
             lines.append(f"         fix: {f.fix}")
-        parts.append("\n".join(lines))
-    return parts
+    return lines
 
 
 def status_tables(status: dict[str, Any]) -> list[Any]:
