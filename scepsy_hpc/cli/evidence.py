@@ -157,6 +157,11 @@ def _by_endpoints(
     for alias, address in named(endpoints, "url").items():
         if alias is None:
             raise click.UsageError(f"--endpoint {address!r}: write ALIAS=URL")
+        if alias not in workflow.llms:
+            known = ", ".join(workflow.llms)
+            raise click.UsageError(
+                f"--endpoint {alias}: {workflow.name} has no such LLM; has {known}"
+            )
         url, _, model = address.partition("#")
         key = os.environ.get("OPENAI_API_KEY")
         targets[alias] = Target(url, model or workflow.llms[alias].model, None, key)

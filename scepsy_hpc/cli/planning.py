@@ -108,12 +108,13 @@ def plan(
         made = make_plan(
             flows,
             recorded,
-            find_bundles(profiles),
+            find_bundles(profiles.absolute()),
             load_topology(topology),
             target,
             limits,
             engine=engine,
-            inputs=[*paths, *span_paths, topology],
+            # Absolute: `scepsy report` looks for them from the results folder of a later day.
+            inputs=[path.absolute() for path in (*paths, *span_paths, topology)],
             client=client,
         )
     save_plan(output, made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,12 +82,19 @@ def _execute(
     time_min: int | None,
 ) -> dict[str, Any]:
     from scepsy_hpc.cluster.site import load_site
+    from scepsy_hpc.errors import InputError
     from scepsy_hpc.report.progress import Progress
     from scepsy_hpc.serving import run as runs
 
     checked_site = load_site(site)
+    was_there = output.exists()
     folder = runs.prepare(plan, tasks, output, settings, resume)
-    jobs = runs.launch(folder, cluster, checked_site, time_min)
+    try:
+        jobs = runs.launch(folder, cluster, checked_site, time_min)
+    except InputError:
+        if not was_there:  # nothing half-written: no run was ever submitted from it
+            shutil.rmtree(output, ignore_errors=True)
+        raise
     say(f"{'serving' if settings.serve else 'running'} in {output} ({cluster} {jobs.ids[0]})")
     try:
         with _ends_as_by_hand(), Progress("tasks" if tasks else "engines ready") as progress:
@@ -212,7 +220,8 @@ def logs(folder: Path, name: str | None, lines: int) -> None:
 
     found = sorted(RunFolder(folder.absolute()).logs.glob(f"{name or ''}*.log"))
     if not found:
-        raise InputError(f"{folder}: no log{f' that starts with {name!r}' if name else ''}")
+        which = f"log that starts with {name!r}" if name else "logs/*.log"
+        raise InputError(f"{folder}: holds no {which}; give the -o folder of `scepsy run`")
     for path in found:
         click.echo(f"==> {path} <==")
         for line in last_lines(path, lines):
