@@ -23,6 +23,7 @@ from scepsy_hpc.cli.options import (
     say,
 )
 
+DEMAND_HELP = "spans.jsonl of traced runs.  [default: what the plan keeps of them]"
 SPANS_HELP = "spans.jsonl of traced runs.  [default: those the plan names]"
 PROFILES_HELP = "Folder of bundles.  [default: those the plan names]"
 
@@ -209,7 +210,7 @@ def _spans(values: tuple[str, ...], flows: Sequence[Any]) -> tuple[dict[str, Any
     metavar="[NAME=]FILE",
     help="workflow.yaml, as in plan.",
 )
-@click.option("--spans", multiple=True, metavar="[NAME=]FILE", help=SPANS_HELP)
+@click.option("--spans", multiple=True, metavar="[NAME=]FILE", help=DEMAND_HELP)
 @click.option("--profiles", type=FOLDER, help=PROFILES_HELP)
 @json_option
 def predict(
