@@ -231,6 +231,16 @@ def test_calls_in_flight_are_counted_by_time():
     assert level == pytest.approx([1.0, 2.0, 0.5])
 
 
+def test_the_latency_line_meets_every_run():
+    """Of few runs each is a step; of many the last is always there, at 1."""
+    times, shares = plots._ended_within([float(n) for n in range(11, 1, -1)])
+    assert times == pytest.approx(np.arange(2.0, 12.0))
+    assert shares == pytest.approx(np.arange(1, 11) / 10)
+    times, shares = plots._ended_within(list(range(5000)))
+    assert (times[0], times[-1], shares[-1]) == (0.0, 4999.0, 1.0)
+    assert len(times) == len(shares) <= plots.MOST_POINTS
+
+
 def test_plots_of_a_long_batch_stay_small():
     """Ten thousand runs draw no more points than the eye sees."""
     rng = np.random.default_rng(1)

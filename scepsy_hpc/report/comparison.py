@@ -127,7 +127,8 @@ def _outlooks(
         load, spans = _load(settings, measured[0]), spans_of(plan)
         found = outlook(plan, spans, bundles or bundles_of(plan), load, settings.seed)
     except ScepsyError as error:
-        return {}, f"no new prediction for this load, figures are the plan's own: {error}"
+        why = str(error).partition(";")[0]
+        return {}, f"no new prediction for this load, figures are the plan's own: {why}"
     return {plan.workflows[0].name: found}, None
 
 

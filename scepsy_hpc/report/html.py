@@ -145,7 +145,7 @@ def _deployments(plan: Plan) -> Section:
     heads = ("LLM", "model", "engine", "GPU type", "TP degree", "GPU share", "replicas")
     return Section(
         title="What ran where",
-        table=Table(heads, rows, figures=(4, 5, 6), wide=(1,)),
+        table=Table(heads, rows, figures=(4, 5, 6), wide=(0, 1)),
         plots=[plots.placement(plan)],
         lines_title="Why this plan" if plan.explanation else "",
         lines=plan.explanation,

@@ -54,8 +54,7 @@ def latency_distribution(
     """Share of runs that ended within a time, by name; predicted figures as upright lines."""
     figure, axes = _axes("Run latency, measured", "seconds", "share of runs that ended")
     for (name, values), colour in zip(measured_s.items(), COLOURS, strict=False):
-        shares = np.linspace(0.0, 1.0, min(len(values), MOST_POINTS) + 1)[1:]
-        times = np.quantile(np.asarray(values, dtype=float), shares, method="inverted_cdf")
+        times, shares = _ended_within(values)
         label = f"{name} ({len(values)} runs)"
         axes.step(
             [0.0, *times], [0.0, *shares], where="post", label=label, color=colour, linewidth=1.6
@@ -66,6 +65,13 @@ def latency_distribution(
     axes.set_xlim(left=0)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     return _svg(figure)
+
+
+def _ended_within(values: Sequence[float]) -> tuple[Floats, Floats]:
+    """Times in order and the share of values up to each; of many, evenly picked ones."""
+    ordered, number = np.sort(np.asarray(values, dtype=float)), len(values)
+    picked = np.unique(np.linspace(1, number, min(number, MOST_POINTS)).round().astype(int))
+    return ordered[picked - 1], picked / number
 
 
 def calls_in_flight(spans: Sequence[Span]) -> str:
