@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scepsy_hpc.bundles.bundle import Bundle, Point
 from scepsy_hpc.bundles.engine_model import BadFitError, EngineModel, fit_engine_model
 from scepsy_hpc.bundles.library import find_bundles
 from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
+from scepsy_hpc.formats.bundle import Bundle, Point
 from scepsy_hpc.planning.curve_making import NoCurveError, make_curve
 from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.evidence import Evidence, evidence_for

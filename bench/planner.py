@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from whole_command import COMMANDS, timed_command
 
-from scepsy_hpc.cluster.topology import Domain, Node, Topology
+from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.planning import cp_sat
 from scepsy_hpc.planning.candidates import Candidates, space_of
 from scepsy_hpc.planning.search import OptionTable, Problem, Solution, solve

@@ -1,6 +1,5 @@
 """Do two checkouts make the same plans? Every shipped workflow, target and topology.
 
-
     python bench/same_plans.py record FILE [--checkout DIR]   # what this (or that) checkout says
     python bench/same_plans.py compare BEFORE.json AFTER.json # every figure that differs
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scepsy_hpc.bundles.bundle import Bundle, BundleHeader, Point
 from scepsy_hpc.bundles.step_time import EngineModel
-from scepsy_hpc.cluster.topology import Domain, Node, Topology, check_topology
+from scepsy_hpc.formats.bundle import Bundle, BundleHeader, Point
+from scepsy_hpc.formats.plan import DemandSummary, LlmDemand
+from scepsy_hpc.formats.topology import Domain, Node, Topology, check_topology
+from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.deployments import WorkflowDemand
-from scepsy_hpc.planning.plan import DemandSummary, LlmDemand
-from scepsy_hpc.tracing.workflow import Llm, Workflow
 
 HEADER = BundleHeader(
     model="org/model",

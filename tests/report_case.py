@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from scepsy_hpc.files import to_plain
-from scepsy_hpc.planning.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
+from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
+from scepsy_hpc.formats.spans import Span, save_spans
 from scepsy_hpc.serving.measured import measure
 from scepsy_hpc.serving.run_folder import RunFolder, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
-from scepsy_hpc.tracing.spans import Span, save_spans
 
 
 def plan_of(engine: str) -> Plan:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from scepsy_hpc.planning.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
+from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
+from scepsy_hpc.formats.spans import load_spans
+from scepsy_hpc.formats.workflow import Agent
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
-from scepsy_hpc.tracing.spans import load_spans
-from scepsy_hpc.tracing.workflow import Agent
 
 MODELS = {"small": "Qwen/Qwen3-0.6B", "large": "Qwen/Qwen3-8B"}
 TIME_SCALE = 0.02

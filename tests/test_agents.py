@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from scepsy_hpc.errors import InputError, RunError
+from scepsy_hpc.formats.workflow import Agent
 from scepsy_hpc.tracing.agents import AgentOutcome, AgentPool, agent_environment
-from scepsy_hpc.tracing.workflow import Agent
 
 AGENT = """
     import asyncio, os, random, subprocess, sys, threading, time

@@ -10,6 +10,9 @@ from planning_cases import bundle, calls, cluster, demand, engine_points, workfl
 
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.plan import Plan, PlanWorkflow
+from scepsy_hpc.formats.spans import Prefix, Span
+from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning import aggregate
 from scepsy_hpc.planning.aggregate import (
     dask_workers,
@@ -20,10 +23,7 @@ from scepsy_hpc.planning.aggregate import (
     slurm_settings,
 )
 from scepsy_hpc.planning.deployments import pipeline_of
-from scepsy_hpc.planning.plan import Plan, PlanWorkflow
 from scepsy_hpc.tracing.demand import demand_of
-from scepsy_hpc.tracing.spans import Prefix, Span
-from scepsy_hpc.tracing.workflow import Llm
 
 FLOW = workflow("w", {"a": Llm(model="org/model"), "b": Llm(model="org/model")})
 SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))

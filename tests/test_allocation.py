@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.planning.plan import Deployment, Instance, Plan
+from scepsy_hpc.formats.plan import Deployment, Instance, Plan
 from scepsy_hpc.serving.allocation import GrantedNode, granted_gpus, place_on, pretended_nodes
 
 

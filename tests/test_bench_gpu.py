@@ -18,13 +18,13 @@ import fake_mps
 import fake_vllm
 import pytest
 
-from scepsy_hpc.bundles.bundle import BundleHeader, Point
 from scepsy_hpc.bundles.engine_model import fit_engine_model
 from scepsy_hpc.bundles.library import load_bundle, save_bundle
 from scepsy_hpc.bundles.model_sizes import ARCHITECTURES
-from scepsy_hpc.cluster.topology import Domain, Node, Topology
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import shipped_path
+from scepsy_hpc.formats.bundle import BundleHeader, Point
+from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.profiling.hardware import Hardware
 
 SCRIPTS = Path(__file__).parents[1] / "bench" / "gpu"

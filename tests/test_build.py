@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from planning_cases import bundle, calls, cluster, demand, engine_points, point, workflow
 
-from scepsy_hpc.bundles.bundle import Bundle
-from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError, InputError
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.plan import Plan, load_plan, save_plan
+from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.topology import Topology
+from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.baselines import equal_split
 from scepsy_hpc.planning.build import make_plan, one_each, plan_for
-from scepsy_hpc.planning.plan import Plan, load_plan, save_plan
 from scepsy_hpc.planning.plan_curves import predict
 from scepsy_hpc.planning.targets import Deadline, Limits, MaxThroughput, Rate, Target
-from scepsy_hpc.tracing.spans import Span
-from scepsy_hpc.tracing.workflow import Llm, Workflow
 
 SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))
 _MODELS = {"a": "org/model", "b": "org/small"}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from scepsy_hpc.bundles.bundle import BundleHeader, Point
 from scepsy_hpc.bundles.library import (
     find_bundles,
     load_bundle,
@@ -17,6 +16,7 @@ from scepsy_hpc.bundles.library import (
 )
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import sha256_file
+from scepsy_hpc.formats.bundle import BundleHeader, Point
 
 HEADER = BundleHeader(
     model="org/tiny",

@@ -15,8 +15,8 @@ from scepsy_hpc.bundles.library import POINTS_FILE, load_bundle
 from scepsy_hpc.cli.main import COMMANDS, run, scepsy
 from scepsy_hpc.cli.options import COUNT, DURATION, MINUTES, PERCENT, POSITIVE, print_json
 from scepsy_hpc.files import shipped_path
+from scepsy_hpc.formats.spans import load_spans
 from scepsy_hpc.tracing.demand import demand_of
-from scepsy_hpc.tracing.spans import load_spans
 
 FLOW = shipped_path("workflows") / "rag_rerank"
 H100 = shipped_path("profiles") / "h100_sxm"

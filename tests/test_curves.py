@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from planning_cases import ENGINE, bundle, engine_points, open_point, point
 
-from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.planning.curve_making import NoCurveError, make_curve
 from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.evidence import evidence_for, no_evidence

@@ -12,10 +12,10 @@ import pytest
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check
-from scepsy_hpc.planning.plan import DemandSummary
+from scepsy_hpc.formats.plan import DemandSummary
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.tracing.demand import Demand, demand_of
 from scepsy_hpc.tracing.importers import import_agent_traces
-from scepsy_hpc.tracing.spans import Span
 
 TRACES = sorted((Path(__file__).parent / "data" / "agent_traces").glob("*.json"))
 

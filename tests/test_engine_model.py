@@ -7,7 +7,6 @@ from statistics import median
 
 import pytest
 
-from scepsy_hpc.bundles.bundle import Bundle, Point
 from scepsy_hpc.bundles.engine_model import (
     BadFitError,
     EngineModel,
@@ -19,6 +18,7 @@ from scepsy_hpc.bundles.library import find_bundles
 from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
+from scepsy_hpc.formats.bundle import Bundle, Point
 
 TRUE = EngineModel(step_s=0.01, prefill_token_s=2e-5, sequence_s=1e-4, context_token_s=1e-8)
 SHAPES = ((512, 64), (2048, 64), (512, 256), (4096, 512))

@@ -1,6 +1,6 @@
 """What rank 0 concludes from the reports and the silence of the nodes."""
 
-from scepsy_hpc.planning.plan import Instance
+from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.serving import beats
 from scepsy_hpc.serving.addresses import LOOPBACK, node_address
 from scepsy_hpc.serving.allocation import PlacedInstance

@@ -12,7 +12,7 @@ from report_case import make_run, plan_of
 
 from scepsy_hpc.cli.main import COMMANDS, run
 from scepsy_hpc.files import shipped_path
-from scepsy_hpc.planning.plan import load_plan, save_plan
+from scepsy_hpc.formats.plan import load_plan, save_plan
 
 FLOW = shipped_path("workflows") / "rag_rerank"
 H100 = shipped_path("profiles") / "h100_sxm"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from scepsy_hpc.cluster.topology import load_topology
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import read_jsonl_data, read_yaml_data, to_plain, write_text, write_yaml
-from scepsy_hpc.planning.plan import Deployment, Plan, load_plan
+from scepsy_hpc.formats.plan import Deployment, Plan, load_plan
+from scepsy_hpc.formats.topology import load_topology
 
 NODE = "{name: a, gpu_type: h100_sxm, gpu_memory_gib: 80, nvlink_domains: [[0, 1]]}"
 

@@ -12,7 +12,7 @@ import fake_vllm
 import psutil
 import pytest
 
-from scepsy_hpc.planning.plan import Deployment, Instance
+from scepsy_hpc.formats.plan import Deployment, Instance
 from scepsy_hpc.report.comparison import share_notes
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.engine_view import EngineView

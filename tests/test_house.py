@@ -8,7 +8,17 @@ import scepsy_hpc
 PACKAGE = Path(scepsy_hpc.__file__).parent
 # In the order the data walks through them.
 ROOMS = (
-    *("__init__", "errors", "files", "metrics", "cluster", "tracing", "bundles", "engines"),
+    *(
+        "__init__",
+        "errors",
+        "files",
+        "metrics",
+        "formats",
+        "cluster",
+        "tracing",
+        "bundles",
+        "engines",
+    ),
     *("profiling", "planning", "serving", "report", "demo", "cli", "__main__"),
 )
 

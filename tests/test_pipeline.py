@@ -9,15 +9,15 @@ import pytest
 from planning_cases import bundle, calls, demand, point, workflow
 
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.plan import Predicted
+from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.curve_making import make_curve
 from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of, pipeline_of
 from scepsy_hpc.planning.evidence import evidence_for
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.pipeline import Pipeline
-from scepsy_hpc.planning.plan import Predicted
 from scepsy_hpc.planning.predict import Hosted, predict_open
-from scepsy_hpc.tracing.workflow import Llm
 
 LLM = Llm(model="org/model")
 

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scepsy_hpc.cluster.topology import Domain, Link, Node, Topology
+from scepsy_hpc.formats.plan import Instance
+from scepsy_hpc.formats.topology import Domain, Link, Node, Topology
 from scepsy_hpc.planning.options import Kind, Option
 from scepsy_hpc.planning.placement import num_gpus, place
-from scepsy_hpc.planning.plan import Instance
 from scepsy_hpc.planning.pools import divisible_units, pools_of
 
 

@@ -8,10 +8,10 @@ import pytest
 from planning_cases import bundle, calls, demand, point, workflow
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.planning.plan import Deployment, Instance, Plan, PlanWorkflow
+from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow
+from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.plan_curves import complete, predict
 from scepsy_hpc.planning.predict import longest_of
-from scepsy_hpc.tracing.workflow import Llm
 
 BUNDLES = [bundle([point(1, 1.0), point(4, 4.0), point(8, 4.0)])]
 DEPLOYMENT = Deployment(

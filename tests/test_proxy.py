@@ -14,8 +14,8 @@ import openai
 import pytest
 from fake_engine import USAGE, FakeEngine, chunk
 
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.tracing.proxy import RecordingProxy
-from scepsy_hpc.tracing.spans import Span
 from scepsy_hpc.tracing.upstream import FixedRouter, Outcome, Target
 from scepsy_hpc.tracing.usage import StreamReader
 

@@ -10,11 +10,11 @@ import pytest
 from fake_engine import engine_in_thread
 
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.spans import load_spans, save_spans
+from scepsy_hpc.formats.tasks import load_tasks
+from scepsy_hpc.formats.workflow import Workflow, load_workflow
 from scepsy_hpc.tracing.recorder import Progress, Recording, trace_workflow
-from scepsy_hpc.tracing.spans import load_spans, save_spans
-from scepsy_hpc.tracing.tasks import load_tasks
 from scepsy_hpc.tracing.upstream import Target
-from scepsy_hpc.tracing.workflow import Workflow, load_workflow
 
 AGENT = """
     import openai

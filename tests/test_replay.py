@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.pipeline import Pipeline, Stage, Use, WorkflowLoad
@@ -19,8 +21,6 @@ from scepsy_hpc.planning.queueing import Server
 from scepsy_hpc.planning.replay import CallLoad, Replay, loads_on, names_in
 from scepsy_hpc.planning.replay_graph import run_graphs
 from scepsy_hpc.planning.run_figures import run_intervals
-from scepsy_hpc.tracing.spans import Span
-from scepsy_hpc.tracing.workflow import Llm
 
 MEAN = TokenLengths(100.0, 11.0)
 NAMES = {"w": {"a": "A", "b": "B"}}

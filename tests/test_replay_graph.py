@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.replay_graph import RunGraph, graph_flags, run_graphs
-from scepsy_hpc.tracing.spans import Span
 
 
 def span(span_id: str, start_s: float, end_s: float, kind: str = "llm", **more: Any) -> Span:

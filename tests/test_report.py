@@ -14,7 +14,7 @@ from report_case import make_run, plan_of
 from scepsy_hpc.cli.main import run
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path, to_plain
-from scepsy_hpc.planning.plan import (
+from scepsy_hpc.formats.plan import (
     DemandSummary,
     LlmDemand,
     Plan,
@@ -23,6 +23,7 @@ from scepsy_hpc.planning.plan import (
     load_plan,
     save_plan,
 )
+from scepsy_hpc.formats.spans import Span, load_spans, save_spans
 from scepsy_hpc.report import plots
 from scepsy_hpc.report.comparison import compare_run
 from scepsy_hpc.report.drift import habits
@@ -30,7 +31,6 @@ from scepsy_hpc.report.notes import engine_notes, in_words
 from scepsy_hpc.serving.measured import measure
 from scepsy_hpc.serving.run_folder import RunFolder, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
-from scepsy_hpc.tracing.spans import Span, load_spans, save_spans
 
 FLOW = shipped_path("workflows") / "rag_rerank"
 TIMING = "h100_sxm/Qwen__Qwen3-8B/vllm-0.24.0/token-grid"

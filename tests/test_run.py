@@ -12,9 +12,9 @@ import pytest
 import serving_cases as cases
 
 from scepsy_hpc.cli.main import run as scepsy
+from scepsy_hpc.formats.spans import load_spans
 from scepsy_hpc.serving import node_agent
 from scepsy_hpc.serving import run as runs
-from scepsy_hpc.tracing.spans import load_spans
 
 PAIR = {"l0": ("large", "a", (0,)), "s0": ("small", "b", (0,))}
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scepsy_hpc.cluster.topology import Domain, Link, Node, Topology
+from scepsy_hpc.formats.topology import Domain, Link, Node, Topology
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.search import (
     Option,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from scepsy_hpc.bundles.bundle import Bundle, BundleHeader, Point
 from scepsy_hpc.bundles.library import find_bundles, save_bundle
 from scepsy_hpc.bundles.share import export_bundles, import_bundles, verify
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.bundle import Bundle, BundleHeader, Point
 
 
 def _bundle(root: Path, model: str = "org/tiny", latency_s: float = 1.0) -> Bundle:

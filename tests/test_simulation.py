@@ -14,17 +14,17 @@ from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.engines.batching import Batch, Sequence
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check, to_plain
+from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.hosting import closed_load_rps, engine_on, mean_sizes, size_of
 from scepsy_hpc.planning.options import Kind
-from scepsy_hpc.planning.plan import Deployment, Instance, Plan, PlanWorkflow
 from scepsy_hpc.planning.queueing import Server
 from scepsy_hpc.planning.replicas import ContinuousBatching, Engine, ProcessorSharing, Size
 from scepsy_hpc.planning.run_figures import bootstrap_intervals
 from scepsy_hpc.planning.scenario import sampled
 from scepsy_hpc.planning.simulated import SimulationResult, Timeline, result_of
 from scepsy_hpc.planning.simulation import Closed, Open, simulate, simulate_timeline
-from scepsy_hpc.tracing.spans import Span
 
 MODEL = EngineModel(
     step_s=0.01,

@@ -12,10 +12,10 @@ import psutil
 import pytest
 import yaml
 
-from scepsy_hpc.bundles.bundle import BundleHeader, Point
 from scepsy_hpc.bundles.library import find_bundles, save_bundle
-from scepsy_hpc.cluster.topology import Domain, Node, Topology
 from scepsy_hpc.errors import RunError
+from scepsy_hpc.formats.bundle import BundleHeader, Point
+from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.profiling.array import profile_all
 from scepsy_hpc.profiling.bundling import bundles_of
 from scepsy_hpc.profiling.hardware import Hardware, check_node, hardware_of

@@ -10,13 +10,13 @@ from planning_cases import ENGINE, bundle, cluster, engine_points, workflow
 
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InfeasibleError, InputError
+from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning import tails
 from scepsy_hpc.planning.build import make_plan
-from scepsy_hpc.planning.plan import Plan
 from scepsy_hpc.planning.tails import Tails
 from scepsy_hpc.planning.targets import Deadline, Limits, MaxThroughput, Rate, Target
-from scepsy_hpc.tracing.spans import Span
-from scepsy_hpc.tracing.workflow import Llm
 
 FLOW = workflow("w", {"a": Llm(model="org/model")})
 SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))

@@ -20,7 +20,7 @@ import pytest
 from aiohttp import web
 from openai import BadRequestError
 
-from scepsy_hpc.tracing.workflow import load_workflow
+from scepsy_hpc.formats.workflow import load_workflow
 
 WORKFLOWS = Path(__file__).parents[1] / "workflows"
 MODULES = {"rag_rerank": "rag_agent", "beam_search": "beam_agent"}

@@ -25,16 +25,16 @@ from typing import Any
 from models import write_models
 
 from scepsy_hpc import __version__
-from scepsy_hpc.bundles.bundle import Bundle, Point
 from scepsy_hpc.bundles.library import save_bundle
 from scepsy_hpc.bundles.model_sizes import published_kv_bytes_per_token, published_weights_gib
 from scepsy_hpc.cluster.discovery import discover_local
 from scepsy_hpc.cluster.mps import Sharing
-from scepsy_hpc.cluster.topology import Domain, Node, Topology
 from scepsy_hpc.engines import vllm
 from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.errors import ScepsyError
 from scepsy_hpc.files import to_plain
+from scepsy_hpc.formats.bundle import Bundle, Point
+from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.profiling.bundling import bundles_of
 from scepsy_hpc.profiling.hardware import Hardware, hardware_of
 from scepsy_hpc.profiling.load_generator import Lengths

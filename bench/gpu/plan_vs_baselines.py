@@ -24,15 +24,15 @@ from gpu_bench import Bench
 from scepsy_hpc.bundles.library import find_bundles
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import read_jsonl_data, shipped_path, write_yaml
+from scepsy_hpc.formats import workflow as workflows
+from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
+from scepsy_hpc.formats.spans import load_spans
 from scepsy_hpc.planning.build import make_plan
-from scepsy_hpc.planning.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
 from scepsy_hpc.planning.targets import Limits, MaxThroughput
 from scepsy_hpc.serving import run as runs
 from scepsy_hpc.serving.rehearsal import rehearsed
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
 from scepsy_hpc.serving.settings import RunSettings
-from scepsy_hpc.tracing import workflow as workflows
-from scepsy_hpc.tracing.spans import load_spans
 
 ALIASES = {"judge": gpu_bench.SMALL, "writer": gpu_bench.LARGE}
 NAME = "two_stage"

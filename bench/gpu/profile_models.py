@@ -14,8 +14,8 @@ from typing import Any
 import gpu_bench
 from gpu_bench import Bench, figures, save_published
 
-from scepsy_hpc.cluster.topology import save_topology
 from scepsy_hpc.files import write_yaml
+from scepsy_hpc.formats.topology import save_topology
 from scepsy_hpc.profiling import spec as profile_spec
 from scepsy_hpc.profiling.array import ProfileProgress, profile_all
 

@@ -15,7 +15,6 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from scepsy_hpc.bundles.bundle import Bundle, Point
 from scepsy_hpc.bundles.step_time import (
     DEFAULT_BATCHED_TOKENS,
     EngineModel,
@@ -24,8 +23,9 @@ from scepsy_hpc.bundles.step_time import (
     kv_tokens_that_fit,
     life_terms,
 )
-from scepsy_hpc.cluster.topology import Link
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.bundle import Bundle, Point
+from scepsy_hpc.formats.topology import Link
 
 __all__ = [
     "BadFitError",

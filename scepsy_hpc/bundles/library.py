@@ -20,9 +20,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from scepsy_hpc.bundles.bundle import SCHEMA, Bundle, BundleHeader, Point
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import read_text, read_yaml, sha256_file, shipped_path, to_plain, write_yaml
+from scepsy_hpc.formats.bundle import SCHEMA, Bundle, BundleHeader, Point
 
 HEADER_FILE = "bundle.yaml"
 POINTS_FILE = "points.csv"

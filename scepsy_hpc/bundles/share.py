@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from scepsy_hpc.bundles.bundle import SCHEMA, Bundle
 from scepsy_hpc.bundles.library import (
     HEADER_FILE,
     POINTS_FILE,
@@ -28,6 +27,7 @@ from scepsy_hpc.bundles.library import (
 )
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import write_yaml
+from scepsy_hpc.formats.bundle import SCHEMA, Bundle
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_TOTAL_BYTES = 1024 * 2**20

@@ -115,11 +115,11 @@ def trace(
     Say where the LLMs are: --endpoint for each; or a --plan to host for the time of the recording;
     or --profiles and --topology, to host one small instance of each LLM.
     """
+    from scepsy_hpc.formats.spans import save_spans
+    from scepsy_hpc.formats.tasks import load_tasks
+    from scepsy_hpc.formats.workflow import load_workflow
     from scepsy_hpc.report import tables
     from scepsy_hpc.tracing.demand import demand_of
-    from scepsy_hpc.tracing.spans import save_spans
-    from scepsy_hpc.tracing.tasks import load_tasks
-    from scepsy_hpc.tracing.workflow import load_workflow
 
     checked = load_workflow(workflow)
     chosen = load_tasks(tasks, (checked.name,))[:num_tasks]
@@ -181,9 +181,9 @@ def _plan_to_host(
     workflow: Any, plan_path: Path | None, profiles: Path | None, topology: Path | None, sim: bool
 ) -> Any:
     from scepsy_hpc.bundles.library import find_bundles
-    from scepsy_hpc.cluster.topology import load_topology
+    from scepsy_hpc.formats.plan import load_plan
+    from scepsy_hpc.formats.topology import load_topology
     from scepsy_hpc.planning.build import one_each
-    from scepsy_hpc.planning.plan import load_plan
     from scepsy_hpc.serving.rehearsal import rehearsed
 
     bundles = find_bundles(profiles) if profiles else []
@@ -232,10 +232,10 @@ def demand(workflow: Path, spans: Path, as_json: bool) -> None:
 
     Needs no profile.
     """
+    from scepsy_hpc.formats.spans import load_spans
+    from scepsy_hpc.formats.workflow import load_workflow
     from scepsy_hpc.report import tables
     from scepsy_hpc.tracing.demand import demand_of
-    from scepsy_hpc.tracing.spans import load_spans
-    from scepsy_hpc.tracing.workflow import load_workflow
 
     checked = load_workflow(workflow)
     found = demand_of(load_spans(spans), checked.name, tuple(checked.llms))

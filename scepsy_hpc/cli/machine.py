@@ -38,7 +38,7 @@ def topology(
     Give one source: --local, --slurm or --from-nvidia-smi.
     """
     from scepsy_hpc.cluster import discovery
-    from scepsy_hpc.cluster.topology import save_topology
+    from scepsy_hpc.formats.topology import save_topology
     from scepsy_hpc.report import inventory, tables
 
     if (local, slurm is not None, smi is not None).count(True) != 1:

@@ -95,10 +95,10 @@ def plan(
     target: the message names the nearest that is feasible, and nothing is written.
     """
     from scepsy_hpc.bundles.library import find_bundles
-    from scepsy_hpc.cluster.topology import load_topology
+    from scepsy_hpc.formats.plan import save_plan
+    from scepsy_hpc.formats.topology import load_topology
     from scepsy_hpc.planning.aggregate import dask_workers
     from scepsy_hpc.planning.build import make_plan
-    from scepsy_hpc.planning.plan import save_plan
     from scepsy_hpc.planning.targets import Limits
 
     target = _target(rate, max_throughput, tasks, deadline)
@@ -153,7 +153,7 @@ def _target(rate: float | None, most: bool, tasks: int | None, deadline: float |
 
 def _workflows(values: tuple[str, ...]) -> tuple[list[tuple[Any, float | None]], list[Path]]:
     """Workflows with their rates, and their paths."""
-    from scepsy_hpc.tracing.workflow import load_workflow
+    from scepsy_hpc.formats.workflow import load_workflow
 
     flows, paths = [], []
     for name, value in named(values, "workflow").items():
@@ -181,7 +181,7 @@ def _rate(text: str | None, value: str) -> float | None:
 
 def _spans(values: tuple[str, ...], flows: Sequence[Any]) -> tuple[dict[str, Any], list[Path]]:
     """Spans by workflow name, and their paths."""
-    from scepsy_hpc.tracing.spans import load_spans
+    from scepsy_hpc.formats.spans import load_spans
 
     found: dict[str, Any] = {}
     paths: list[Path] = []
@@ -228,10 +228,10 @@ def predict(
     PLAN may be written by hand; then give --workflow, --spans and --profiles too. Percentiles
     come from `scepsy simulate`.
     """
+    from scepsy_hpc.formats.plan import load_plan
     from scepsy_hpc.planning import plan_curves
     from scepsy_hpc.planning.aggregate import demands_in
     from scepsy_hpc.planning.outlook import demands_in_spans, with_in_flight
-    from scepsy_hpc.planning.plan import load_plan
     from scepsy_hpc.planning.plan_inputs import bundles_of
     from scepsy_hpc.report import tables
 
@@ -277,8 +277,8 @@ def simulate(
 
     Give the load: --rate or --runs-in-flight. Every figure carries its 95% interval.
     """
+    from scepsy_hpc.formats.plan import load_plan
     from scepsy_hpc.planning.outlook import Closed, Open, simulated
-    from scepsy_hpc.planning.plan import load_plan
     from scepsy_hpc.planning.plan_inputs import bundles_of, spans_of
     from scepsy_hpc.report import tables
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from scepsy_hpc.cluster import gpu_types
-from scepsy_hpc.cluster.topology import Domain, Link, Node, Topology, check_topology
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import read_text
+from scepsy_hpc.formats.topology import Domain, Link, Node, Topology, check_topology
 
 
 def discover_local() -> Topology:

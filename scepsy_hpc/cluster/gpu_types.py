@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from scepsy_hpc.cluster.topology import Link
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.topology import Link
 
 
 @dataclass(frozen=True, slots=True)

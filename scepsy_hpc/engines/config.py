@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scepsy_hpc.tracing.workflow import EngineArgs
+from scepsy_hpc.formats.workflow import EngineArgs
 
 
 @dataclass(frozen=True, slots=True)

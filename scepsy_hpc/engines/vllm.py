@@ -18,7 +18,7 @@ from pathlib import Path
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import internal_port
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.tracing.workflow import EngineArg
+from scepsy_hpc.formats.workflow import EngineArg
 
 # Left free on every GPU for the CUDA context and fragmentation (the contract's reserve).
 RESERVE_GIB = 2.0

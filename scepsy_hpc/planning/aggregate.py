@@ -18,21 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.cluster.site import Site
-from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check, to_plain
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.plan import DemandSummary, LlmDemand, Plan
+from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.topology import Topology
+from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curves import TokenLengths
 from scepsy_hpc.planning.deployments import WorkflowDemand
 from scepsy_hpc.planning.evidence import no_evidence, speaks_for
 from scepsy_hpc.planning.kinds import Offers, offers_for, shelf_for
 from scepsy_hpc.planning.pipeline import Pipeline
-from scepsy_hpc.planning.plan import DemandSummary, LlmDemand, Plan
 from scepsy_hpc.planning.pools import holes_of
 from scepsy_hpc.tracing.demand import Demand, demand_of
-from scepsy_hpc.tracing.spans import Span
-from scepsy_hpc.tracing.workflow import Llm, Workflow
 
 SPANS_PER_PART = 20_000
 """Below twice this a workflow's spans are one part: tasks cost more than they save."""

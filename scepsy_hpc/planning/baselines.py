@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from scepsy_hpc.bundles.bundle import Bundle
-from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.topology import Topology
+from scepsy_hpc.formats.workflow import Workflow
 from scepsy_hpc.planning.aggregate import offers_of
 from scepsy_hpc.planning.build import emit, rates_of
 from scepsy_hpc.planning.case import Case
@@ -17,10 +19,8 @@ from scepsy_hpc.planning.kinds import Offer, Offers
 from scepsy_hpc.planning.options import Option, Solution
 from scepsy_hpc.planning.pipeline import Pipeline
 from scepsy_hpc.planning.placement import place
-from scepsy_hpc.planning.plan import Plan
 from scepsy_hpc.planning.tails import Tails
 from scepsy_hpc.planning.targets import Limits, Rate
-from scepsy_hpc.tracing.workflow import Workflow
 
 
 def equal_split(

@@ -8,20 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scepsy_hpc.bundles.bundle import Bundle
-from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.files import sha256_file
-from scepsy_hpc.planning.aggregate import demands_of, offers_of, spans_of
-from scepsy_hpc.planning.case import Case
-from scepsy_hpc.planning.choice import Choice, choose
-from scepsy_hpc.planning.curves import TokenLengths
-from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of, pipeline_of
-from scepsy_hpc.planning.explain import explain
-from scepsy_hpc.planning.kinds import Offer, Offers, offers_for, shelf_for
-from scepsy_hpc.planning.options import Option
-from scepsy_hpc.planning.placement import place
-from scepsy_hpc.planning.plan import (
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.plan import (
     Allocation,
     Component,
     Deployment,
@@ -31,11 +21,21 @@ from scepsy_hpc.planning.plan import (
     PlanWorkflow,
     Predicted,
 )
+from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.topology import Topology
+from scepsy_hpc.formats.workflow import EngineArgs, Workflow
+from scepsy_hpc.planning.aggregate import demands_of, offers_of, spans_of
+from scepsy_hpc.planning.case import Case
+from scepsy_hpc.planning.choice import Choice, choose
+from scepsy_hpc.planning.curves import TokenLengths
+from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of, pipeline_of
+from scepsy_hpc.planning.explain import explain
+from scepsy_hpc.planning.kinds import Offer, Offers, offers_for, shelf_for
+from scepsy_hpc.planning.options import Option
+from scepsy_hpc.planning.placement import place
 from scepsy_hpc.planning.predict import Batch, predict_batch, predict_open
 from scepsy_hpc.planning.tails import Tails, with_tails
 from scepsy_hpc.planning.targets import Deadline, Limits, Rate, Target
-from scepsy_hpc.tracing.spans import Span
-from scepsy_hpc.tracing.workflow import EngineArgs, Workflow
 
 CPUS_PER_GPU = 4
 """What an engine needs to feed one GPU: its API server, its scheduler and a tokenizer."""

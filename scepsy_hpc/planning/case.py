@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scepsy_hpc.cluster.topology import Topology
+from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.planning.curves import Curve
 from scepsy_hpc.planning.kinds import Offers
 from scepsy_hpc.planning.options import OptionTable, Problem, Solution

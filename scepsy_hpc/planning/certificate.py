@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from scepsy_hpc.planning.plan import Certificate
+from scepsy_hpc.formats.plan import Certificate
 
 ROUNDING = 1e-12  # relative; sums of the same numbers in another order differ by less
 

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, replace
 
 from scepsy_hpc.errors import InfeasibleError, InputError
+from scepsy_hpc.formats.plan import Certificate
 from scepsy_hpc.planning.case import Case, hosted_by
 from scepsy_hpc.planning.certificate import certify
 from scepsy_hpc.planning.curves import MAX_UTILISATION
 from scepsy_hpc.planning.options import OptionTable, Solution
 from scepsy_hpc.planning.pipeline import Pipeline
-from scepsy_hpc.planning.plan import Certificate
 from scepsy_hpc.planning.predict import Batch, Hosted, closed_state, makespan
 from scepsy_hpc.planning.ranking import NUM_AT_A_RATE, cost_of, first_within_p95, rank_by_p95
 from scepsy_hpc.planning.search import solve

@@ -14,16 +14,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from scepsy_hpc.bundles.bundle import Bundle, Point
 from scepsy_hpc.bundles.engine_model import BadFitError, EngineModel, fit_bundle
 from scepsy_hpc.bundles.step_time import RESERVE_GIB, kv_tokens_that_fit
-from scepsy_hpc.cluster.topology import Link
+from scepsy_hpc.formats.bundle import Bundle, Point
+from scepsy_hpc.formats.topology import Link
+from scepsy_hpc.formats.workflow import EngineArgs
 from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.evidence import Evidence
 from scepsy_hpc.planning.filling import Anchor, Closed, below, by_model, filled, grid_of, most_bent
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.queueing import Server
-from scepsy_hpc.tracing.workflow import EngineArgs
 
 SAME_SHAPE = 0.05
 """Token lengths within this part of each other are one shape."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scepsy_hpc.bundles.bundle import Point
+from scepsy_hpc.formats.bundle import Point
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.queueing import Floats, Ints, Server, mean_latencies_s
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.plan import DemandSummary
+from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.pipeline import Pipeline, Stage, Use, WorkflowLoad, use_of
-from scepsy_hpc.planning.plan import DemandSummary
-from scepsy_hpc.tracing.workflow import Llm, Workflow
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scepsy_hpc.bundles.bundle import Bundle, Point
-from scepsy_hpc.cluster.topology import Link
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.bundle import Bundle, Point
+from scepsy_hpc.formats.topology import Link
 from scepsy_hpc.planning.model_sizes import ModelSizes, sizes_of
 
 RUNNABLE_ENGINES = ("vllm", "simulated")

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from scepsy_hpc.formats.plan import Predicted
 from scepsy_hpc.planning.choice import Choice
 from scepsy_hpc.planning.deployments import WorkflowDemand
 from scepsy_hpc.planning.kinds import Offers
 from scepsy_hpc.planning.options import Option, OptionTable
-from scepsy_hpc.planning.plan import Predicted
 
 _MOST_REFUSALS = 4
 _MOST_BARS = 8

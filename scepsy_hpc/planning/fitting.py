@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.planning.candidates import Candidates, Space
 from scepsy_hpc.planning.options import Method, Option, Problem
 from scepsy_hpc.planning.placement import num_gpus, place
-from scepsy_hpc.planning.plan import Instance
 from scepsy_hpc.planning.relaxation import Relaxation, relax
 
 MOST_TRIES = 8  # placements tried at fewer GPUs when the model found nothing in time

@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scepsy_hpc.bundles.bundle import Bundle
-from scepsy_hpc.cluster.topology import Topology
 from scepsy_hpc.errors import InfeasibleError
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.topology import Topology
+from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.curve_making import NoCurveError, make_curve, with_engine_args
 from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.evidence import Evidence, Shelf, no_evidence
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.pools import Hole, gpu_type_of, holes_of, pools_of
-from scepsy_hpc.tracing.workflow import Llm
 
 DEFAULT_SHARES_PCT = (25, 50, 100)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scepsy_hpc.bundles.bundle import BundleHeader
 from scepsy_hpc.bundles.step_time import GIB
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.bundle import BundleHeader
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8_e4m3fn": 1.0}
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scepsy_hpc.cluster.topology import Link, Topology
-from scepsy_hpc.planning.plan import Instance
+from scepsy_hpc.formats.plan import Instance
+from scepsy_hpc.formats.topology import Link, Topology
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.bundles.engine_model import BadFitError, fit_bundle
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.plan import Plan, Predicted
+from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.aggregate import demands_of
 from scepsy_hpc.planning.deployments import WorkflowDemand
-from scepsy_hpc.planning.plan import Plan, Predicted
 from scepsy_hpc.planning.plan_curves import hosted_of, predict
 from scepsy_hpc.planning.simulated import SimulationResult
 from scepsy_hpc.planning.simulation import Arrivals, Closed, Open, simulate
-from scepsy_hpc.tracing.spans import Span
-from scepsy_hpc.tracing.workflow import Llm, Workflow
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.plan import DemandSummary, LlmDemand
+from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.curves import MAX_UTILISATION, Curve, TokenLengths, latencies_s
 from scepsy_hpc.planning.options import OptionTable
-from scepsy_hpc.planning.plan import DemandSummary, LlmDemand
-from scepsy_hpc.tracing.workflow import Llm
 
 
 @dataclass(frozen=True, slots=True)

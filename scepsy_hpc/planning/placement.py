@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from scepsy_hpc.cluster.topology import Topology
+from scepsy_hpc.formats.plan import Instance
+from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.planning.options import Kind, Option
-from scepsy_hpc.planning.plan import Instance
 from scepsy_hpc.planning.pools import Hole, Pool, pools_of
 
 if TYPE_CHECKING:

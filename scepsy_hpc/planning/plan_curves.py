@@ -7,18 +7,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.bundles.step_time import RESERVE_GIB
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.plan import Deployment, Plan, PlanWorkflow, Predicted
+from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curve_making import NoCurveError, make_curve, with_engine_args
 from scepsy_hpc.planning.curves import Curve, TokenLengths
 from scepsy_hpc.planning.deployments import WorkflowDemand, deployments_of
 from scepsy_hpc.planning.evidence import Evidence, evidence_for, no_evidence
 from scepsy_hpc.planning.options import Kind
 from scepsy_hpc.planning.pipeline import Pipeline, Stage, Use, WorkflowLoad
-from scepsy_hpc.planning.plan import Deployment, Plan, PlanWorkflow, Predicted
 from scepsy_hpc.planning.predict import Batch, Hosted, predict_batch, predict_open
-from scepsy_hpc.tracing.workflow import Llm, Workflow
 
 
 def predict(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.bundles.library import find_bundles, load_bundle
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import sha256_file
-from scepsy_hpc.planning.plan import Plan, PlanInput
-from scepsy_hpc.tracing.spans import Span, load_spans
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.plan import Plan, PlanInput
+from scepsy_hpc.formats.spans import Span, load_spans
 
 POINTS_FILE = "points.csv"
 

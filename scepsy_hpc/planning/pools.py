@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from scepsy_hpc.cluster.topology import Link, Node, Topology
+from scepsy_hpc.formats.topology import Link, Node, Topology
 from scepsy_hpc.planning.options import Kind
 
 

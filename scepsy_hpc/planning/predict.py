@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scepsy_hpc.formats.plan import LlmFigures, Predicted, WorkflowFigures
 from scepsy_hpc.planning.closed_network import ClosedStage, ClosedState, closed_batch
 from scepsy_hpc.planning.curves import MAX_UTILISATION, Curve
 from scepsy_hpc.planning.pipeline import Pipeline, Stage
-from scepsy_hpc.planning.plan import LlmFigures, Predicted, WorkflowFigures
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.tracing.spans import Span
+from scepsy_hpc.formats.spans import Span
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import numpy as np
 
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.planning.curves import Curve
 from scepsy_hpc.planning.hosting import Host, engine_on, mean_sizes
-from scepsy_hpc.planning.plan import Plan
 from scepsy_hpc.planning.replay_graph import Node, RunGraph
 from scepsy_hpc.planning.replicas import Size
 

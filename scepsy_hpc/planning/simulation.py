@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from scepsy_hpc.bundles.step_time import EngineModel
+from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves import Curve
 from scepsy_hpc.planning.hosting import Host
-from scepsy_hpc.planning.plan import Plan
 from scepsy_hpc.planning.replay_graph import graph_flags, run_graphs
 from scepsy_hpc.planning.replicas import Replica
 from scepsy_hpc.planning.scenario import (
@@ -37,7 +38,6 @@ from scepsy_hpc.planning.scenario import (
     hosts_of,
 )
 from scepsy_hpc.planning.simulated import SimulationResult, Timeline, result_of
-from scepsy_hpc.tracing.spans import Span
 
 __all__ = ["Arrivals", "Closed", "Open", "simulate", "simulate_timeline"]
 

@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from scepsy_hpc.formats.plan import Predicted
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.pipeline import Pipeline
-from scepsy_hpc.planning.plan import Predicted
 from scepsy_hpc.planning.predict import Hosted
 from scepsy_hpc.planning.replay import Replay, ReplayedWorkflow, loads_on, names_in
 from scepsy_hpc.planning.replay_graph import RunGraph, run_graphs
-from scepsy_hpc.tracing.spans import Span
 
 MOST_CALLS = 20_000
 """Calls replayed for a plan; of more, whole runs are left out, evenly."""

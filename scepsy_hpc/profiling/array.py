@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scepsy_hpc import __version__
-from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.bundles.library import save_bundle
 from scepsy_hpc.cluster.executors import ClusterName, Jobs, Outcome, Resources, dry_run, submit
 from scepsy_hpc.cluster.site import Site
@@ -20,6 +19,7 @@ from scepsy_hpc.cluster.tasks import Progress
 from scepsy_hpc.engines.vllm import CPU_TYPE
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import json_line, read_jsonl
+from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.profiling.bundling import bundles_of
 from scepsy_hpc.profiling.spec import SweepTask, load_spec
 from scepsy_hpc.profiling.sweep import SweepJob, SweepResult, run_sweep

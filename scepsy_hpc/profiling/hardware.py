@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from scepsy_hpc.cluster.discovery import discover_local
-from scepsy_hpc.cluster.topology import Node
 from scepsy_hpc.engines.vllm import CPU_TYPE
 from scepsy_hpc.errors import InputError, RunError
+from scepsy_hpc.formats.topology import Node
 from scepsy_hpc.profiling.spec import SweepTask, gpu_type_of
 
 

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scepsy_hpc.bundles.library import load_bundle, resolve_bundle
-from scepsy_hpc.cluster.topology import Link, Node, Topology, load_topology
 from scepsy_hpc.engines.vllm import RESERVE_GIB
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import read_yaml, record
+from scepsy_hpc.formats.spans import load_spans
+from scepsy_hpc.formats.topology import Link, Node, Topology, load_topology
+from scepsy_hpc.formats.workflow import EngineArgs
 from scepsy_hpc.profiling.load_generator import Lengths
-from scepsy_hpc.tracing.spans import load_spans
-from scepsy_hpc.tracing.workflow import EngineArgs
 
 SCHEMA = "scepsy/profile-spec/v1"
 

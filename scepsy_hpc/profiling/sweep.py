@@ -11,7 +11,6 @@ from pathlib import Path
 
 import aiohttp
 
-from scepsy_hpc.bundles.bundle import Point
 from scepsy_hpc.cluster.mps import Sharing
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import is_free, spaced_ports
@@ -19,6 +18,7 @@ from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.engines.vllm import RESERVE_GIB, is_shared
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import check, json_line, record, write_text
+from scepsy_hpc.formats.bundle import Point
 from scepsy_hpc.profiling.hardware import Hardware, hardware_of
 from scepsy_hpc.profiling.loads import SERVED_NAME, OnPoint, measure
 from scepsy_hpc.profiling.spec import SweepTask

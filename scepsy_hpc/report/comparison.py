@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.errors import InputError, ScepsyError
 from scepsy_hpc.files import check, record
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.plan import Plan, PlanWorkflow, load_plan
 from scepsy_hpc.planning.outlook import Arrivals, Closed, Open, Outlook, outlook
-from scepsy_hpc.planning.plan import Plan, PlanWorkflow, load_plan
 from scepsy_hpc.planning.plan_inputs import bundles_of, spans_of
 from scepsy_hpc.report.notes import engine_notes, share_notes
 from scepsy_hpc.serving.measured import Measured

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from scepsy_hpc.errors import ScepsyError
 from scepsy_hpc.files import record
-from scepsy_hpc.planning.plan import DemandSummary, Plan
+from scepsy_hpc.formats.plan import DemandSummary, Plan
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.tracing.demand import Demand, demand_of
-from scepsy_hpc.tracing.spans import Span
 
 
 @record

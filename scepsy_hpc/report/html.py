@@ -13,14 +13,14 @@ import jinja2
 from scepsy_hpc import __version__
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import write_text
-from scepsy_hpc.planning.plan import Plan, load_plan
+from scepsy_hpc.formats.plan import Plan, load_plan
+from scepsy_hpc.formats.spans import Span, load_spans
 from scepsy_hpc.report import plots
 from scepsy_hpc.report.comparison import Comparison, compare_run
 from scepsy_hpc.report.drift import habits
 from scepsy_hpc.report.notes import in_words
 from scepsy_hpc.report.tables import number, pct, signed_pct
 from scepsy_hpc.serving.run_folder import RunFolder
-from scepsy_hpc.tracing.spans import Span, load_spans
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from rich.table import Table
 from scepsy_hpc.report.tables import table
 
 if TYPE_CHECKING:  # a list of bundles needs no cluster modules
-    from scepsy_hpc.bundles.bundle import Bundle
-    from scepsy_hpc.cluster.topology import Topology
+    from scepsy_hpc.formats.bundle import Bundle
+    from scepsy_hpc.formats.topology import Topology
     from scepsy_hpc.profiling.array import ProfileResult
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.bundles.library import load_bundle, resolve_bundle
 from scepsy_hpc.engines.vllm import CPU_TYPE
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.planning.plan import Deployment, Plan
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.plan import Deployment, Plan
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
 
 FLAG_WORDS = {

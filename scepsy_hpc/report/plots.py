@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from scepsy_hpc.planning.plan import Plan
-from scepsy_hpc.tracing.spans import Span
+from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.spans import Span
 
 COLOURS = ("#3b6fb6", "#d9822b", "#4c9a5f", "#a8485a", "#7a5ea8", "#6d6d6d")
 _DIGITS = re.compile(r"(\d+)")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scepsy_hpc.planning.plan import Plan, Predicted, WorkflowFigures
+from scepsy_hpc.formats.plan import Plan, Predicted, WorkflowFigures
 
 if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
     from scepsy_hpc.planning.simulated import SimulationResult

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scepsy_hpc.cluster.topology import Domain
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.planning.plan import Instance, Plan
+from scepsy_hpc.formats.plan import Instance, Plan
+from scepsy_hpc.formats.topology import Domain
 
 
 @dataclass(frozen=True, slots=True)

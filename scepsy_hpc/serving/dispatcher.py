@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scepsy_hpc.planning.plan import Plan
+from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.serving.routing import Routes, retry_delay_s
-from scepsy_hpc.tracing.spans import Span
 from scepsy_hpc.tracing.upstream import Outcome, Refused, Target, unknown_alias
 
 SUSPECT_S = 5.0

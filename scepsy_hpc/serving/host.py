@@ -21,7 +21,7 @@ from typing import Any
 
 from scepsy_hpc.cluster import executors
 from scepsy_hpc.errors import RunError, ScepsyError
-from scepsy_hpc.planning.plan import Instance, Plan, load_plan
+from scepsy_hpc.formats.plan import Instance, Plan, load_plan
 from scepsy_hpc.serving.addresses import LOOPBACK, node_address, own_address
 from scepsy_hpc.serving.allocation import (
     GrantedNode,

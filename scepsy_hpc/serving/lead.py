@@ -12,7 +12,9 @@ from typing import Any, TextIO
 
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.files import json_line, to_plain
-from scepsy_hpc.planning.plan import Plan
+from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.spans import Span, load_spans
+from scepsy_hpc.formats.tasks import load_tasks
 from scepsy_hpc.serving.addresses import LOOPBACK
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.batch import Attempt, Batch
@@ -25,8 +27,6 @@ from scepsy_hpc.serving.settings import RunSettings
 from scepsy_hpc.tracing.agents import AgentPool, agent_environment
 from scepsy_hpc.tracing.clock import now_s
 from scepsy_hpc.tracing.proxy import RecordingProxy
-from scepsy_hpc.tracing.spans import Span, load_spans
-from scepsy_hpc.tracing.tasks import load_tasks
 
 # Under Poisson arrivals nothing else limits how many agents' processes there are.
 MAX_AGENTS = 1024

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scepsy_hpc.files import record
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.metrics import percentile
-from scepsy_hpc.tracing.spans import Span
 
 
 @record

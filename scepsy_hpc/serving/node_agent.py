@@ -19,7 +19,7 @@ from scepsy_hpc.engines.ports import spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.engines.vllm import is_shared
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
-from scepsy_hpc.planning.plan import Deployment
+from scepsy_hpc.formats.plan import Deployment
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, write_json
 

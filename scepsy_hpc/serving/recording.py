@@ -11,11 +11,11 @@ from typing import Any
 from scepsy_hpc.cluster.executors import ClusterName
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.files import read_jsonl_data, write_jsonl
-from scepsy_hpc.planning.plan import Plan, save_plan
+from scepsy_hpc.formats.plan import Plan, save_plan
+from scepsy_hpc.formats.spans import Span, load_spans
 from scepsy_hpc.serving import run as runs
 from scepsy_hpc.serving.run import OnStatus
 from scepsy_hpc.serving.settings import RunSettings
-from scepsy_hpc.tracing.spans import Span, load_spans
 
 
 def record_hosted(

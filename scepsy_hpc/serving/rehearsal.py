@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scepsy_hpc.bundles.bundle import Bundle
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.planning.plan import Deployment, Plan
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.plan import Deployment, Plan
 
 
 def rehearsed(plan: Plan, bundles: Sequence[Bundle]) -> Plan:

@@ -15,7 +15,8 @@ from scepsy_hpc.cluster.executors import ClusterName, Jobs, Progress, Resources,
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.files import read_jsonl_data, read_text, write_text
-from scepsy_hpc.planning.plan import Component, Plan, load_plan, save_plan
+from scepsy_hpc.formats.plan import Component, Plan, load_plan, save_plan
+from scepsy_hpc.formats.tasks import load_tasks
 from scepsy_hpc.serving.host import Start, host
 from scepsy_hpc.serving.job import (
     FINAL_STATES,
@@ -29,7 +30,6 @@ from scepsy_hpc.serving.job import (
 from scepsy_hpc.serving.ledger import num_recorded
 from scepsy_hpc.serving.run_folder import RunFolder, no_status, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
-from scepsy_hpc.tracing.tasks import load_tasks
 
 DEFAULT_RUNS_IN_FLIGHT = 8
 # On one's own machine nobody waits for the end of the allocation.

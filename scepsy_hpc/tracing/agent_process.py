@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scepsy_hpc.errors import InputError, RunError
+from scepsy_hpc.formats.workflow import Agent
 from scepsy_hpc.tracing.agent_worker import (
     FORK,
     HEAD_BYTES,
@@ -24,7 +25,6 @@ from scepsy_hpc.tracing.agent_worker import (
     length_of,
     pack,
 )
-from scepsy_hpc.tracing.workflow import Agent
 
 IMPORT_TIMEOUT_S = 300.0
 

@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import Any
 
 from scepsy_hpc.errors import RunError, ScepsyError
+from scepsy_hpc.formats.workflow import Agent
 from scepsy_hpc.tracing.agent_command import check_command, run_command
 from scepsy_hpc.tracing.agent_process import Nursery, Worker
 from scepsy_hpc.tracing.clock import now_s
-from scepsy_hpc.tracing.workflow import Agent
 
 
 @dataclass(frozen=True, slots=True)

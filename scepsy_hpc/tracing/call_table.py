@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.tracing.spans import Span
+from scepsy_hpc.formats.spans import Span
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -12,7 +12,7 @@ from typing import Any
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import read_text
-from scepsy_hpc.tracing.spans import Prefix, Span
+from scepsy_hpc.formats.spans import Prefix, Span
 
 UNFINISHED = "unfinished"
 

@@ -17,11 +17,11 @@ from urllib.parse import quote
 import aiohttp
 from aiohttp import web
 
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.tracing import messages
 from scepsy_hpc.tracing.attempt import Attempt, ClientGone, Upstream
 from scepsy_hpc.tracing.clock import now_s
 from scepsy_hpc.tracing.messages import Call
-from scepsy_hpc.tracing.spans import Span
 from scepsy_hpc.tracing.upstream import Refused, Router
 
 MAX_BODY_BYTES = 1 << 30

@@ -24,8 +24,8 @@ import yaml
 from slurm.config import ClusterShape
 from slurm.mini_slurm import REPOSITORY, MiniSlurm
 
-from scepsy_hpc.planning.plan import load_plan
-from scepsy_hpc.tracing.spans import load_spans
+from scepsy_hpc.formats.plan import load_plan
+from scepsy_hpc.formats.spans import load_spans
 
 HERE = Path(__file__).parent
 VLLM_VENV = Path(os.environ.get("SCEPSY_TEST_VLLM_VENV", REPOSITORY / ".venv-vllm"))

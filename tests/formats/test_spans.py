@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.tracing.spans import Prefix, Span, load_spans, save_spans
+from scepsy_hpc.formats.spans import Prefix, Span, load_spans, save_spans
 
 GOOD = '{"run_id":"r","span_id":"s1","kind":"run","start_s":0,"end_s":9.5,"status":"ok"}'
 LLM = (

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scepsy_hpc.cluster.topology import Link
 from scepsy_hpc.files import record
-from scepsy_hpc.tracing.workflow import EngineArgs
+from scepsy_hpc.formats.topology import Link
+from scepsy_hpc.formats.workflow import EngineArgs
 
 SCHEMA = "scepsy/profile/v1"
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from scepsy_hpc.cluster.topology import Domain, load_topology, save_topology
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.topology import Domain, load_topology, save_topology
 
 HEAD = "schema: scepsy/topology/v1\nnodes:\n"
 

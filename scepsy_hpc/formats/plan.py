@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scepsy_hpc.cluster.topology import Link
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import read_yaml, record, write_yaml
-from scepsy_hpc.tracing.workflow import Agent, EngineArgs
+from scepsy_hpc.formats.topology import Link
+from scepsy_hpc.formats.workflow import Agent, EngineArgs
 
 SCHEMA = "scepsy/plan/v1"
 

@@ -8,7 +8,7 @@ import pytest
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
-from scepsy_hpc.tracing.workflow import load_workflow
+from scepsy_hpc.formats.workflow import load_workflow
 
 TEXT = """\
 schema: scepsy/workflow/v1

@@ -1,0 +1,1 @@
+"""The files that commands exchange: records that load and save themselves."""
