@@ -13,10 +13,10 @@ import fake_slurm
 import pytest
 import task_functions
 
-from scepsy_hpc.cluster import slurm_jobs
-from scepsy_hpc.cluster.executors import Resources, dry_run, submit
+from scepsy_hpc.cluster.jobs import slurm_jobs
+from scepsy_hpc.cluster.jobs.submit import Resources, dry_run, submit
+from scepsy_hpc.cluster.jobs.tasks import Progress
 from scepsy_hpc.cluster.site import Site
-from scepsy_hpc.cluster.tasks import Progress
 from scepsy_hpc.errors import InputError, RunError
 
 SMALL = Resources(time_min=1)

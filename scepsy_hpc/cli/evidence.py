@@ -19,7 +19,7 @@ from scepsy_hpc.cli.options import (
     print_json,
     say,
 )
-from scepsy_hpc.cluster.executors import ClusterName
+from scepsy_hpc.cluster.jobs.submit import ClusterName
 
 
 @click.command(epilog=example("scepsy profile jobs/profile.yaml -o profiles/ --dry-run"))

@@ -24,7 +24,7 @@ from scepsy_hpc.cli.options import (
     print_json,
     say,
 )
-from scepsy_hpc.cluster.executors import ClusterName
+from scepsy_hpc.cluster.jobs.submit import ClusterName
 
 
 @click.command(epilog=example("scepsy run plan.yaml tasks.jsonl -o results/ --cluster slurm"))

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from scepsy_hpc import __version__
 from scepsy_hpc.bundles.library import save_bundle
-from scepsy_hpc.cluster.executors import ClusterName, Jobs, Outcome, Resources, dry_run, submit
+from scepsy_hpc.cluster.jobs.submit import ClusterName, Jobs, Outcome, Resources, dry_run, submit
+from scepsy_hpc.cluster.jobs.tasks import Progress
 from scepsy_hpc.cluster.site import Site
-from scepsy_hpc.cluster.tasks import Progress
 from scepsy_hpc.engines.vllm import CPU_TYPE
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import json_line, read_jsonl

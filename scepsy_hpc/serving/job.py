@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from scepsy_hpc.cluster import slurm
+from scepsy_hpc.cluster.jobs import slurm
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check, record, to_plain

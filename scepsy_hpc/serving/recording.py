@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scepsy_hpc.cluster.executors import ClusterName
+from scepsy_hpc.cluster.jobs.submit import ClusterName
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.files import read_jsonl_data, write_jsonl
 from scepsy_hpc.formats.plan import Plan, save_plan

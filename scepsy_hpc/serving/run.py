@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scepsy_hpc.cluster.executors import ClusterName, Jobs, Progress, Resources, submit
+from scepsy_hpc.cluster.jobs.submit import ClusterName, Jobs, Progress, Resources, submit
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.files import read_jsonl_data, read_text, write_text

@@ -13,9 +13,8 @@ from typing import Any
 import submitit
 from submitit.core import utils as submitit_utils
 
-from scepsy_hpc.cluster import slurm
-from scepsy_hpc.cluster.site import Site
-from scepsy_hpc.cluster.tasks import (
+from scepsy_hpc.cluster.jobs import slurm
+from scepsy_hpc.cluster.jobs.tasks import (
     Board,
     OnOutcome,
     OnProgress,
@@ -25,6 +24,7 @@ from scepsy_hpc.cluster.tasks import (
     collect,
     run_task,
 )
+from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import RunError
 
 # Result files are looked for often, which costs Slurm nothing; squeue is asked seldom, and seldomer

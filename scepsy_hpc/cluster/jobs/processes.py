@@ -15,9 +15,8 @@ from typing import Any
 import submitit
 from submitit.core import utils as submitit_utils
 
-from scepsy_hpc.cluster import slurm
-from scepsy_hpc.cluster.site import Site, gpu_options
-from scepsy_hpc.cluster.tasks import (
+from scepsy_hpc.cluster.jobs import slurm
+from scepsy_hpc.cluster.jobs.tasks import (
     Board,
     OnOutcome,
     OnProgress,
@@ -27,6 +26,7 @@ from scepsy_hpc.cluster.tasks import (
     collect,
     run_task,
 )
+from scepsy_hpc.cluster.site import Site, gpu_options
 from scepsy_hpc.errors import InputError
 
 POLL_S = 0.1

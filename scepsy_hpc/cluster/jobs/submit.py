@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from scepsy_hpc.cluster import slurm
-from scepsy_hpc.cluster.process_jobs import here_jobs, local_jobs
-from scepsy_hpc.cluster.site import Site
-from scepsy_hpc.cluster.slurm_jobs import SlurmJobs, parameters
-from scepsy_hpc.cluster.tasks import (
+from scepsy_hpc.cluster.jobs import slurm
+from scepsy_hpc.cluster.jobs.processes import here_jobs, local_jobs
+from scepsy_hpc.cluster.jobs.slurm_jobs import SlurmJobs, parameters
+from scepsy_hpc.cluster.jobs.tasks import (
     Board,
     Jobs,
     OnOutcome,
@@ -31,6 +30,7 @@ from scepsy_hpc.cluster.tasks import (
     rank,
     readable,
 )
+from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError
 
 __all__ = ["CLUSTERS", "Jobs", "Outcome", "Progress", "Resources", "dry_run", "rank", "submit"]
