@@ -23,7 +23,7 @@ from scepsy_hpc.planning.aggregate import (
     slurm_settings,
 )
 from scepsy_hpc.planning.deployments import pipeline_of
-from scepsy_hpc.tracing.demand import demand_of
+from scepsy_hpc.tracing.demand.demand import demand_of
 
 FLOW = workflow("w", {"a": Llm(model="org/model"), "b": Llm(model="org/model")})
 SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))

@@ -16,7 +16,7 @@ from scepsy_hpc.cli.main import COMMANDS, run, scepsy
 from scepsy_hpc.cli.options import COUNT, DURATION, MINUTES, PERCENT, POSITIVE, print_json
 from scepsy_hpc.files import shipped_path
 from scepsy_hpc.formats.spans import load_spans
-from scepsy_hpc.tracing.demand import demand_of
+from scepsy_hpc.tracing.demand.demand import demand_of
 
 FLOW = shipped_path("workflows") / "rag_rerank"
 H100 = shipped_path("profiles") / "h100_sxm"

@@ -119,7 +119,7 @@ def trace(
     from scepsy_hpc.formats.tasks import load_tasks
     from scepsy_hpc.formats.workflow import load_workflow
     from scepsy_hpc.report import tables
-    from scepsy_hpc.tracing.demand import demand_of
+    from scepsy_hpc.tracing.demand.demand import demand_of
 
     checked = load_workflow(workflow)
     chosen = load_tasks(tasks, (checked.name,))[:num_tasks]
@@ -150,8 +150,8 @@ def _by_endpoints(
     import os
 
     from scepsy_hpc.report.progress import Progress
+    from scepsy_hpc.tracing.proxy.router import Target
     from scepsy_hpc.tracing.recorder import trace_workflow
-    from scepsy_hpc.tracing.upstream import Target
 
     targets = {}
     for alias, address in named(endpoints, "url").items():
@@ -235,7 +235,7 @@ def demand(workflow: Path, spans: Path, as_json: bool) -> None:
     from scepsy_hpc.formats.spans import load_spans
     from scepsy_hpc.formats.workflow import load_workflow
     from scepsy_hpc.report import tables
-    from scepsy_hpc.tracing.demand import demand_of
+    from scepsy_hpc.tracing.demand.demand import demand_of
 
     checked = load_workflow(workflow)
     found = demand_of(load_spans(spans), checked.name, tuple(checked.llms))

@@ -32,7 +32,7 @@ from scepsy_hpc.planning.evidence import no_evidence, speaks_for
 from scepsy_hpc.planning.kinds import Offers, offers_for, shelf_for
 from scepsy_hpc.planning.pipeline import Pipeline
 from scepsy_hpc.planning.pools import holes_of
-from scepsy_hpc.tracing.demand import Demand, demand_of
+from scepsy_hpc.tracing.demand.demand import Demand, demand_of
 
 SPANS_PER_PART = 20_000
 """Below twice this a workflow's spans are one part: tasks cost more than they save."""

@@ -8,7 +8,7 @@ from scepsy_hpc.errors import ScepsyError
 from scepsy_hpc.files import record
 from scepsy_hpc.formats.plan import DemandSummary, Plan
 from scepsy_hpc.formats.spans import Span
-from scepsy_hpc.tracing.demand import Demand, demand_of
+from scepsy_hpc.tracing.demand.demand import Demand, demand_of
 
 
 @record

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # these bring servers and cluster modules along, which planni
     from scepsy_hpc.planning.simulated import SimulationResult
     from scepsy_hpc.report.comparison import Comparison
     from scepsy_hpc.report.doctor import Finding
-    from scepsy_hpc.tracing.demand import Demand
+    from scepsy_hpc.tracing.demand.demand import Demand
 
 LOG_WIDTH = 140
 _plain = Console(highlight=False)

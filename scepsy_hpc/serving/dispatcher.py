@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.serving.routing import Routes, retry_delay_s
-from scepsy_hpc.tracing.upstream import Outcome, Refused, Target, unknown_alias
+from scepsy_hpc.tracing.proxy.router import Outcome, Refused, Target, unknown_alias
 
 SUSPECT_S = 5.0
 

@@ -24,9 +24,9 @@ from scepsy_hpc.serving.ledger import Ledger, cut_torn_line
 from scepsy_hpc.serving.measured import measure
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, no_status, write_json
 from scepsy_hpc.serving.settings import RunSettings
-from scepsy_hpc.tracing.agents import AgentPool, agent_environment
+from scepsy_hpc.tracing.agents.pool import AgentPool, agent_environment
 from scepsy_hpc.tracing.clock import now_s
-from scepsy_hpc.tracing.proxy import RecordingProxy
+from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
 
 # Under Poisson arrivals nothing else limits how many agents' processes there are.
 MAX_AGENTS = 1024

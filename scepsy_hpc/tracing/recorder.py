@@ -16,9 +16,9 @@ import aiohttp
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.workflow import Agent, Workflow
-from scepsy_hpc.tracing.agents import AgentOutcome, AgentPool, agent_environment
-from scepsy_hpc.tracing.proxy import RecordingProxy
-from scepsy_hpc.tracing.upstream import FixedRouter, Target, reason_of
+from scepsy_hpc.tracing.agents.pool import AgentOutcome, AgentPool, agent_environment
+from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
+from scepsy_hpc.tracing.proxy.router import FixedRouter, Target, reason_of
 
 CHECK_TIMEOUT_S = 10.0
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from scepsy_hpc.tracing.upstream import Refused, Target, unknown_alias
+from scepsy_hpc.tracing.proxy.router import Refused, Target, unknown_alias
 
 if TYPE_CHECKING:
-    from scepsy_hpc.tracing.attempt import Attempt
+    from scepsy_hpc.tracing.proxy.attempt import Attempt
 
 CALL_PATHS = frozenset(
     {"chat/completions", "completions", "embeddings", "rerank", "score", "responses"}

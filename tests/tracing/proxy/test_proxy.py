@@ -15,9 +15,9 @@ import pytest
 from fake_engine import USAGE, FakeEngine, chunk
 
 from scepsy_hpc.formats.spans import Span
-from scepsy_hpc.tracing.proxy import RecordingProxy
-from scepsy_hpc.tracing.upstream import FixedRouter, Outcome, Target
-from scepsy_hpc.tracing.usage import StreamReader
+from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
+from scepsy_hpc.tracing.proxy.router import FixedRouter, Outcome, Target
+from scepsy_hpc.tracing.proxy.usage import StreamReader
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 

@@ -18,11 +18,11 @@ import aiohttp
 from aiohttp import web
 
 from scepsy_hpc.formats.spans import Span
-from scepsy_hpc.tracing import messages
-from scepsy_hpc.tracing.attempt import Attempt, ClientGone, Upstream
 from scepsy_hpc.tracing.clock import now_s
-from scepsy_hpc.tracing.messages import Call
-from scepsy_hpc.tracing.upstream import Refused, Router
+from scepsy_hpc.tracing.proxy import messages
+from scepsy_hpc.tracing.proxy.attempt import Attempt, ClientGone, Upstream
+from scepsy_hpc.tracing.proxy.messages import Call
+from scepsy_hpc.tracing.proxy.router import Refused, Router
 
 MAX_BODY_BYTES = 1 << 30
 # Shorter than the 5 s after which engines close an idle connection: a call never goes out on a

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scepsy_hpc.tracing.call_table import CallTable
+from scepsy_hpc.tracing.demand.call_table import CallTable
 
 WINDOW_OF_MEDIAN = 0.5
 

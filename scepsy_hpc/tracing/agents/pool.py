@@ -16,8 +16,8 @@ from typing import Any
 
 from scepsy_hpc.errors import RunError, ScepsyError
 from scepsy_hpc.formats.workflow import Agent
-from scepsy_hpc.tracing.agent_command import check_command, run_command
-from scepsy_hpc.tracing.agent_process import Nursery, Worker
+from scepsy_hpc.tracing.agents.command import check_command, run_command
+from scepsy_hpc.tracing.agents.nursery import Nursery, Worker
 from scepsy_hpc.tracing.clock import now_s
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.workflow import Agent
-from scepsy_hpc.tracing.agent_process import clean_environment, kill_group, open_log
+from scepsy_hpc.tracing.agents.nursery import clean_environment, kill_group, open_log
 
 
 def check_command(agent: Agent) -> None:

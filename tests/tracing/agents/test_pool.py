@@ -18,7 +18,7 @@ import pytest
 
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.formats.workflow import Agent
-from scepsy_hpc.tracing.agents import AgentOutcome, AgentPool, agent_environment
+from scepsy_hpc.tracing.agents.pool import AgentOutcome, AgentPool, agent_environment
 
 AGENT = """
     import asyncio, os, random, subprocess, sys, threading, time
@@ -289,7 +289,7 @@ def test_a_killed_nursery_is_replaced(tmp_path: Path) -> None:
     async def test(pool: AgentPool) -> list[AgentOutcome]:
         outcomes = [await pool.run({"task_id": "t", "kind": "fine"}, {})]
         nursery = next(
-            c for c in psutil.Process().children() if "agent_worker" in " ".join(c.cmdline())
+            c for c in psutil.Process().children() if "agents.worker" in " ".join(c.cmdline())
         )
         nursery.send_signal(signal.SIGKILL)
         while nursery.is_running():

@@ -1,6 +1,6 @@
 """The process behind Python agents: imports the agent once, then forks one worker per seat.
 
-Started by ``agents.py`` as a program of its own; talks over sockets, never over stdout, so that
+Started by ``nursery.py`` as a program of its own; talks over sockets, never over stdout, so that
 whatever an agent prints goes to its log. Imports only the standard library, so that it starts
 quickly.
 """

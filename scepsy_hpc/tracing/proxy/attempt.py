@@ -11,9 +11,9 @@ from aiohttp import web
 
 from scepsy_hpc.metrics import ttft_s
 from scepsy_hpc.tracing.clock import now_s
-from scepsy_hpc.tracing.messages import Call, error_body, forwarded
-from scepsy_hpc.tracing.upstream import Outcome, Target, reason_of
-from scepsy_hpc.tracing.usage import StreamReader, Usage, usage_of
+from scepsy_hpc.tracing.proxy.messages import Call, error_body, forwarded
+from scepsy_hpc.tracing.proxy.router import Outcome, Target, reason_of
+from scepsy_hpc.tracing.proxy.usage import StreamReader, Usage, usage_of
 
 
 class ClientGone(Exception):

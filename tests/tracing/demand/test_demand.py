@@ -14,10 +14,10 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check
 from scepsy_hpc.formats.plan import DemandSummary
 from scepsy_hpc.formats.spans import Span
-from scepsy_hpc.tracing.demand import Demand, demand_of
+from scepsy_hpc.tracing.demand.demand import Demand, demand_of
 from scepsy_hpc.tracing.importers import import_agent_traces
 
-TRACES = sorted((Path(__file__).parent / "data" / "agent_traces").glob("*.json"))
+TRACES = sorted((Path(__file__).parents[2] / "data" / "agent_traces").glob("*.json"))
 
 
 def call(run: str, llm: str, start_s: float, end_s: float, **more: Any) -> Span:

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.formats.workflow import Agent
-from scepsy_hpc.tracing.agent_worker import (
+from scepsy_hpc.tracing.agents.worker import (
     FORK,
     HEAD_BYTES,
     ORDER,
@@ -68,7 +68,7 @@ class Nursery:
         """Import ``agent.python``. Raises InputError when that fails."""
         control, theirs = socket.socketpair()
         control.setblocking(False)
-        command = [sys.executable, "-X", "faulthandler", "-m", "scepsy_hpc.tracing.agent_worker"]
+        command = [sys.executable, "-X", "faulthandler", "-m", "scepsy_hpc.tracing.agents.worker"]
         try:
             with open_log(log_path) as log:
                 process = await asyncio.create_subprocess_exec(

@@ -13,8 +13,8 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.spans import load_spans, save_spans
 from scepsy_hpc.formats.tasks import load_tasks
 from scepsy_hpc.formats.workflow import Workflow, load_workflow
+from scepsy_hpc.tracing.proxy.router import Target
 from scepsy_hpc.tracing.recorder import Progress, Recording, trace_workflow
-from scepsy_hpc.tracing.upstream import Target
 
 AGENT = """
     import openai

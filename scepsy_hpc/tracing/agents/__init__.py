@@ -1,0 +1,1 @@
+"""How agents are run: Python functions in long-lived workers, commands once a task."""

@@ -1,0 +1,1 @@
+"""What the spans of a workflow say about each of its LLMs."""

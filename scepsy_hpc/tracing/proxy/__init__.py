@@ -1,0 +1,1 @@
+"""The recording proxy: an OpenAI-compatible server between agents and engines."""
