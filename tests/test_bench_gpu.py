@@ -20,7 +20,7 @@ import pytest
 
 from scepsy_hpc.bundles.engine_model import fit_engine_model
 from scepsy_hpc.bundles.library import load_bundle, save_bundle
-from scepsy_hpc.bundles.model_sizes import ARCHITECTURES
+from scepsy_hpc.bundles.published_sizes import ARCHITECTURES
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import shipped_path
 from scepsy_hpc.formats.bundle import BundleHeader, Point

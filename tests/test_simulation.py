@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scepsy_hpc.bundles.step_time import EngineModel
-from scepsy_hpc.engines.batching import Batch, Sequence
+from scepsy_hpc.engines.simulated.batching import Batch, Sequence
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check, to_plain
 from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow

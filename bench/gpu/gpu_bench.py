@@ -26,7 +26,7 @@ from models import write_models
 
 from scepsy_hpc import __version__
 from scepsy_hpc.bundles.library import save_bundle
-from scepsy_hpc.bundles.model_sizes import published_kv_bytes_per_token, published_weights_gib
+from scepsy_hpc.bundles.published_sizes import published_kv_bytes_per_token, published_weights_gib
 from scepsy_hpc.cluster.discovery import discover_local
 from scepsy_hpc.cluster.mps import Sharing
 from scepsy_hpc.engines import vllm

@@ -20,8 +20,8 @@ import gpu_bench
 from gpu_bench import Bench
 
 from scepsy_hpc.bundles.engine_model import EngineModel, fit_bundle, fit_engine_model
-from scepsy_hpc.bundles.gpu_share import slowdown
 from scepsy_hpc.bundles.library import find_bundles
+from scepsy_hpc.bundles.mps_slowdown import slowdown
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.formats.bundle import Bundle, Point
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scepsy_hpc.bundles.library import LITTLE_TOLERANCE, operating_point, save_bundle
-from scepsy_hpc.bundles.model_sizes import published_kv_bytes_per_token, published_weights_gib
+from scepsy_hpc.bundles.published_sizes import published_kv_bytes_per_token, published_weights_gib
 from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
 from scepsy_hpc.errors import InputError, ScepsyError
 from scepsy_hpc.files import read_text

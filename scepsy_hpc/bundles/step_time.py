@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from scepsy_hpc.bundles.gpu_share import slowdown
+from scepsy_hpc.bundles.mps_slowdown import slowdown
 from scepsy_hpc.errors import InputError
 
 DEFAULT_BATCHED_TOKENS = 8192

@@ -55,9 +55,9 @@ def verify(path: Path, as_json: bool) -> int:
     Checked are keys, units, Little's law for closed points, and that the points are those the
     header was written for. Exit code 1 when a bundle is bad; nothing is written.
     """
-    from scepsy_hpc.bundles import share
+    from scepsy_hpc.bundles import archive
 
-    found = share.verify(path)
+    found = archive.verify(path)
     bad = [one for one in found if one.problem]
     if as_json:
         print_json({"num_bundles": len(found), "num_bad": len(bad), "bundles": found})
@@ -82,8 +82,8 @@ def export(
 
     Each bundle carries its source and licence; look at them before you share.
     """
+    from scepsy_hpc.bundles.archive import export_bundles
     from scepsy_hpc.bundles.library import find_bundles
-    from scepsy_hpc.bundles.share import export_bundles
     from scepsy_hpc.errors import InputError
 
     every = find_bundles(folder)
@@ -117,7 +117,7 @@ def import_file(file: Path, output: Path, replace: bool, table: str | None, as_j
     All are checked before the first is written. With --table, FILE is a CSV table of one closed
     operating point a row, and each (GPU type, model, engine) of it becomes a bundle.
     """
-    from scepsy_hpc.bundles.share import import_bundles
+    from scepsy_hpc.bundles.archive import import_bundles
 
     if table:
         _import_table(table, file, output, as_json)

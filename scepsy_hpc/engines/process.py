@@ -200,9 +200,11 @@ def start_line(config: EngineConfig) -> tuple[list[str], dict[str, str]]:
         caches = vllm.cache_root(vllm.installed_version(interpreter))
         return vllm.command(config, interpreter), vllm.environment(config, caches)
     if config.engine == "simulated":
-        from scepsy_hpc.engines import simulated  # late: it serves HTTP, this only starts it
+        from scepsy_hpc.engines.simulated import (
+            command,  # late: it serves HTTP, this only starts it
+        )
 
-        return simulated.command(config), {simulated.API_KEY_VARIABLE: config.api_key or ""}
+        return command.command(config), {command.API_KEY_VARIABLE: config.api_key or ""}
     raise InputError(
         f"{config.instance_id}: engine: unknown engine {config.engine!r}; "
         f"known: {', '.join(ENGINES)}"

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from scepsy_hpc.bundles.model_sizes import ModelSizes, sizes_of
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle, Point
 from scepsy_hpc.formats.topology import Link
-from scepsy_hpc.planning.model_sizes import ModelSizes, sizes_of
 
 RUNNABLE_ENGINES = ("vllm", "simulated")
 """Engines that this package can start; others are for planning on paper."""

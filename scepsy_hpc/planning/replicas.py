@@ -23,7 +23,7 @@ from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
 from scepsy_hpc.bundles.step_time import EngineModel
-from scepsy_hpc.engines.batching import DEFAULT_NUM_SEQS
+from scepsy_hpc.engines.simulated.batching import DEFAULT_NUM_SEQS
 from scepsy_hpc.planning.queueing import Server
 
 JOIN_WINDOW_S = 0.004

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from scepsy_hpc.engines.batching import Sequence
-from scepsy_hpc.engines.invention import count_tokens, draw_length, rng_of, words
-from scepsy_hpc.engines.simulated_settings import Settings
+from scepsy_hpc.engines.simulated.answers import count_tokens, draw_length, rng_of, words
+from scepsy_hpc.engines.simulated.batching import Sequence
+from scepsy_hpc.engines.simulated.settings import Settings
 
 COMPLETION_MAX_TOKENS = 16
 """What the OpenAI API takes for ``max_tokens`` of a plain completion."""

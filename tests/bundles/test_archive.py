@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scepsy_hpc.bundles.archive import export_bundles, import_bundles, verify
 from scepsy_hpc.bundles.library import find_bundles, save_bundle
-from scepsy_hpc.bundles.share import export_bundles, import_bundles, verify
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle, BundleHeader, Point
 

@@ -13,8 +13,8 @@ from scepsy_hpc.bundles.engine_model import (
     fit_bundle,
     fit_engine_model,
 )
-from scepsy_hpc.bundles.gpu_share import MEASURED_SLOWDOWN, slowdown
 from scepsy_hpc.bundles.library import find_bundles
+from scepsy_hpc.bundles.mps_slowdown import MEASURED_SLOWDOWN, slowdown
 from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path

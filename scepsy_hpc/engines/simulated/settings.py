@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from scepsy_hpc.bundles.engine_model import fit_bundle
 from scepsy_hpc.bundles.library import load_bundle, resolve_bundle
 from scepsy_hpc.bundles.step_time import EngineModel
-from scepsy_hpc.engines.batching import DEFAULT_NUM_SEQS
+from scepsy_hpc.engines.simulated.batching import DEFAULT_NUM_SEQS
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from scepsy_hpc.engines.batching import Batch, Sequence
-from scepsy_hpc.engines.simulated_settings import Settings
+from scepsy_hpc.engines.simulated.batching import Batch, Sequence
+from scepsy_hpc.engines.simulated.settings import Settings
 
 STREAM_PAUSE_S = 0.01
 JOIN_WINDOW_S = 0.004

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scepsy_hpc.bundles.library import find_bundles
-from scepsy_hpc.bundles.model_sizes import (
+from scepsy_hpc.bundles.published_sizes import (
     ARCHITECTURES,
     published_kv_bytes_per_token,
     published_weights_gib,

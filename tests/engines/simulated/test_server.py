@@ -24,9 +24,9 @@ import pytest
 from scepsy_hpc.bundles.engine_model import fit_bundle
 from scepsy_hpc.bundles.library import load_bundle, resolve_bundle
 from scepsy_hpc.engines.config import EngineConfig
-from scepsy_hpc.engines.simulated import command
-from scepsy_hpc.engines.simulated_requests import ApiError, parse_generation
-from scepsy_hpc.engines.simulated_settings import Settings
+from scepsy_hpc.engines.simulated.command import command
+from scepsy_hpc.engines.simulated.requests import ApiError, parse_generation
+from scepsy_hpc.engines.simulated.settings import Settings
 from scepsy_hpc.errors import InputError
 
 TIMING = "h100_sxm/Qwen__Qwen3-0.6B/vllm-0.24.0/token-grid"
@@ -310,7 +310,14 @@ def test_reported_times_follow_the_engine_model(url: str, client: openai.OpenAI)
 
 
 def _bad_start(*arguments: str) -> tuple[int, str]:
-    line = [sys.executable, "-m", "scepsy_hpc.engines.simulated", "--model", "m", *arguments]
+    line = [
+        sys.executable,
+        "-m",
+        "scepsy_hpc.engines.simulated.command",
+        "--model",
+        "m",
+        *arguments,
+    ]
     done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stderr
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from scepsy_hpc.bundles.step_time import EngineModel
-from scepsy_hpc.engines.batching import Batch, Sequence
+from scepsy_hpc.engines.simulated.batching import Batch, Sequence
 
 # One second a step, and nothing else, unless a test says so.
 UNIT = EngineModel(step_s=1.0, prefill_token_s=0.0, sequence_s=0.0, context_token_s=0.0)

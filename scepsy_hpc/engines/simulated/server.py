@@ -12,10 +12,10 @@ from typing import Any
 from aiohttp import web
 
 from scepsy_hpc import __version__
-from scepsy_hpc.engines.batching import Sequence
-from scepsy_hpc.engines.invention import encode_vector, relevance, rng_of, vector
-from scepsy_hpc.engines.simulated_host import Host, QueueFullError, Ticket
-from scepsy_hpc.engines.simulated_requests import (
+from scepsy_hpc.engines.simulated.answers import encode_vector, relevance, rng_of, vector
+from scepsy_hpc.engines.simulated.batching import Sequence
+from scepsy_hpc.engines.simulated.host import Host, QueueFullError, Ticket
+from scepsy_hpc.engines.simulated.requests import (
     ApiError,
     Generation,
     bad,
@@ -23,7 +23,7 @@ from scepsy_hpc.engines.simulated_requests import (
     parse_generation,
     text_inputs,
 )
-from scepsy_hpc.engines.simulated_settings import Settings
+from scepsy_hpc.engines.simulated.settings import Settings
 
 ENGINE_HEADER = "x-scepsy-engine"
 MAX_BODY_BYTES = 64 * 2**20

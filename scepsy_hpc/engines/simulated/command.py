@@ -1,6 +1,6 @@
 """The simulated engine: an OpenAI-compatible server whose timing follows a profile bundle.
 
-It computes nothing. ``python -m scepsy_hpc.engines.simulated --help`` starts one;
+It computes nothing. ``python -m scepsy_hpc.engines.simulated.command --help`` starts one;
 :func:`command` builds that command line. Each answer carries the header ``x-scepsy-engine``, which
 says that the engine is simulated and from which bundle its timing comes.
 """
@@ -44,7 +44,7 @@ def command(config: EngineConfig) -> list[str]:
         raise InputError(
             f"{where}: timing_bundle is missing; name the bundle whose timing to follow"
         )
-    line = [sys.executable, "-m", "scepsy_hpc.engines.simulated", "--model", config.model]
+    line = [sys.executable, "-m", "scepsy_hpc.engines.simulated.command", "--model", config.model]
     line += ["--served-model-name", *config.served_names]
     line += ["--host", config.host, "--port", str(config.port)]
     line += ["--tensor-parallel-size", str(config.tp_degree)]
@@ -82,7 +82,7 @@ def _share(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m scepsy_hpc.engines.simulated",
+        prog="python -m scepsy_hpc.engines.simulated.command",
         description="OpenAI-compatible server that computes nothing; its timing follows a bundle.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -114,12 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        from scepsy_hpc.engines import simulated_server  # late: command() needs no HTTP
-        from scepsy_hpc.engines.simulated_settings import describe, settings_of
+        from scepsy_hpc.engines.simulated import server  # late: command() needs no HTTP
+        from scepsy_hpc.engines.simulated.settings import describe, settings_of
 
         settings = settings_of(options)
         print(describe(settings), flush=True)
-        simulated_server.serve(settings, options.host, options.port)
+        server.serve(settings, options.host, options.port)
     except ScepsyError as error:
         print(error, file=sys.stderr)
         return error.exit_code

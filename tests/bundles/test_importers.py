@@ -8,7 +8,7 @@ import pytest
 
 from scepsy_hpc.bundles.importers import COLUMNS, import_csv, import_modelled_csv, main
 from scepsy_hpc.bundles.library import find_bundles
-from scepsy_hpc.bundles.model_sizes import published_kv_bytes_per_token, published_weights_gib
+from scepsy_hpc.bundles.published_sizes import published_kv_bytes_per_token, published_weights_gib
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
 

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server that computes nothing; its timing follows a profile bundle."""
