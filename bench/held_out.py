@@ -19,10 +19,10 @@ from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
 from scepsy_hpc.formats.bundle import Bundle, Point
-from scepsy_hpc.planning.curve_making import NoCurveError, make_curve
-from scepsy_hpc.planning.curves import Curve, TokenLengths
-from scepsy_hpc.planning.evidence import Evidence, evidence_for
-from scepsy_hpc.planning.options import Kind
+from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
+from scepsy_hpc.planning.curves.evidence import Evidence, evidence_for
+from scepsy_hpc.planning.curves.making import NoCurveError, make_curve
+from scepsy_hpc.planning.search.problem import Kind
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import numpy as np
 from whole_command import COMMANDS, timed_command
 
 from scepsy_hpc.formats.topology import Domain, Node, Topology
-from scepsy_hpc.planning import cp_sat
-from scepsy_hpc.planning.candidates import Candidates, space_of
-from scepsy_hpc.planning.search import OptionTable, Problem, Solution, solve
+from scepsy_hpc.planning.search import cp_sat
+from scepsy_hpc.planning.search.candidates import Candidates, space_of
+from scepsy_hpc.planning.search.search import OptionTable, Problem, Solution, solve
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from scepsy_hpc.files import read_jsonl_data, shipped_path, write_yaml
 from scepsy_hpc.formats import workflow as workflows
 from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
 from scepsy_hpc.formats.spans import load_spans
-from scepsy_hpc.planning.build import make_plan
+from scepsy_hpc.planning.make_plan import make_plan
 from scepsy_hpc.planning.targets import Limits, MaxThroughput
 from scepsy_hpc.serving import run as runs
 from scepsy_hpc.serving.rehearsal import rehearsed

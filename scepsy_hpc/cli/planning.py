@@ -98,7 +98,7 @@ def plan(
     from scepsy_hpc.formats.plan import save_plan
     from scepsy_hpc.formats.topology import load_topology
     from scepsy_hpc.planning.aggregate import dask_workers
-    from scepsy_hpc.planning.build import make_plan
+    from scepsy_hpc.planning.make_plan import make_plan
     from scepsy_hpc.planning.targets import Limits
 
     target = _target(rate, max_throughput, tasks, deadline)
@@ -229,23 +229,23 @@ def predict(
     come from `scepsy simulate`.
     """
     from scepsy_hpc.formats.plan import load_plan
-    from scepsy_hpc.planning import plan_curves
     from scepsy_hpc.planning.aggregate import demands_in
-    from scepsy_hpc.planning.outlook import demands_in_spans, with_in_flight
-    from scepsy_hpc.planning.plan_inputs import bundles_of
+    from scepsy_hpc.planning.forecast import demands_in_spans, with_in_flight
+    from scepsy_hpc.planning.inputs import bundles_of
+    from scepsy_hpc.planning.pipeline import of_plan
     from scepsy_hpc.report import tables
 
     made = load_plan(plan_path)
     bundles = bundles_of(made, profiles)
     flows = [flow for flow, _ in _workflows(workflows)[0]]
-    made = plan_curves.complete(made, flows, bundles)
+    made = of_plan.complete(made, flows, bundles)
     if spans:
         demands = demands_in_spans(made, _spans(spans, made.workflows)[0])
     else:
         demands = demands_in(made)
     if runs_in_flight:
         made = with_in_flight(made, runs_in_flight)
-    found = plan_curves.predict(made, demands, bundles, rate, tasks)
+    found = of_plan.predict(made, demands, bundles, rate, tasks)
     if as_json:
         print_json(found)
         return
@@ -278,8 +278,8 @@ def simulate(
     Give the load: --rate or --runs-in-flight. Every figure carries its 95% interval.
     """
     from scepsy_hpc.formats.plan import load_plan
-    from scepsy_hpc.planning.outlook import Closed, Open, simulated
-    from scepsy_hpc.planning.plan_inputs import bundles_of, spans_of
+    from scepsy_hpc.planning.forecast import Closed, Open, simulated
+    from scepsy_hpc.planning.inputs import bundles_of, spans_of
     from scepsy_hpc.report import tables
 
     if (rate is None) == (runs_in_flight is None):

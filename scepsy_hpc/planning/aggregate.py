@@ -26,12 +26,12 @@ from scepsy_hpc.formats.plan import DemandSummary, LlmDemand, Plan
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Llm, Workflow
-from scepsy_hpc.planning.curves import TokenLengths
-from scepsy_hpc.planning.deployments import WorkflowDemand
-from scepsy_hpc.planning.evidence import no_evidence, speaks_for
-from scepsy_hpc.planning.kinds import Offers, offers_for, shelf_for
-from scepsy_hpc.planning.pipeline import Pipeline
-from scepsy_hpc.planning.pools import holes_of
+from scepsy_hpc.planning.curves.curve import TokenLengths
+from scepsy_hpc.planning.curves.evidence import no_evidence, speaks_for
+from scepsy_hpc.planning.offers import Offers, offers_for, shelf_for
+from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
+from scepsy_hpc.planning.pipeline.pipeline import Pipeline
+from scepsy_hpc.planning.search.pools import holes_of
 from scepsy_hpc.tracing.demand.demand import Demand, demand_of
 
 SPANS_PER_PART = 20_000

@@ -11,15 +11,15 @@ from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Workflow
 from scepsy_hpc.planning.aggregate import offers_of
-from scepsy_hpc.planning.build import emit, rates_of
-from scepsy_hpc.planning.case import Case
-from scepsy_hpc.planning.choice import Choice
-from scepsy_hpc.planning.deployments import WorkflowDemand, pipeline_of
-from scepsy_hpc.planning.kinds import Offer, Offers
-from scepsy_hpc.planning.options import Option, Solution
-from scepsy_hpc.planning.pipeline import Pipeline
-from scepsy_hpc.planning.placement import place
-from scepsy_hpc.planning.tails import Tails
+from scepsy_hpc.planning.choose import Choice
+from scepsy_hpc.planning.make_plan import emit, rates_of
+from scepsy_hpc.planning.offers import Offer, Offers
+from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, pipeline_of
+from scepsy_hpc.planning.pipeline.pipeline import Pipeline
+from scepsy_hpc.planning.problem import Case
+from scepsy_hpc.planning.search.placement import place
+from scepsy_hpc.planning.search.problem import Option, Solution
+from scepsy_hpc.planning.simulation.tails import Tails
 from scepsy_hpc.planning.targets import Limits, Rate
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from scepsy_hpc.formats.plan import Predicted
-from scepsy_hpc.planning.choice import Choice
-from scepsy_hpc.planning.deployments import WorkflowDemand
-from scepsy_hpc.planning.kinds import Offers
-from scepsy_hpc.planning.options import Option, OptionTable
+from scepsy_hpc.planning.choose import Choice
+from scepsy_hpc.planning.offers import Offers
+from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
+from scepsy_hpc.planning.search.problem import Option, OptionTable
 
 _MOST_REFUSALS = 4
 _MOST_BARS = 8

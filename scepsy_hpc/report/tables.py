@@ -15,7 +15,7 @@ from rich.text import Text
 from scepsy_hpc.formats.plan import Plan, Predicted, WorkflowFigures
 
 if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
-    from scepsy_hpc.planning.simulated import SimulationResult
+    from scepsy_hpc.planning.simulation.results import SimulationResult
     from scepsy_hpc.report.comparison import Comparison
     from scepsy_hpc.report.doctor import Finding
     from scepsy_hpc.tracing.demand.demand import Demand

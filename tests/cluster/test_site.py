@@ -9,7 +9,7 @@ import pytest
 from scepsy_hpc.cluster.site import Site, gpu_options, load_site
 from scepsy_hpc.errors import InputError
 
-EXAMPLE = Path(__file__).parents[1] / "jobs" / "sites" / "example.yaml"
+EXAMPLE = Path(__file__).parents[2] / "jobs" / "sites" / "example.yaml"
 
 
 def test_example_is_valid():

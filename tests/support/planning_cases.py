@@ -12,7 +12,7 @@ from scepsy_hpc.formats.bundle import Bundle, BundleHeader, Point
 from scepsy_hpc.formats.plan import DemandSummary, LlmDemand
 from scepsy_hpc.formats.topology import Domain, Node, Topology, check_topology
 from scepsy_hpc.formats.workflow import Llm, Workflow
-from scepsy_hpc.planning.deployments import WorkflowDemand
+from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 
 HEADER = BundleHeader(
     model="org/model",

@@ -1,0 +1,266 @@
+"""From a target to a choice: which searches are asked, at which rates, and what certifies them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from scepsy_hpc.errors import InfeasibleError, InputError
+from scepsy_hpc.formats.plan import Certificate
+from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
+from scepsy_hpc.planning.p95 import NUM_AT_A_RATE, cost_of, first_within_p95, rank_by_p95
+from scepsy_hpc.planning.pipeline.pipeline import Pipeline
+from scepsy_hpc.planning.pipeline.predict import Batch, Hosted, closed_state, makespan
+from scepsy_hpc.planning.problem import Case, hosted_by
+from scepsy_hpc.planning.search.certificate import certify
+from scepsy_hpc.planning.search.problem import OptionTable, Solution
+from scepsy_hpc.planning.search.search import solve
+from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Target
+
+_RATE_TOLERANCE = 1e-3
+_P95_TOLERANCE = 0.01  # a replayed percentile is no more certain than that
+_IDLE = 1e-6
+_JUST_BELOW = 1.0 - 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the search chose: the pipeline at the planned rates and the options of its stages."""
+
+    pipeline: Pipeline
+    tables: tuple[OptionTable, ...]
+    solution: Solution
+    certificate: Certificate | None
+    max_runs_in_flight: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hosted(self) -> tuple[Hosted, ...]:
+        """Stages on what was chosen for them."""
+        return hosted_by(self.pipeline, self.solution)
+
+
+def choose(case: Case, target: Target) -> Choice:
+    """The best choice for the target. Raises InfeasibleError, InputError."""
+    if case.limits.p95_limit_s is not None:
+        if isinstance(target, Deadline):
+            raise InputError("--p95-limit: belongs to --rate or --max-throughput, not to --tasks")
+        if case.tails is None:
+            raise InputError("--p95-limit: needs the workflow's spans to replay")
+    if isinstance(target, MaxThroughput):
+        return _most(case)
+    if isinstance(target, Deadline):
+        return _in_time(case, target)
+    return _at_rate(case)
+
+
+def _at_rate(case: Case) -> Choice:
+    pipeline, limits = case.pipeline, case.limits
+    problem = case.problem(pipeline)
+    best = solution = solve(problem)
+    if not best.is_feasible:
+        raise InfeasibleError(_nearest(case, best))
+    notes: tuple[str, ...] = ()
+    if limits.p95_limit_s is not None:
+        solution, note = rank_by_p95(case, problem, best, limits.within_pct)
+        notes = (note,)
+    elif limits.within_pct is not None:
+        best_s = best.cost_s + pipeline.tool_time_s
+        # The percentage is of the whole latency; the search only knows the part of the LLMs.
+        within = limits.within_pct * best_s / max(best.cost_s, 1e-12)
+        few = solve(replace(problem, within_pct=within))
+        solution = few if few.is_feasible else best
+        notes = (
+            f"within {limits.within_pct:g}%: {solution.num_gpus} instead of {best.num_gpus} "
+            f"GPUs; the best mean latency is {best_s:.4g} s",
+        )
+    cost_s = cost_of(pipeline, hosted_by(pipeline, solution))
+    certificate = certify("latency_mean_s", cost_s, best.bound, pipeline.tool_time_s)
+    return Choice(pipeline, problem.tables, solution, certificate, notes=notes)
+
+
+def _nearest(case: Case, solution: Solution) -> str:
+    """What would be feasible: the highest rate here, or the lowest latency; or more GPUs."""
+    rates = ", ".join(f"{w.name} {w.rate_rps:g}" for w in case.pipeline.workflows)
+    fastest = case.fastest()
+    if not fastest.is_feasible:
+        return f"no plan fits: {fastest.refused}; free more GPUs or allow smaller shares"
+    theta = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
+    if theta < 1.0:
+        near = ", ".join(f"{w.name} {w.rate_rps * theta:.4g}" for w in case.pipeline.workflows)
+        return (
+            f"rate {rates} runs/s is out of reach here: the nearest feasible rate is {near} runs/s "
+            f"({100 * MAX_UTILISATION:.0f}% of capacity on {fastest.num_gpus} GPUs)"
+            f"{_or_gpus(case, solution)}"
+        )
+    if solution.nearest_cost_s is not None:
+        return (
+            f"{_nearest_latency(case, solution)} at rate {rates} runs/s{_or_gpus(case, solution)}"
+        )
+    return f"rate {rates} runs/s: {solution.refused}"
+
+
+def _or_gpus(case: Case, solution: Solution) -> str:
+    if solution.nearest_num_gpus is None:
+        return ""
+    return f"; {solution.nearest_num_gpus} GPUs, not {case.limits.num_gpus}, would reach it"
+
+
+def _nearest_latency(case: Case, solution: Solution) -> str:
+    nearest_s = (solution.nearest_cost_s or 0.0) + case.pipeline.tool_time_s
+    return (
+        f"latency limit {case.limits.latency_limit_s:g} s is out of reach: the nearest feasible "
+        f"limit is {nearest_s:.4g} s"
+    )
+
+
+def _most(case: Case) -> Choice:
+    """The highest rate at 95% of capacity; with a latency limit, the highest that keeps it."""
+    fastest = case.fastest(case.limits.within_pct)
+    if not fastest.is_feasible:
+        raise InfeasibleError(_nearest(case, fastest))
+    gpus = fastest.num_gpus if case.limits.within_pct is not None else None
+    factor = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
+    solution, tables = case.cheapest(case.pipeline.at_rates(factor), gpus)
+    bound = fastest.bound * case.pipeline.total_rps
+    pipeline = case.pipeline.at_rates(factor)
+    if not (solution.is_feasible and case.keeps_p95(pipeline, solution)):
+        return _limited(case, factor, gpus, fastest.bound)
+    value = min(
+        pipeline.theta(h.stage, h.curve, h.num_replicas) for h in hosted_by(pipeline, solution)
+    )
+    certificate = certify("throughput_rps", min(value * pipeline.total_rps, bound), bound)
+    return Choice(pipeline, tables, solution, certificate)
+
+
+def _limited(case: Case, highest: float, gpus: int | None, capacity: float) -> Choice:
+    """The highest rate that keeps a limit on latency; rates as factors of the case's."""
+    by_p95 = case.limits.p95_limit_s is not None
+    low, high = highest * _IDLE, highest
+    best, tables = _kept_at(case, low, gpus)
+    if best is None:
+        raise InfeasibleError(_nearest_idle(case, low, gpus))
+    while high - low > (_P95_TOLERANCE if by_p95 else _RATE_TOLERANCE) * high:
+        middle = (low + high) / 2.0
+        found, options = _kept_at(case, middle, gpus)
+        if found is None:
+            high = middle
+        else:
+            low, best, tables = middle, found, options
+    note = "the limit on latency, not capacity, ends the rate"
+    if by_p95:
+        # No search bounds a percentile: what is proved is only the rate without that limit.
+        high = capacity * MAX_UTILISATION
+        note += (
+            f"; at each rate up to {NUM_AT_A_RATE} plans of lowest mean were replayed for their p95"
+        )
+    total_rps = case.pipeline.total_rps
+    certificate = certify("rate_rps", low * total_rps, high * total_rps)
+    return Choice(case.pipeline.at_rates(low), tables, best, certificate, notes=(note,))
+
+
+def _kept_at(
+    case: Case, factor: float, gpus: int | None
+) -> tuple[Solution | None, tuple[OptionTable, ...]]:
+    """The plan of lowest mean that keeps all limits at so many times the rates; None: none."""
+    here = replace(case, pipeline=case.pipeline.at_rates(factor))
+    problem = here.problem(here.pipeline, gpus)
+    best = solve(problem)
+    if not best.is_feasible:
+        return None, ()
+    if case.limits.p95_limit_s is None:
+        return best, problem.tables
+    return first_within_p95(here, problem, best), problem.tables
+
+
+def _nearest_idle(case: Case, factor: float, gpus: int | None) -> str:
+    """What limit could be kept at a rate of nearly zero."""
+    slow = replace(case, pipeline=case.pipeline.at_rates(factor))
+    problem = slow.problem(slow.pipeline, gpus)
+    idle = solve(problem)
+    if idle.is_feasible:
+        try:
+            rank_by_p95(slow, problem, idle)
+        except InfeasibleError as error:
+            return f"{error}, at a rate of nearly zero"
+    if idle.nearest_cost_s is None:
+        return _nearest(slow, idle)
+    return f"{_nearest_latency(case, idle)} at a rate of nearly zero{_or_gpus(case, idle)}"
+
+
+def _in_time(case: Case, target: Deadline) -> Choice:
+    """Fewest GPUs whose closed batch ends in time, and on them the lowest latency."""
+    if len(case.pipeline.workflows) > 1:
+        raise InputError("--tasks: a batch by a deadline is planned for one workflow at a time")
+    unit = replace(case, pipeline=case.pipeline.at_rates(1.0 / case.pipeline.total_rps))
+    fastest = unit.fastest()
+    if not fastest.is_feasible:
+        raise InfeasibleError(_nearest(unit, fastest))
+    most_rps = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
+    rate = target.num_tasks / target.deadline_s
+    best: Choice | None = None
+    shortest_s = math.inf
+    while True:
+        rate = min(rate, most_rps)
+        for gpus in _budgets(unit, rate):
+            choice, time_s = _batch_on(unit, target, rate, gpus)
+            shortest_s = min(shortest_s, time_s)
+            if choice is not None and time_s <= target.deadline_s:
+                best = choice
+                break
+        if best is not None:
+            return best
+        if rate >= most_rps:
+            raise InfeasibleError(
+                f"{target.num_tasks} tasks by a deadline of {target.deadline_s:g} s are out of "
+                f"reach here: the nearest feasible deadline is about {shortest_s:.0f} s"
+            )
+        rate *= 1.25
+
+
+def _budgets(case: Case, rate: float) -> list[int]:
+    """Numbers of GPUs worth trying at a rate, fewest first."""
+    solution, _ = case.cheapest(case.pipeline.at_rates(rate))
+    if not solution.is_feasible:
+        return []
+    return sorted({point.num_gpus for point in solution.frontier} | {solution.num_gpus})
+
+
+def _batch_on(case: Case, target: Deadline, rate: float, gpus: int) -> tuple[Choice | None, float]:
+    """Lowest latency at a rate on so many GPUs, with the fewest runs in flight that suffice."""
+    pipeline = case.pipeline.at_rates(rate)
+    solution, tables = case.cheapest(pipeline, gpus)
+    if not solution.is_feasible:
+        return None, math.inf
+    hosted = hosted_by(pipeline, solution)
+    in_flight, time_s = _fewest_in_flight(case, target, pipeline, hosted)
+    certificate = certify("latency_mean_s", solution.cost_s, solution.bound, pipeline.tool_time_s)
+    note = f"the fewest GPUs that end {target.num_tasks} tasks in {target.deadline_s:g} s"
+    return Choice(pipeline, tables, solution, certificate, in_flight, (note,)), time_s
+
+
+def _fewest_in_flight(
+    case: Case, target: Deadline, pipeline: Pipeline, hosted: tuple[Hosted, ...]
+) -> tuple[int, float]:
+    """Fewest runs in flight that keep the deadline, else those of the shortest makespan."""
+
+    def time_s(num: int) -> float:
+        state, _ = closed_state(pipeline, hosted, num)
+        return makespan(state, Batch(target.num_tasks, num, case.run_lengths_s))[0]
+
+    tried = {1: time_s(1)}
+    num = 1
+    while num < min(target.num_tasks, 4096) and tried[num] > target.deadline_s:
+        num = min(2 * num, target.num_tasks, 4096)
+        tried[num] = time_s(num)
+    good = [k for k, s in tried.items() if s <= target.deadline_s]
+    if not good:
+        best = min(tried, key=lambda k: tried[k])
+        return best, tried[best]
+    high = min(good)
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried[middle] = time_s(middle)
+        low, high = (low, middle) if tried[middle] <= target.deadline_s else (middle, high)
+    return high, tried[high]

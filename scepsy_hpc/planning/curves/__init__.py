@@ -1,0 +1,1 @@
+"""Throughput and latency of one replica by load, from profiles."""

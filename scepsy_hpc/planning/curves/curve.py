@@ -1,0 +1,126 @@
+"""Curve of one (model, GPU type, link, TP, share) under given token lengths.
+
+``curve_making`` makes them from profiles; here is what they answer: latency, TTFT and the
+distribution of a call at a load. What a curve rests on is said in its ``flags``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scepsy_hpc.formats.bundle import Point
+from scepsy_hpc.planning.curves.queueing import Floats, Ints, Server, mean_latencies_s
+from scepsy_hpc.planning.search.problem import Kind
+
+MAX_UTILISATION = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLengths:
+    """Mean tokens of the calls of one LLM; ``cached`` of the input need no prefill."""
+
+    inputs: float
+    outputs: float
+    cached: float = 0.0
+
+    def miss(self, point: Point) -> float:
+        """Largest relative difference to a point's shape; a token more or less is none."""
+        pairs = [
+            (self.inputs, point.input_tokens_mean),
+            (self.outputs, point.output_tokens_mean),
+            (self.inputs - self.cached, point.input_tokens_mean - (point.cached_tokens_mean or 0)),
+        ]
+        return max(0.0 if abs(a - b) < 0.5 else abs(a - b) / max(a, b, 1.0) for a, b in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What one replica does under load. Times in s, loads in calls per second.
+
+    ``ttft_s`` stands beside ``server.concurrency``; NaN is unknown. ``open_rps`` and
+    ``open_latency_s`` are points measured under Poisson arrivals. ``held_at``: those numbers of
+    calls in flight at which the curve is held to points; elsewhere it follows the engine model.
+    """
+
+    kind: Kind
+    tokens: TokenLengths
+    server: Server
+    ttft_s: tuple[float, ...]
+    flags: tuple[str, ...]
+    bundle_sha256: str
+    memory_gib: float
+    open_rps: tuple[float, ...] = ()
+    open_latency_s: tuple[float, ...] = ()
+    held_at: tuple[float, ...] = ()
+
+    @property
+    def capacity_rps(self) -> float:
+        """Largest throughput known: a lower bound while the curve still rises."""
+        return self.server.capacity_rps
+
+    @property
+    def usable_rps(self) -> float:
+        """Capacity, less where throughput falls after its peak: 95% of this is stable."""
+        return min(self.capacity_rps, self.server.limit_rps / MAX_UTILISATION * 0.999)
+
+    def latency_s(self, arrivals_rps: float, burst: int = 1) -> float:
+        """Mean latency under Poisson arrivals of ``burst`` calls at a time; may be infinite."""
+        one = np.zeros(1, dtype=np.int64)
+        return float(latencies_s([self], one, np.array([arrivals_rps]), one + burst)[0])
+
+    def call_times(self, arrivals_rps: float, burst: int = 1) -> tuple[Floats, Floats, Floats]:
+        """Distribution of a call at a load: (weights, latency_s, ttft_s) over calls in flight.
+
+        The weighted mean of the latency is ``latency_s``. TTFT is NaN where it is unknown.
+        Raises ValueError where the replica cannot keep up.
+        """
+        states, weights = self.server.call_states(arrivals_rps, burst)
+        latency_s = states / self.server.rate_rps(states)
+        last_s = self.server.concurrency[-1] / self.server.throughput_rps[-1]
+        ttft_s = np.interp(states, self.server.concurrency, self.ttft_s)
+        # Beyond the last point calls wait before their first token.
+        ttft_s = ttft_s + np.maximum(latency_s - last_s, 0.0) * (
+            states > self.server.concurrency[-1]
+        )
+        if self.open_rps and burst == 1:
+            factor = self.latency_s(arrivals_rps) / float(weights @ latency_s)
+            latency_s, ttft_s = latency_s * factor, ttft_s * factor
+        return weights, latency_s, np.minimum(ttft_s, latency_s)
+
+    def flags_at(self, arrivals_rps: float, burst: int = 1) -> tuple[str, ...]:
+        """All flags that hold at this load."""
+        found = list(self.flags)
+        first = self.server.concurrency[0]
+        in_flight = arrivals_rps * self.latency_s(arrivals_rps, burst)
+        if in_flight < first and first > 1.0 and not (self.open_rps and burst == 1):
+            found.append(
+                f"below_first_concurrency: {in_flight:.1f} calls in flight, latency held flat "
+                f"below {first:g}"
+            )
+        if self.open_rps and burst == 1 and arrivals_rps > self.open_rps[-1]:
+            found.append(f"extrapolated: the last unsaturated point is {self.open_rps[-1]:g} rps")
+        return tuple(found)
+
+
+def latencies_s(curves: Sequence[Curve], which: Ints, loads_rps: Floats, bursts: Ints) -> Floats:
+    """Mean latencies of many (curve, load, burst) at once; ``which`` indexes ``curves``."""
+    found = mean_latencies_s([c.server for c in curves], which, loads_rps, bursts)
+    for index, curve in enumerate(curves):
+        if curve.open_rps:
+            rows = np.flatnonzero((which == index) & (bursts == 1))
+            found[rows] = _open_latency_s(curve, loads_rps[rows])
+    return found
+
+
+def _open_latency_s(curve: Curve, loads_rps: Floats) -> Floats:
+    """Linear between open points, flat before them; after them as one server fills up."""
+    rates, times_s = curve.open_rps, curve.open_latency_s
+    found = np.interp(loads_rps, rates, times_s)
+    limit = curve.server.limit_rps
+    beyond = (loads_rps > rates[-1]) & (loads_rps < limit)
+    found[beyond] = times_s[-1] * (limit - rates[-1]) / (limit - loads_rps[beyond])
+    found[loads_rps >= limit] = np.inf
+    return np.asarray(found)

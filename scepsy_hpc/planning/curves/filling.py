@@ -1,0 +1,120 @@
+"""Points that nobody measured, by the fitted engine model held to those that somebody did.
+
+At a measured concurrency the model misses by some factor; at others that factor is taken as linear
+in the logarithm of the calls in flight, and beyond the ends as it is there. So a curve goes through
+its points and bends between them as an engine does. In between, the contract's rule (throughput
+linear in calls in flight) is left with gaps too short to matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from scepsy_hpc.bundles.engine_model import EngineModel
+from scepsy_hpc.planning.curves.curve import TokenLengths
+
+STEP = 1.25
+"""Largest factor between two neighbouring concurrencies of a curve, as far as whole calls allow."""
+
+Closed = dict[float, tuple[float, float]]
+"""Calls in flight to (throughput in rps, TTFT in s; NaN: unknown), ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """Points of one shape, and the model fitted to them."""
+
+    closed: Closed
+    model: EngineModel
+    tokens: TokenLengths
+
+    def misses(self, grid: Sequence[float]) -> list[tuple[float, float]]:
+        """Points over model, throughput and TTFT, at each concurrency; the ends are held."""
+        known = list(self.closed)
+        alone = [_alone(self.model, k, self.tokens) for k in known]
+        columns = []
+        for column in (0, 1):
+            miss = [
+                self.closed[k][column] / max(m[column], 1e-12)
+                for k, m in zip(known, alone, strict=True)
+            ]
+            miss = [x if np.isfinite(x) and x > 0 else 1.0 for x in miss]
+            columns.append(np.interp(np.log(grid), np.log(known), miss))
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def below(first: float) -> list[float]:
+    """Concurrencies from one call on, below the first point."""
+    return [1.0, *_whole_between(1.0, first)] if first > 1.0 else []
+
+
+def grid_of(known: Sequence[float]) -> list[float]:
+    """Concurrencies of a curve from the model: below the first point, the points, and between."""
+    between = [k for low, high in pairwise(known) for k in _whole_between(low, high)]
+    return sorted({*below(known[0]), *known, *between})
+
+
+def _whole_between(low: float, high: float) -> list[float]:
+    """Whole numbers strictly between, each at most ``STEP`` times the one before or one more."""
+    number = math.ceil(math.log(high / low) / math.log(STEP))
+    steps = {float(round(low * (high / low) ** (i / number))) for i in range(1, number)}
+    return sorted(k for k in steps if low < k < high)
+
+
+def by_model(
+    anchor: Anchor,
+    target: EngineModel,
+    tokens: TokenLengths,
+    grid: Sequence[float],
+    carried: float = 1.0,
+) -> Closed:
+    """Throughput and TTFT by the target's model, times ``carried`` of what it misses there."""
+    found = {}
+    for k, (rate_miss, ttft_miss) in zip(grid, anchor.misses(grid), strict=True):
+        rate, ttft_s = _alone(target, k, tokens)
+        rate *= rate_miss**carried
+        found[k] = (rate, min(ttft_s * ttft_miss**carried, k / rate))
+    return found
+
+
+def filled(anchor: Anchor) -> Closed:
+    """The points, and others between them by their own model.
+
+    A throughput between two points is never above the larger nor below the smaller of them:
+    capacity is what was measured. TTFT stays unknown beside an unknown one.
+    """
+    found = dict(anchor.closed)
+    for low, high in pairwise(anchor.closed):
+        ends = anchor.closed[low], anchor.closed[high]
+        slow, fast = sorted(rate for rate, _ in ends)
+        unknown = any(math.isnan(ttft_s) for _, ttft_s in ends)
+        made = by_model(anchor, anchor.model, anchor.tokens, _whole_between(low, high))
+        for k, (rate, ttft_s) in made.items():
+            found[k] = (min(max(rate, slow), fast), math.nan if unknown else ttft_s)
+    return dict(sorted(found.items()))
+
+
+def most_bent(points: Mapping[float, object], closed: Closed) -> float:
+    """Largest part by which a filled curve leaves the straight lines between its points."""
+    grid = list(closed)
+    known = [k for k in grid if k in points]
+    line = np.interp(grid, known, [closed[k][0] for k in known])
+    made = np.array([closed[k][0] for k in grid])
+    return float(np.abs(made / line - 1.0).max())
+
+
+def _alone(model: EngineModel, in_flight: float, tokens: TokenLengths) -> tuple[float, float]:
+    """Throughput and TTFT of the engine model, were its KV cache no limit."""
+    state = _unlimited(model).closed_loop(in_flight, tokens.inputs, tokens.outputs, tokens.cached)
+    return state.throughput_rps, state.ttft_s
+
+
+@lru_cache(maxsize=256)
+def _unlimited(model: EngineModel) -> EngineModel:
+    return replace(model, kv_tokens=None)

@@ -1,0 +1,332 @@
+"""Curves from profiles: measured points as they are, elsewhere by the fitted engine model.
+
+A point is evidence at its own TP, share and token lengths. Between and below the points of one
+shape the curve follows the fitted engine model through them. At other tokens and shares it is the
+model's, held to the nearest measured shape: part of what the model misses there is carried over.
+What rests on what is said in ``flags``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from scepsy_hpc.bundles.engine_model import BadFitError, EngineModel, fit_bundle
+from scepsy_hpc.bundles.step_time import RESERVE_GIB, kv_tokens_that_fit
+from scepsy_hpc.formats.bundle import Bundle, Point
+from scepsy_hpc.formats.topology import Link
+from scepsy_hpc.formats.workflow import EngineArgs
+from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
+from scepsy_hpc.planning.curves.evidence import Evidence
+from scepsy_hpc.planning.curves.filling import (
+    Anchor,
+    Closed,
+    below,
+    by_model,
+    filled,
+    grid_of,
+    most_bent,
+)
+from scepsy_hpc.planning.curves.queueing import Server
+from scepsy_hpc.planning.search.problem import Kind
+
+SAME_SHAPE = 0.05
+"""Token lengths within this part of each other are one shape."""
+
+_STILL_RISING = 1.02
+_BENT = 0.02
+"""Off a straight line by more than this, the fitted model between two points is worth a flag."""
+
+_CARRIED = 0.5
+"""Part (as a power) of the model's miss at the nearest shape that is carried to another one.
+
+Half of it did better than none or all on the measured and modelled bundles shipped here.
+"""
+
+
+class NoCurveError(Exception):
+    """This kind cannot host the model, or nothing is known about it; the message says why."""
+
+
+def make_curve(
+    evidence: Evidence, kind: Kind, tokens: TokenLengths, min_memory_gib: float | None = None
+) -> Curve:
+    """The curve of one kind. Raises NoCurveError that says why there is none."""
+    bundle = evidence.merged
+    at_link = [p for p in bundle.points if _link_fits(p, kind) and p.tp_degree == kind.tp_degree]
+    if not at_link:
+        raise NoCurveError(f"no points at TP {kind.tp_degree}" + _over(kind.link))
+    own = [p for p in at_link if p.gpu_share_pct == kind.gpu_share_pct]
+    whole = [p for p in at_link if p.gpu_share_pct == 100]
+    derived = not own
+    if derived:
+        _check_derivable(kind, whole)
+    cap = _calls_that_fit(evidence, kind, tokens, min_memory_gib)
+    found = own or whole
+    miss = min(tokens.miss(p) for p in found)
+    nearest = [p for p in found if tokens.miss(p) <= miss + 1e-12]
+    shape = _lengths(nearest[0])
+    near = [p for p in found if _lengths(p) == shape]
+    flags = _source_flags(bundle, kind, near)
+    if miss <= SAME_SHAPE and not derived:
+        return _measured(evidence, kind, tokens, near, cap, flags)
+    if miss > SAME_SHAPE:
+        flags.append(
+            f"transferred: from calls of {shape.inputs:.0f} input and {shape.outputs:.0f} output "
+            f"tokens to {tokens.inputs:.0f} and {tokens.outputs:.0f} by the fitted engine model"
+        )
+    if derived:
+        flags.append(
+            f"derived: share {kind.gpu_share_pct}% from the whole GPU by slow-downs that others "
+            "measured on an A100"
+        )
+    return _scaled(evidence, kind, tokens, near, cap, flags)
+
+
+def with_engine_args(curve: Curve, evidence: Evidence, engine_args: EngineArgs) -> Curve:
+    """The curve, flagged where the engine is to run with other arguments than it was profiled."""
+    profiled = evidence.merged.header.engine_args
+    other = sorted(key for key, value in engine_args.items() if profiled.get(key) != value)
+    if not other:
+        return curve
+    flag = f"transferred: engine_args {', '.join(other)} are not those of the profile"
+    return replace(curve, flags=(*curve.flags, flag))
+
+
+def _over(link: Link | None) -> str:
+    return f" over {link}" if link else ""
+
+
+def _link_fits(point: Point, kind: Kind) -> bool:
+    return kind.link is None or point.link in (None, kind.link)
+
+
+def _check_derivable(kind: Kind, whole: Sequence[Point]) -> None:
+    """A share without points is derived only where the slow-down table can speak for it."""
+    what = f"share {kind.gpu_share_pct}% has no points"
+    if not whole:
+        raise NoCurveError(f"{what}, and there is no whole-GPU curve to derive it from")
+    if kind.tp_degree > 1:
+        raise NoCurveError(f"{what} at TP {kind.tp_degree}: groups share GPUs only where measured")
+    if kind.gpu_type == "cpu_slice" or ":" in kind.gpu_type:
+        raise NoCurveError(f"{what}, and {kind.gpu_type} is not shared by MPS")
+
+
+def _calls_that_fit(
+    evidence: Evidence, kind: Kind, tokens: TokenLengths, min_memory_gib: float | None
+) -> float | None:
+    """Calls whose KV cache fits beside the weights; None where the sizes are unknown."""
+    usable_gib = memory_gib(evidence, kind)
+    total_gib = usable_gib * kind.tp_degree
+    if min_memory_gib is not None and total_gib < min_memory_gib:
+        raise NoCurveError(f"{total_gib:.1f} GiB is below min_memory_gib {min_memory_gib:g}")
+    sizes = evidence.sizes
+    if sizes is None:
+        return None
+    memory = evidence.merged.header.gpu_memory_gib
+    cache_tokens = kv_tokens_that_fit(
+        memory, kind.tp_degree, kind.gpu_share_pct, sizes.weights_gib, sizes.kv_bytes_per_token
+    )
+    calls = cache_tokens / max(tokens.inputs + tokens.outputs, 1.0)
+    if calls < 1.0:
+        needs = "weights" if cache_tokens <= 0 else "weights and the KV cache of one call"
+        raise NoCurveError(f"{needs} do not fit {total_gib:.1f} GiB ({sizes.weights_gib:g} GiB)")
+    return calls
+
+
+def memory_gib(evidence: Evidence, kind: Kind) -> float:
+    """Memory of each GPU that one instance may use: share x (GPU memory - reserve)."""
+    return kind.gpu_share_pct / 100.0 * (evidence.merged.header.gpu_memory_gib - RESERVE_GIB)
+
+
+def _lengths(point: Point) -> TokenLengths:
+    return TokenLengths(
+        point.input_tokens_mean, point.output_tokens_mean, point.cached_tokens_mean or 0.0
+    )
+
+
+def _source_flags(bundle: Bundle, kind: Kind, points: Sequence[Point]) -> list[str]:
+    header = bundle.header
+    flags = []
+    if header.engine == "simulated":
+        flags.append("simulated: no engine was measured")
+    elif header.how != "measured":
+        flags.append(f"{header.how}: {header.source}")
+    if kind.link not in (None, "nvlink") and all(p.link is None for p in points):
+        flags.append(f"transferred: the profile does not say its link; taken for {kind.link}")
+    return flags
+
+
+def _closed_points(points: Sequence[Point]) -> Closed:
+    """Concurrency to (throughput, TTFT), ascending; several at one concurrency are averaged."""
+    found: dict[float, list[tuple[float, float]]] = {}
+    for p in points:
+        if p.load == "closed" and p.concurrency is not None:
+            ttft_s = p.ttft_mean_s if p.ttft_mean_s is not None else float("nan")
+            if p.ttft_mean_s is None and p.output_tokens_mean <= 1:
+                ttft_s = p.latency_mean_s
+            found.setdefault(p.concurrency, []).append((p.throughput_rps, ttft_s))
+    means = {k: np.mean(values, axis=0) for k, values in sorted(found.items())}
+    return {k: (float(m[0]), float(m[1])) for k, m in means.items()}
+
+
+def _measured(
+    evidence: Evidence,
+    kind: Kind,
+    tokens: TokenLengths,
+    points: Sequence[Point],
+    cap: float | None,
+    flags: list[str],
+) -> Curve:
+    """Points of this very shape and share, as they are, and the fitted model between them."""
+    closed = _closed_points(points)
+    if evidence.bundles[0].header.how == "measured":
+        cap = None  # what was measured has fitted
+    rates, times_s = _open_points(points)
+    ceiling = max((p.throughput_rps for p in points if p.load == "open"), default=0.0)
+    if not closed:
+        if not rates:
+            raise NoCurveError("only saturated open points: they give capacity, never latency")
+        closed = _closed_from_open(rates, times_s, ceiling)
+        known = tuple(closed)
+    else:
+        known = tuple(closed)
+        closed, flags = _filled(evidence, kind, closed, points[0], flags)
+    saturated = any(p.saturated for p in points)
+    closed, flags = _ended(closed, known, cap, saturated, flags)
+    return _curve(evidence, kind, tokens, closed, known, flags, points[0], rates, times_s)
+
+
+def _filled(
+    evidence: Evidence, kind: Kind, closed: Closed, point: Point, flags: list[str]
+) -> tuple[Closed, list[str]]:
+    """Points below the first and between points, where a fitted model passed its hold-out."""
+    first = min(closed)
+    if first <= 1.0 and len(closed) == 1:
+        return closed, flags
+    try:
+        model = _fitted(evidence, kind.tp_degree, kind.gpu_share_pct, kind.link)
+    except BadFitError:
+        return closed, flags
+    anchor = Anchor(closed, model, _lengths(point))
+    found = filled(anchor)
+    flags = list(flags)
+    if first > 1.0:
+        flags.append(f"transferred: below {first:g} calls in flight by the fitted engine model")
+    bend = most_bent(closed, found)
+    if bend > _BENT:
+        flags.append(
+            f"between points: fitted engine model, up to {100 * bend:.0f}% off straight lines"
+        )
+    return {**by_model(anchor, model, anchor.tokens, below(first)), **found}, flags
+
+
+def _open_points(points: Sequence[Point]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Arrival rates and latencies of the open points that are not saturated, ascending."""
+    found: dict[float, list[float]] = {}
+    for p in points:
+        if p.load == "open" and not p.saturated and p.arrival_rate_rps is not None:
+            found.setdefault(p.arrival_rate_rps, []).append(p.latency_mean_s)
+    rates = tuple(sorted(found))
+    return rates, tuple(float(np.mean(found[rate])) for rate in rates)
+
+
+def _closed_from_open(rates: Sequence[float], times_s: Sequence[float], ceiling: float) -> Closed:
+    """A server for bursts from open points: by Little's law rate x latency calls are in flight."""
+    closed: Closed = {}
+    for rate, time_s in zip(rates, times_s, strict=True):
+        closed[rate * time_s] = (rate, float("nan"))
+    if ceiling > rates[-1]:
+        # The latency at 95% of the ceiling, were the replica one server from here on.
+        time_s = times_s[-1] * (ceiling - rates[-1]) / (0.05 * ceiling)
+        in_flight = max(ceiling * time_s, max(closed) * ceiling / rates[-1])
+        closed[in_flight] = (ceiling, float("nan"))
+    return dict(sorted(closed.items()))
+
+
+def _scaled(
+    evidence: Evidence,
+    kind: Kind,
+    tokens: TokenLengths,
+    near: Sequence[Point],
+    cap: float | None,
+    flags: list[str],
+) -> Curve:
+    """The engine model at these tokens and share, held to the points of the nearest shape."""
+    closed = _closed_points(near)
+    if not closed:
+        raise NoCurveError("only open points, of other token lengths or shares")
+    share = near[0].gpu_share_pct
+    try:
+        model = _fitted(evidence, kind.tp_degree, share, kind.link)
+    except BadFitError as error:
+        raise NoCurveError(str(error)) from None
+    source = _lengths(near[0])
+    target = model if share == kind.gpu_share_pct else model.at_share(kind.gpu_share_pct)
+    carried = 1.0 if tokens.miss(near[0]) <= SAME_SHAPE else _CARRIED
+    known = tuple(closed)
+    scaled = by_model(Anchor(closed, model, source), target, tokens, grid_of(known), carried)
+    saturated = any(p.saturated for p in near)
+    scaled, flags = _ended(scaled, known, cap, saturated, flags)
+    return _curve(evidence, kind, tokens, scaled, known, flags, near[0])
+
+
+@lru_cache(maxsize=1024)
+def _fitted(
+    evidence: Evidence, tp_degree: int, gpu_share_pct: int, link: Link | None
+) -> EngineModel:
+    bundle = evidence.merged
+    known = {p.link for p in bundle.points if p.tp_degree == tp_degree}
+    return fit_bundle(bundle, tp_degree, gpu_share_pct, link if link in known else None)
+
+
+def _ended(
+    closed: Closed,
+    known: Sequence[float],
+    cap: float | None,
+    saturated: bool,
+    flags: list[str],
+) -> tuple[Closed, list[str]]:
+    """The points cut off at what memory and batch hold; flagged where throughput still rises."""
+    if cap is not None and cap < max(closed):
+        server = Server(tuple(closed), tuple(x for x, _ in closed.values()))
+        ttft_s = float(np.interp(cap, list(closed), [t for _, t in closed.values()]))
+        at_cap = (float(server.rate_rps(cap)), ttft_s)
+        closed = {**{k: v for k, v in closed.items() if k < cap}, cap: at_cap}
+        return closed, [*flags, f"kv_limited: the KV cache holds {cap:.0f} calls of this length"]
+    rates = [closed[k][0] for k in known]
+    rising = len(rates) == 1 or rates[-1] > _STILL_RISING * max(rates[:-1])
+    if rising and not saturated:
+        flags = [
+            *flags,
+            f"capacity_lower_bound: throughput still rises at {max(closed):g} calls in flight",
+        ]
+    return closed, flags
+
+
+def _curve(
+    evidence: Evidence,
+    kind: Kind,
+    tokens: TokenLengths,
+    closed: Closed,
+    known: Sequence[float],
+    flags: list[str],
+    source: Point,
+    open_rps: tuple[float, ...] = (),
+    open_latency_s: tuple[float, ...] = (),
+) -> Curve:
+    return Curve(
+        kind,
+        tokens,
+        Server(tuple(closed), tuple(x for x, _ in closed.values())),
+        tuple(t for _, t in closed.values()),
+        tuple(flags),
+        evidence.bundle_of(source).sha256,
+        memory_gib(evidence, kind),
+        open_rps,
+        open_latency_s,
+        held_at=tuple(k for k in closed if k in {*known, max(closed)}),
+    )

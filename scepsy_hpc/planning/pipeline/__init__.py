@@ -1,0 +1,1 @@
+"""The Aggregate LLM Pipeline: what an allocation reaches."""

@@ -1,0 +1,138 @@
+"""From workflows and their demand to the stages of one pipeline: who shares a deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.plan import DemandSummary
+from scepsy_hpc.formats.workflow import Llm, Workflow
+from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage, Use, WorkflowLoad, use_of
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowDemand:
+    """What the spans of one workflow say, beyond the summary that a plan keeps.
+
+    ``fan_out``: mean number of calls that start together, as a call sees it (E[b^2] / E[b]).
+    ``run_lengths_s`` and ``warnings`` may be empty.
+    """
+
+    summary: DemandSummary
+    fan_out: Mapping[str, float] = field(default_factory=dict)
+    cached_tokens: Mapping[str, float] = field(default_factory=dict)
+    run_lengths_s: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def kept(self) -> DemandSummary:
+        """The summary as a plan keeps it, with what its prediction needs again."""
+        llms = {
+            alias: replace(
+                demand,
+                fan_out=self.fan_out.get(alias, demand.fan_out),
+                cached_tokens_mean=self.cached_tokens.get(alias, demand.cached_tokens_mean),
+            )
+            for alias, demand in self.summary.llms.items()
+        }
+        return replace(self.summary, llms=llms)
+
+    def use(self, workflow: str, alias: str) -> Use:
+        """One LLM's use. Without spans the fan-out is taken to be the parallelism."""
+        demand = self.summary.llms[alias]
+        known = demand.fan_out or max(demand.parallelism, 1.0)
+        cached = self.cached_tokens.get(alias, demand.cached_tokens_mean or 0.0)
+        return use_of(workflow, alias, demand, self.fan_out.get(alias, known), cached)
+
+
+def deployments_of(workflows: Sequence[Workflow]) -> dict[str, dict[str, str]]:
+    """Deployment of each alias of each workflow.
+
+    Aliases of two workflows share one when model and engine arguments agree; two aliases of one
+    workflow never do. With one workflow the names are the aliases.
+    """
+    taken: dict[str, Llm] = {}
+    found: dict[str, dict[str, str]] = {}
+    for workflow in workflows:
+        if workflow.name in found:
+            raise InputError(
+                f"{workflow.path}: name: {workflow.name!r} is the name of two workflows; name "
+                "them apart with `--workflow NAME=...`"
+            )
+        mine: dict[str, str] = {}
+        for alias, llm in workflow.llms.items():
+            mine[alias] = _shared(alias, llm, taken, mine) or _new(alias, workflow.name, taken)
+            taken.setdefault(mine[alias], llm)
+        found[workflow.name] = mine
+    return found
+
+
+def _shared(alias: str, llm: Llm, taken: Mapping[str, Llm], mine: Mapping[str, str]) -> str | None:
+    same = [
+        name
+        for name, other in taken.items()
+        if other.model == llm.model
+        and other.engine_args == llm.engine_args
+        and name not in mine.values()
+    ]
+    return alias if alias in same else next(iter(same), None)
+
+
+def _new(alias: str, workflow: str, taken: Mapping[str, Llm]) -> str:
+    name = alias if alias not in taken else f"{workflow}-{alias}"
+    number = 2
+    while name in taken:
+        name, number = f"{workflow}-{alias}-{number}", number + 1
+    return name
+
+
+def pipeline_of(
+    workflows: Sequence[Workflow],
+    demands: Mapping[str, WorkflowDemand],
+    rates_rps: Mapping[str, float],
+) -> Pipeline:
+    """The pipeline of the workflows at these rates. Raises InputError."""
+    names = deployments_of(workflows)
+    uses: dict[str, list[Use]] = {}
+    specs: dict[str, Llm] = {}
+    for workflow in workflows:
+        for alias, llm in workflow.llms.items():
+            name = names[workflow.name][alias]
+            uses.setdefault(name, []).append(demands[workflow.name].use(workflow.name, alias))
+            specs[name] = _both(name, specs[name], llm) if name in specs else llm
+    loads = tuple(
+        WorkflowLoad(
+            w.name,
+            rates_rps[w.name],
+            demands[w.name].summary.overlap,
+            demands[w.name].summary.tool_time_s,
+        )
+        for w in workflows
+    )
+    return Pipeline(loads, tuple(Stage(n, specs[n], tuple(u)) for n, u in uses.items()))
+
+
+def _both(name: str, one: Llm, other: Llm) -> Llm:
+    """What two workflows that share a deployment both allow."""
+    memory = [m for m in (one.min_memory_gib, other.min_memory_gib) if m is not None]
+    return Llm(
+        model=one.model,
+        tp_degrees=_common(name, "tp_degrees", one.tp_degrees, other.tp_degrees),
+        gpu_shares_pct=_common(name, "gpu_shares_pct", one.gpu_shares_pct, other.gpu_shares_pct),
+        min_memory_gib=max(memory, default=None),
+        engine_args=one.engine_args,
+    )
+
+
+def _common(
+    name: str, key: str, one: tuple[int, ...] | None, other: tuple[int, ...] | None
+) -> tuple[int, ...] | None:
+    if one is None or other is None:
+        return one if other is None else other
+    both = tuple(value for value in one if value in other)
+    if not both:
+        raise InputError(
+            f"LLM {name}: {key}: two workflows share it but allow {list(one)} and {list(other)}; "
+            "give them a common value, or different engine_args to keep them apart"
+        )
+    return both

@@ -1,0 +1,170 @@
+"""What a plan should reach: open arrivals at a rate, or a closed batch of tasks.
+
+Percentiles stay unknown here: they come from replay or simulation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scepsy_hpc.formats.plan import LlmFigures, Predicted, WorkflowFigures
+from scepsy_hpc.planning.curves.curve import MAX_UTILISATION, Curve
+from scepsy_hpc.planning.pipeline.closed_network import ClosedStage, ClosedState, closed_batch
+from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A stage on its hardware."""
+
+    stage: Stage
+    curve: Curve
+    num_replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A closed batch: how many tasks, how many runs at a time.
+
+    ``run_lengths_s`` are those of the traced runs; they say how much runs differ.
+    """
+
+    num_tasks: int
+    max_runs_in_flight: int
+    run_lengths_s: tuple[float, ...] = ()
+
+
+def predict_open(pipeline: Pipeline, hosted: Sequence[Hosted]) -> Predicted:
+    """Figures under Poisson arrivals at the pipeline's rates; null where a stage is overloaded."""
+    rates = pipeline.rates_rps
+    latency_s: dict[str, float] = {}
+    flags: list[str] = []
+    for host in hosted:
+        load, burst = _load(host, rates)
+        latency_s[host.stage.name] = host.curve.latency_s(load, burst)
+        flags += [f"{host.stage.name}: {flag}" for flag in host.curve.flags_at(load, burst)]
+        utilisation = load / host.curve.capacity_rps
+        if utilisation > MAX_UTILISATION * (1 + 1e-9):
+            what = "overloaded" if math.isinf(latency_s[host.stage.name]) else "above_95_percent"
+            flags.append(f"{host.stage.name}: {what}: at {100 * utilisation:.0f}% of capacity")
+    return _figures(pipeline, hosted, latency_s, flags)
+
+
+def _load(host: Hosted, rates: Mapping[str, float]) -> tuple[float, int]:
+    """Calls per second and burst that one replica sees."""
+    load = host.stage.calls_rps(rates) / host.num_replicas
+    return load, host.stage.burst(rates, host.num_replicas)
+
+
+def _figures(
+    pipeline: Pipeline, hosted: Sequence[Hosted], latency_s: dict[str, float], flags: list[str]
+) -> Predicted:
+    rates = pipeline.rates_rps
+    theta = {h.stage.name: pipeline.theta(h.stage, h.curve, h.num_replicas) for h in hosted}
+    workflows = {}
+    for load in pipeline.workflows:
+        used = [h.stage for h in hosted if any(u.workflow == load.name for u in h.stage.uses)]
+        factor = min((theta[stage.name] for stage in used), default=math.inf)
+        workflows[load.name] = WorkflowFigures(
+            throughput_rps=_finite(factor * load.rate_rps),
+            latency_mean_s=_finite(pipeline.latency_s(load.name, latency_s)),
+        )
+    costs = {
+        h.stage.name: pipeline.rounds(h.stage) * latency_s[h.stage.name]
+        for h in hosted
+        if pipeline.rounds(h.stage) > 0
+    }
+    total_s = sum(costs.values()) + pipeline.tool_time_s
+    llms = {
+        h.stage.name: LlmFigures(
+            utilisation=h.stage.calls_rps(rates) / h.num_replicas / h.curve.capacity_rps,
+            latency_mean_s=_finite(latency_s[h.stage.name]),
+            share_of_latency=_finite(costs.get(h.stage.name, 0.0) / total_s if total_s else 0.0),
+        )
+        for h in hosted
+    }
+    return Predicted(
+        throughput_rps=_finite(min(theta.values(), default=math.inf) * pipeline.total_rps),
+        latency_mean_s=_finite(total_s),
+        per_workflow=workflows,
+        per_llm=llms,
+        flags=tuple(dict.fromkeys(flags)),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def predict_batch(pipeline: Pipeline, hosted: Sequence[Hosted], batch: Batch) -> Predicted:
+    """Figures of one workflow's batch, a fixed number of runs in flight, with its makespan."""
+    state, flags = closed_state(pipeline, hosted, batch.max_runs_in_flight)
+    makespan_s, more = makespan(state, batch)
+    called = [h for h in hosted if h.stage.uses[0].calls_per_run > 0]
+    latency_s = {h.stage.name: h.curve.latency_s(0.0) for h in hosted}
+    latency_s |= {h.stage.name: s for h, s in zip(called, state.call_latency_s, strict=True)}
+    at_rate = pipeline.at_rates(state.throughput_rps / pipeline.total_rps)
+    found = _figures(at_rate, hosted, latency_s, [*flags, *more])
+    name = pipeline.workflows[0].name
+    figures = WorkflowFigures(
+        throughput_rps=state.throughput_rps, latency_mean_s=state.run_s, makespan_s=makespan_s
+    )
+    return Predicted(
+        throughput_rps=state.throughput_rps,
+        latency_mean_s=state.run_s,
+        makespan_s=makespan_s,
+        per_workflow={name: figures},
+        per_llm=found.per_llm,
+        flags=found.flags,
+    )
+
+
+def closed_state(
+    pipeline: Pipeline, hosted: Sequence[Hosted], num_runs: int
+) -> tuple[ClosedState, list[str]]:
+    """Steady state with ``num_runs`` runs of the only workflow in flight, and its flags."""
+    load = pipeline.workflows[0]
+    stages, flags = [], []
+    for host in hosted:
+        use = host.stage.uses[0]
+        flags += [f"{host.stage.name}: {flag}" for flag in host.curve.flags]
+        if use.calls_per_run > 0:
+            stages.append(
+                ClosedStage(
+                    host.curve.server, host.num_replicas, use.calls_per_run, use.parallelism
+                )
+            )
+    return closed_batch(stages, num_runs, load.overlap, load.tool_time_s), flags
+
+
+def makespan(state: ClosedState, batch: Batch) -> tuple[float, list[str]]:
+    """Seconds from the first start to the last end, and flags.
+
+    Tasks start at the steady rate until the last one does; then the runs in flight drain, which
+    takes as long as the longest of them. Fill is inside: the first runs start at once. Never
+    shorter than the longest of all tasks is expected to be.
+    """
+    last = min(batch.num_tasks, batch.max_runs_in_flight)
+    steady_s = (batch.num_tasks - last) / state.throughput_rps
+    flags = []
+    if len(batch.run_lengths_s) < 2:
+        flags.append("makespan_s: how much runs differ is unknown; the drain is one mean run")
+    drain_s = state.run_s * longest_of(last, batch.run_lengths_s)
+    longest_s = state.run_s * longest_of(batch.num_tasks, batch.run_lengths_s)
+    return max(steady_s + drain_s, longest_s), flags
+
+
+def longest_of(num_runs: int, run_lengths_s: Sequence[float]) -> float:
+    """Expected longest of ``num_runs`` runs over the mean run, by the traced lengths.
+
+    The expectation of the maximum of draws with replacement: exact, no sampling.
+    """
+    lengths = sorted(run_lengths_s)
+    mean_s = sum(lengths) / len(lengths) if lengths else 0.0
+    if mean_s <= 0:
+        return 1.0
+    n = len(lengths)
+    steps = [((i + 1) / n) ** num_runs - (i / n) ** num_runs for i in range(n)]
+    return sum(s * x for s, x in zip(steps, lengths, strict=True)) / mean_s

@@ -1,0 +1,1 @@
+"""Exact search over allocations, and their placement."""

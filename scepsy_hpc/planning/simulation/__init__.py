@@ -1,0 +1,1 @@
+"""Traced runs on a plan, call by call: percentiles."""

@@ -1,0 +1,143 @@
+"""What the deployments of a simulation run on: replicas, sizes of calls, engines held to curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from scepsy_hpc.bundles.step_time import EngineModel
+from scepsy_hpc.planning.curves.curve import Curve
+from scepsy_hpc.planning.simulation.replicas import (
+    ContinuousBatching,
+    Engine,
+    ProcessorSharing,
+    Replica,
+    Size,
+)
+
+OUTPUT_TOKEN_WORK = 28.0
+"""Work of an output token in input tokens where no TTFT says: the median of shipped profiles."""
+
+_MOST_TURNS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What one deployment runs on. Without an engine its replicas share their processor."""
+
+    curve: Curve
+    num_replicas: int
+    engine: Engine | None = None
+
+    def flags(self, most_in_flight: int) -> tuple[str, ...]:
+        """What its figures rest on, if a replica held at most so many calls at once."""
+        first, last = self.curve.server.concurrency[0], self.curve.server.concurrency[-1]
+        found = list(self.curve.flags)
+        if self.engine is None and first > 1.0:
+            found.append(f"below_first_concurrency: latency is held flat below {first:g}")
+        if most_in_flight > last:
+            held = "throughput is held" if self.engine is None else "the engine model goes on"
+            found.append(
+                f"extrapolated: a replica had up to {most_in_flight} calls in flight, known are "
+                f"{last:g}; {held} beyond"
+            )
+        return tuple(found)
+
+    def replica(self) -> Replica:
+        """A new, idle replica."""
+        if self.engine is None:
+            return ProcessorSharing(self.curve.server)
+        return ContinuousBatching(self.engine)
+
+    def size(self, inputs: int | None, outputs: int | None, cached: int | None) -> Size:
+        """Size of a call; tokens that are unknown are those of a mean call."""
+        return size_of(self.curve, inputs, outputs, cached)
+
+
+def size_of(curve: Curve, inputs: int | None, outputs: int | None, cached: int | None) -> Size:
+    """Size of a call under a curve; tokens that are unknown are those of a mean call.
+
+    The work is split into prompt and output as TTFT and latency of the curve's first point are,
+    so that it is 1 for a mean call and linear in both.
+    """
+    mean = curve.tokens
+    if inputs is None:
+        inputs, cached = round(mean.inputs), round(mean.cached)
+    outputs = max(round(mean.outputs) if outputs is None else outputs, 1)
+    prefill = max(inputs - (cached or 0), 1)
+    part = prompt_part(curve)
+    work = part * prefill / max(mean.inputs - mean.cached, 1.0)
+    if mean.outputs > 1.0:
+        work += (1.0 - part) * (outputs - 1) / (mean.outputs - 1.0)
+    return Size(max(work, 1e-6), prefill, inputs, outputs)
+
+
+def prompt_part(curve: Curve) -> float:
+    """Part of a call's work that is its prompt's."""
+    if curve.tokens.outputs <= 1.0:
+        return 1.0
+    first_s = curve.server.concurrency[0] / curve.server.throughput_rps[0]
+    part = curve.ttft_s[0] / first_s
+    if math.isfinite(part):
+        return min(max(part, 0.0), 1.0)
+    prompt = max(curve.tokens.inputs - curve.tokens.cached, 1.0)
+    return prompt / (prompt + OUTPUT_TOKEN_WORK * (curve.tokens.outputs - 1.0))
+
+
+def engine_on(model: EngineModel, curve: Curve, sizes: Sequence[Size]) -> Engine:
+    """The engine model, made to reach the curve under closed loads of calls of these sizes.
+
+    The sizes should be those that the points were measured with: ``mean_sizes``, or the traced
+    calls' own. Between points the factor is linear in the logarithm of the calls in flight, as the
+    curve is made; above the last and below the first it is the nearest point's.
+    """
+    kv_tokens = model.kv_tokens
+    if kv_tokens is not None:
+        # What was measured has fitted.
+        tokens = curve.tokens.inputs + curve.tokens.outputs
+        kv_tokens = max(kv_tokens, curve.server.concurrency[-1] * tokens)
+    plain = Engine(replace(model, kv_tokens=kv_tokens))
+    known: list[tuple[int, float]] = []
+    for k in sorted({max(round(k), 1) for k in curve.held_at or curve.server.concurrency}):
+        known.append((k, closed_load_rps(plain, sizes, k) / float(curve.server.rate_rps(k))))
+    whole = np.log(np.maximum(np.arange(known[-1][0] + 1), 1))
+    stretch = np.interp(whole, np.log([k for k, _ in known]), [factor for _, factor in known])
+    return replace(plain, stretch=tuple(stretch.tolist()))
+
+
+def mean_sizes(curve: Curve) -> list[Size]:
+    """Calls alike, of the curve's mean lengths; means between whole numbers take turns."""
+    mean, number = curve.tokens, 16
+    found = []
+    for i in range(number):
+        inputs, outputs, cached = (
+            round((i + 1) * tokens) - round(i * tokens)
+            for tokens in (mean.inputs, mean.outputs, mean.cached)
+        )
+        found.append(size_of(curve, inputs, outputs, cached))
+    return found
+
+
+def closed_load_rps(engine: Engine, sizes: Sequence[Size], in_flight: int) -> float:
+    """Calls per second with so many always in flight, sizes in turn."""
+    replica = ContinuousBatching(engine)
+    turn = 0
+    for _ in range(in_flight):
+        replica.add(0, sizes[turn % len(sizes)], 0.0)
+        turn += 1
+    warm = 2 * in_flight
+    until = warm + max(4 * in_flight, 2 * min(len(sizes), _MOST_TURNS))
+    count, warm_s, now_s = 0, 0.0, 0.0
+    while count < until:
+        now_s = replica.end_s
+        ended = len(replica.pop())
+        for _ in range(ended):
+            replica.add(0, sizes[turn % len(sizes)], now_s)
+            turn += 1
+        if count < warm <= count + ended:
+            warm_s, warm = now_s, count + ended
+        count += ended
+    return (count - warm) / (now_s - warm_s)

@@ -1,0 +1,330 @@
+"""Replay: traced runs recomputed with call latencies drawn at a candidate's load.
+
+Each LLM call draws its latency from the distribution of its replica's load (stationary weights of
+the load-dependent server), scaled to its own tokens; think and tool times stay; the run's end
+follows from its dependency graph. All runs are one graph, worked off level by level, so a pass is
+a few array operations a level.
+
+Draws of different calls are independent. In truth the calls of a run that are close in time see
+the same queue, so tails are somewhat longer than replay says; ``simulation`` has that effect. The
+draws depend on seed and call alone: candidates are compared under the same luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scepsy_hpc.errors import InputError
+from scepsy_hpc.files import record
+from scepsy_hpc.planning.curves.curve import Curve
+from scepsy_hpc.planning.curves.queueing import Floats, Ints
+from scepsy_hpc.planning.pipeline.pipeline import Pipeline
+from scepsy_hpc.planning.pipeline.predict import Hosted
+from scepsy_hpc.planning.simulation.hosts import prompt_part, size_of
+from scepsy_hpc.planning.simulation.percentiles import latency_figures, run_intervals
+from scepsy_hpc.planning.simulation.run_graph import RunGraph
+
+NUM_DRAWS = 200
+NUM_BINS = 2048
+_DRAWS_AT_ONCE = 16
+
+
+@record
+class ReplayedWorkflow:
+    """Run latency of one workflow by replay. Null, and flagged, where a deployment is overloaded.
+
+    ``intervals`` are 95% bootstrap intervals over the traced runs, by figure.
+    """
+
+    num_runs: int
+    num_draws: int
+    latency_mean_s: float | None = None
+    latency_p50_s: float | None = None
+    latency_p95_s: float | None = None
+    latency_p99_s: float | None = None
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CallLoad:
+    """What the replicas of one deployment see: calls per second each, arriving so many at once."""
+
+    curve: Curve
+    arrivals_rps: float
+    burst: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Level:
+    """Nodes ``first`` .. ``last`` - 1; their parents, flat, and where each node's begin."""
+
+    first: int
+    last: int
+    parents: Ints
+    begins: Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replay:
+    """All traced runs as one graph. Nodes stand by level, whatever their run.
+
+    Nodes and runs are arrays of one length each; ``deployment`` indexes ``deployments`` and is -1
+    where a node takes its traced time. ``tokens`` has shape (nodes, 3): input, output, cached; -1
+    is unknown.
+    """
+
+    workflows: tuple[str, ...]
+    deployments: tuple[str, ...]
+    levels: tuple[_Level, ...]
+    gap_s: Floats
+    traced_s: Floats
+    deployment: Ints
+    tokens: Ints
+    run_workflow: Ints
+    run_tail_s: Floats
+    run_ends: _Level
+
+    @property
+    def num_nodes(self) -> int:
+        """Calls and tools of all runs."""
+        return len(self.gap_s)
+
+    @classmethod
+    def of(
+        cls,
+        graphs: Mapping[str, Sequence[RunGraph]],
+        names: Mapping[str, Mapping[str, str]],
+    ) -> Replay:
+        """Put all runs together; failed ones are left out.
+
+        ``names`` maps each workflow's aliases to deployments. Raises InputError for an alias that
+        has none, and where no run is left.
+        """
+        deployments = tuple(dict.fromkeys(d for mine in names.values() for d in mine.values()))
+        flat = _Flat(names, deployments)
+        for index, (workflow, mine) in enumerate(graphs.items()):
+            for graph in mine:
+                if graph.is_ok:
+                    flat.add(index, workflow, graph)
+        if not flat.runs:
+            raise InputError("replay: there are no successful runs among the spans")
+        return flat.replay(tuple(graphs))
+
+    def run_lengths_s(self, durations_s: Floats) -> Floats:
+        """Lengths of the runs if the nodes took this long.
+
+        ``durations_s`` has shape (nodes,) or (nodes, draws); the answer (runs,) or (runs, draws).
+        """
+        ends_s = np.empty_like(durations_s)
+        gap_s, tail_s = self.gap_s, self.run_tail_s
+        if durations_s.ndim == 2:
+            gap_s, tail_s = gap_s[:, None], tail_s[:, None]
+        np.add(gap_s, durations_s, out=ends_s)
+        for level in self.levels[1:]:
+            ends_s[level.first : level.last] += np.maximum.reduceat(
+                ends_s[level.parents], level.begins, axis=0
+            )
+        found = np.broadcast_to(tail_s, (len(tail_s), *durations_s.shape[1:])).copy()
+        waiting = slice(self.run_ends.first, self.run_ends.last)
+        if waiting.stop > waiting.start:
+            found[waiting] += np.maximum.reduceat(
+                ends_s[self.run_ends.parents], self.run_ends.begins, axis=0
+            )
+        return found
+
+    def figures(
+        self,
+        loads: Mapping[str, CallLoad],
+        seed: int = 0,
+        num_draws: int = NUM_DRAWS,
+        with_intervals: bool = True,
+    ) -> dict[str, ReplayedWorkflow]:
+        """Figures of each workflow with its deployments under these loads. Raises InputError."""
+        overloaded = self._overloaded(loads)
+        if overloaded:
+            flag = f"overloaded: {', '.join(overloaded)}"
+            counts = np.bincount(self.run_workflow, minlength=len(self.workflows))
+            return {
+                name: ReplayedWorkflow(num_runs=int(n), num_draws=0, flags=(flag,))
+                for name, n in zip(self.workflows, counts, strict=True)
+            }
+        lengths_s = self.draw(loads, seed, num_draws)
+        found = {}
+        for index, name in enumerate(self.workflows):
+            mine = lengths_s[self.run_workflow == index]
+            figures = latency_figures(mine.ravel())
+            found[name] = ReplayedWorkflow(
+                num_runs=len(mine),
+                num_draws=num_draws,
+                latency_mean_s=figures.get("latency_mean_s"),
+                latency_p50_s=figures.get("latency_p50_s"),
+                latency_p95_s=figures.get("latency_p95_s"),
+                latency_p99_s=figures.get("latency_p99_s"),
+                intervals=run_intervals(mine, seed) if with_intervals else {},
+            )
+        return found
+
+    def draw(self, loads: Mapping[str, CallLoad], seed: int, num_draws: int) -> Floats:
+        """Run lengths (s), shape (runs, draws)."""
+        if num_draws < 1:
+            raise InputError(f"num_draws ({num_draws}) must be at least 1")
+        prompts_s, outputs_s = self._tables(loads)
+        prompt, output = self._scales(loads)
+        # One row more, of zeros, stands for nodes of fixed time.
+        rows = np.where(self.deployment < 0, len(self.deployments), self.deployment) * NUM_BINS
+        fixed_s = np.where(self.deployment < 0, self.traced_s, 0.0)[:, None]
+        chance = np.random.default_rng([seed, 3])
+        found = []
+        for first in range(0, num_draws, _DRAWS_AT_ONCE):
+            number = min(_DRAWS_AT_ONCE, num_draws - first)
+            bins = chance.integers(0, NUM_BINS, size=(self.num_nodes, number), dtype=np.uint16)
+            places = rows[:, None] + bins
+            durations_s = prompt[:, None] * prompts_s[places]
+            durations_s += output[:, None] * outputs_s[places]
+            durations_s += fixed_s
+            found.append(self.run_lengths_s(durations_s))
+        return np.concatenate(found, axis=1)
+
+    def _called(self) -> list[tuple[int, str]]:
+        used = set(np.unique(self.deployment).tolist())
+        return [(i, name) for i, name in enumerate(self.deployments) if i in used]
+
+    def _overloaded(self, loads: Mapping[str, CallLoad]) -> list[str]:
+        found = []
+        for _, name in self._called():
+            if name not in loads:
+                raise InputError(f"{name}: has no load; replay needs one for each LLM called")
+            load = loads[name]
+            if load.arrivals_rps >= load.curve.server.limit_rps * (1.0 - 1e-9):
+                found.append(name)
+        return found
+
+    def _tables(self, loads: Mapping[str, CallLoad]) -> tuple[Floats, Floats]:
+        """Time of a mean call's prompt and of its output by (deployment, bin), flat.
+
+        Bins are equally likely; each holds the mean over its part, so no mean is lost.
+        """
+        shape = (len(self.deployments) + 1, NUM_BINS)
+        prompts_s, outputs_s = np.zeros(shape), np.zeros(shape)
+        edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
+        for index, name in self._called():
+            load = loads[name]
+            weights, latency_s, ttft_s = load.curve.call_times(load.arrivals_rps, load.burst)
+            part = prompt_part(load.curve)
+            known = np.isfinite(ttft_s)
+            prompt_s = np.where(known, ttft_s, part * latency_s)
+            if load.curve.tokens.outputs <= 1.0:
+                prompt_s = latency_s
+            knots = np.concatenate([[0.0], np.cumsum(weights)])
+            for table, time_s in ((prompts_s, prompt_s), (outputs_s, latency_s - prompt_s)):
+                sums = np.concatenate([[0.0], np.cumsum(weights * time_s)])
+                table[index] = np.diff(np.interp(edges, knots, sums)) * NUM_BINS
+        return prompts_s.ravel(), outputs_s.ravel()
+
+    def _scales(self, loads: Mapping[str, CallLoad]) -> tuple[Floats, Floats]:
+        """Prompt and output of each node's call relative to the mean call of its curve."""
+        prompt, output = np.zeros(self.num_nodes), np.zeros(self.num_nodes)
+        for index, name in self._called():
+            curve = loads[name].curve
+            mine = np.flatnonzero(self.deployment == index)
+            lengths, which = np.unique(self.tokens[mine], axis=0, return_inverse=True)
+            mean = curve.tokens
+            pairs = []
+            for inputs, outputs, cached in lengths.tolist():
+                size = size_of(curve, *(None if n < 0 else n for n in (inputs, outputs, cached)))
+                of_prompt = size.prefill_tokens / max(mean.inputs - mean.cached, 1.0)
+                of_output = (size.output_tokens - 1) / max(mean.outputs - 1.0, 1e-9)
+                pairs.append((of_prompt, of_output if mean.outputs > 1.0 else 0.0))
+            scales = np.array(pairs)[which.ravel()]
+            prompt[mine], output[mine] = scales[:, 0], scales[:, 1]
+        return prompt, output
+
+
+def names_in(pipeline: Pipeline) -> dict[str, dict[str, str]]:
+    """Deployment of each workflow's aliases."""
+    found: dict[str, dict[str, str]] = {load.name: {} for load in pipeline.workflows}
+    for stage in pipeline.stages:
+        for use in stage.uses:
+            found[use.workflow][use.alias] = stage.name
+    return found
+
+
+def loads_on(pipeline: Pipeline, hosted: Sequence[Hosted]) -> dict[str, CallLoad]:
+    """Loads of a candidate at the pipeline's rates, by deployment."""
+    rates = pipeline.rates_rps
+    found = {}
+    for host in hosted:
+        load_rps = host.stage.calls_rps(rates) / host.num_replicas
+        burst = host.stage.burst(rates, host.num_replicas)
+        found[host.stage.name] = CallLoad(host.curve, load_rps, burst)
+    return found
+
+
+class _Flat:
+    """Collects runs and lays their nodes out by level."""
+
+    def __init__(self, names: Mapping[str, Mapping[str, str]], deployments: Sequence[str]) -> None:
+        self.names = names
+        self.index = {name: i for i, name in enumerate(deployments)}
+        self.runs: list[tuple[int, float, list[int]]] = []  # workflow, tail, what the end awaits
+        self.level: list[int] = []
+        self.parents: list[list[int]] = []
+        self.rows: list[tuple[float, float, int, int, int, int]] = []
+
+    def add(self, index: int, workflow: str, graph: RunGraph) -> None:
+        """One more run."""
+        base = len(self.level)
+        for node in graph.nodes:
+            self.level.append(1 + max((self.level[base + p] for p in node.parents), default=-1))
+            self.parents.append([base + p for p in node.parents])
+            place = -1
+            if node.llm is not None:
+                name = self.names.get(workflow, {}).get(node.llm)
+                if name is None:
+                    raise InputError(
+                        f"workflow {workflow}: run {graph.run_id} calls {node.llm!r}, which no "
+                        "deployment hosts"
+                    )
+                place = self.index[name]
+            lengths = (node.input_tokens, node.output_tokens, node.cached_tokens)
+            tokens = tuple(-1 if n is None else n for n in lengths)
+            self.rows.append((node.gap_s, node.traced_s, place, *tokens))  # type: ignore[arg-type]
+        self.runs.append((index, graph.tail_s, [base + p for p in graph.end_parents]))
+
+    def replay(self, workflows: tuple[str, ...]) -> Replay:
+        """All runs as arrays."""
+        levels = np.array(self.level, dtype=np.int64)
+        order = np.argsort(levels, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        bounds = np.searchsorted(levels[order], np.arange(levels.max(initial=-1) + 2))
+        found = []
+        for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            awaited = [self.parents[i] for i in order[first:last].tolist()]
+            found.append(_level(first, last, awaited, place))
+        # Runs that wait for nothing go last, so that the others are one slice.
+        runs = sorted(self.runs, key=lambda run: not run[2])
+        waiting = [run[2] for run in runs if run[2]]
+        table = np.array([self.rows[i] for i in order.tolist()], dtype=np.float64).reshape(-1, 6)
+        return Replay(
+            workflows=workflows,
+            deployments=tuple(self.index),
+            levels=tuple(found),
+            gap_s=table[:, 0].copy(),
+            traced_s=table[:, 1].copy(),
+            deployment=table[:, 2].astype(np.int64),
+            tokens=table[:, 3:].astype(np.int64),
+            run_workflow=np.array([run[0] for run in runs], dtype=np.int64),
+            run_tail_s=np.array([run[1] for run in runs]),
+            run_ends=_level(0, len(waiting), waiting, place),
+        )
+
+
+def _level(first: int, last: int, awaited: Sequence[Sequence[int]], place: Ints) -> _Level:
+    counts = np.array([0, *(len(mine) for mine in awaited)], dtype=np.int64)
+    flat = np.array([parent for mine in awaited for parent in mine], dtype=np.int64)
+    return _Level(first, last, place[flat], np.cumsum(counts)[:-1])
