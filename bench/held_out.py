@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scepsy_hpc.bundles.engine_model import BadFitError, EngineModel, fit_engine_model
+from scepsy_hpc.bundles.engine_model import BadFitError, fit_engine_model
 from scepsy_hpc.bundles.library import find_bundles
-from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
+from scepsy_hpc.bundles.step_time import EngineModel, kv_tokens_that_fit
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
 from scepsy_hpc.formats.bundle import Bundle, Point
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence, evidence_for
 from scepsy_hpc.planning.curves.making import NoCurveError, make_curve
-from scepsy_hpc.planning.search.problem import Kind
+from scepsy_hpc.planning.search.problem import Parallelism
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def by_curve(evidence: Evidence, held: Iterable[Point], held_out: str) -> Iterat
         if held_out == "concurrency" and place is None:
             continue  # a curve of one point
         base = blank(held_out, "curve", evidence.merged, point, place or "between")
-        kind = Kind(header.gpu_type, header.link, point.tp_degree, point.gpu_share_pct)
+        kind = Parallelism(header.gpu_type, header.link, point.tp_degree, point.gpu_share_pct)
         try:
             curve = make_curve(evidence, kind, TokenLengths(*shape_of(point)))
         except NoCurveError:

@@ -22,7 +22,8 @@ from whole_command import COMMANDS, timed_command
 from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.planning.search import cp_sat
 from scepsy_hpc.planning.search.candidates import Candidates, space_of
-from scepsy_hpc.planning.search.search import OptionTable, Problem, Solution, solve
+from scepsy_hpc.planning.search.problem import OptionTable, Problem, Solution
+from scepsy_hpc.planning.search.search import solve
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def by_cp_sat(problem: Problem, limit_s: float, num_workers: int) -> tuple[float
     ]
     choices = [cp_sat.Choices(g.kind, g.replicas, g.cost) for g in groups]
     start = time.perf_counter()
-    result = cp_sat.choose(
+    result = cp_sat.choose_and_pack(
         space.kinds, choices, space.pools, space.max_gpus, limit_s, num_workers=num_workers
     )
     took_s = time.perf_counter() - start

@@ -35,7 +35,7 @@ from scepsy_hpc.errors import ScepsyError
 from scepsy_hpc.files import to_plain
 from scepsy_hpc.formats.bundle import Bundle, Point
 from scepsy_hpc.formats.topology import Domain, Node, Topology
-from scepsy_hpc.profiling.bundling import bundles_of
+from scepsy_hpc.profiling.bundling import bundled
 from scepsy_hpc.profiling.hardware import Hardware, hardware_of
 from scepsy_hpc.profiling.load_generator import Lengths
 from scepsy_hpc.profiling.spec import Loads, ModelSpec, ProfileSpec, SweepTask, Workload
@@ -152,7 +152,7 @@ class Bench:
         )
         return [
             save_published(self.folder / "profiles", header, points, workload)
-            for header, points in bundles_of(spec, measured)
+            for header, points in bundled(spec, measured)
         ]
 
 

@@ -19,9 +19,10 @@ from typing import Any
 import gpu_bench
 from gpu_bench import Bench
 
-from scepsy_hpc.bundles.engine_model import EngineModel, fit_bundle, fit_engine_model
+from scepsy_hpc.bundles.engine_model import fit_bundle, fit_engine_model
 from scepsy_hpc.bundles.library import find_bundles
 from scepsy_hpc.bundles.mps_slowdown import slowdown
+from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.formats.bundle import Bundle, Point
 

@@ -142,7 +142,7 @@ def _place(bundle: Bundle, target: Path, origin: str) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def verify(path: Path | str) -> list[Verified]:
+def verify_bundles(path: Path | str) -> list[Verified]:
     """Look at every bundle of a folder or an archive, and go on past bad ones.
 
     Raises InputError when the path is neither, or holds no bundle.

@@ -19,22 +19,12 @@ from scepsy_hpc.bundles.step_time import (
     DEFAULT_BATCHED_TOKENS,
     EngineModel,
     FitQuality,
-    SteadyState,
     kv_tokens_that_fit,
     life_terms,
 )
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle, Point
 from scepsy_hpc.formats.topology import Link
-
-__all__ = [
-    "BadFitError",
-    "EngineModel",
-    "FitQuality",
-    "SteadyState",
-    "fit_bundle",
-    "fit_engine_model",
-]
 
 MIN_POINTS = 4
 MAX_POINT_ERROR = 0.15

@@ -27,7 +27,7 @@ from scepsy_hpc.formats.bundle import Bundle, BundleHeader, How, Point
 WORKLOAD = "token-grid"
 GPU_MEMORY_GIB = {"h100_sxm": 80.0, "a100_sxm": 80.0}
 
-COLUMNS = (
+TABLE_COLUMNS = (
     "gpu_type",
     "engine",
     "engine_version",
@@ -44,7 +44,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class TableKind:
     """A kind of table and what is said of every bundle made from it."""
 
     how: How
@@ -53,15 +53,15 @@ class Kind:
     imported_from: str
 
 
-KINDS: dict[str, Kind] = {
-    "silicon": Kind(
+KINDS: dict[str, TableKind] = {
+    "silicon": TableKind(
         how="measured",
         precision="unknown",
         source="measured TTFT and TPOT of silicon_sample.csv in aiconfigurator-core 0.12.0; "
         "latency = ttft + tpot x (output - 1), throughput = concurrency / latency",
         imported_from="aiconfigurator-core 0.12.0, silicon_sample.csv",
     ),
-    "modelled": Kind(
+    "modelled": TableKind(
         how="modelled",
         precision="bf16",
         source="output of aiconfigurator 0.12.0, not measured; its absolute end-to-end latency "
@@ -123,15 +123,15 @@ def import_csv(
 
 def _rows(path: Path | str) -> list[tuple[int, dict[str, str]]]:
     reader = csv.DictReader(io.StringIO(read_text(path)))
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    missing = [name for name in TABLE_COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise InputError(
-            f"{path} line 1: column {missing[0]!r} is missing; needed are {', '.join(COLUMNS)}"
+            f"{path} line 1: column {missing[0]!r} is missing; needed: {', '.join(TABLE_COLUMNS)}"
         )
     return [(reader.line_num, row) for row in reader]
 
 
-def _key(row: Mapping[str, str], kind: Kind, place: str) -> tuple[str, ...]:
+def _key(row: Mapping[str, str], kind: TableKind, place: str) -> tuple[str, ...]:
     """(gpu_type, model, engine, engine_version, precision)."""
     if row["gpu_type"] not in GPU_MEMORY_GIB:
         raise InputError(
@@ -146,12 +146,12 @@ def _key(row: Mapping[str, str], kind: Kind, place: str) -> tuple[str, ...]:
 def _point(row: Mapping[str, str], place: str) -> tuple[Point | None, str | None]:
     """The row's point, or why it is left out. Raises InputError for a cell that is no number."""
     cells: dict[str, float | None] = {}
-    for name in COLUMNS[4:]:
+    for name in TABLE_COLUMNS[4:]:
         try:
             cells[name] = float(row[name]) if row[name] else None
         except ValueError:
             raise InputError(f"{place}: {name}: must be a number; got {row[name]!r}") from None
-    needed = [cells[name] for name in COLUMNS[4:] if name not in ("ttft_s", "tpot_s")]
+    needed = [cells[name] for name in TABLE_COLUMNS[4:] if name not in ("ttft_s", "tpot_s")]
     if any(value is None or not 0 < value < float("inf") for value in needed):
         return None, "a figure is missing or not above zero"
     tp_degree, inputs, outputs, concurrency, throughput, latency = (v or 0.0 for v in needed)
@@ -172,7 +172,7 @@ def _point(row: Mapping[str, str], place: str) -> tuple[Point | None, str | None
     return point, None
 
 
-def _no_room(key: tuple[str, ...], point: Point | None, kind: Kind) -> str | None:
+def _no_room(key: tuple[str, ...], point: Point | None, kind: TableKind) -> str | None:
     weights_gib = published_weights_gib(key[1], key[4])
     kv_bytes = published_kv_bytes_per_token(key[1])
     if kind.how == "measured" or point is None or weights_gib is None or kv_bytes is None:
@@ -197,7 +197,7 @@ def _save(
     out_root: Path | str,
     key: tuple[str, ...],
     points: Sequence[Point],
-    kind: Kind,
+    kind: TableKind,
     date: str,
     keys: Sequence[tuple[str, ...]],
 ) -> Bundle:

@@ -57,7 +57,7 @@ def verify(path: Path, as_json: bool) -> int:
     """
     from scepsy_hpc.bundles import archive
 
-    found = archive.verify(path)
+    found = archive.verify_bundles(path)
     bad = [one for one in found if one.problem]
     if as_json:
         print_json({"num_bundles": len(found), "num_bad": len(bad), "bundles": found})

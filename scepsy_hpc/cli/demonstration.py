@@ -124,10 +124,10 @@ def _shipped_h100() -> Path:
 
 def _type(title: str, command: str) -> int:
     """Run one command as a user would, and say which."""
-    from scepsy_hpc.cli.main import run
+    from scepsy_hpc.cli.main import run_line
 
     say(f"\n=== {title}\n$ scepsy {command}")
-    return run(shlex.split(command))
+    return run_line(shlex.split(command))
 
 
 def _clear(output: Path) -> None:

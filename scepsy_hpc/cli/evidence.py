@@ -45,9 +45,9 @@ def profile(
     from scepsy_hpc.cluster.site import load_site
     from scepsy_hpc.profiling.array import profile_all
     from scepsy_hpc.report import inventory, tables
-    from scepsy_hpc.report.progress import Progress
+    from scepsy_hpc.report.progress import ProgressBar
 
-    with Progress("load points") as progress:
+    with ProgressBar("load points") as progress:
         found = profile_all(
             spec,
             output,
@@ -149,8 +149,8 @@ def _by_endpoints(
 ) -> tuple[list[Any], dict[str, str]]:
     import os
 
-    from scepsy_hpc.report.progress import Progress
-    from scepsy_hpc.tracing.proxy.router import Target
+    from scepsy_hpc.report.progress import ProgressBar
+    from scepsy_hpc.tracing.proxy.router import CallTarget
     from scepsy_hpc.tracing.recorder import trace_workflow
 
     targets = {}
@@ -164,8 +164,8 @@ def _by_endpoints(
             )
         url, _, model = address.partition("#")
         key = os.environ.get("OPENAI_API_KEY")
-        targets[alias] = Target(url, model or workflow.llms[alias].model, None, key)
-    with Progress("runs") as progress:
+        targets[alias] = CallTarget(url, model or workflow.llms[alias].model, None, key)
+    with ProgressBar("runs") as progress:
         recording = trace_workflow(
             workflow,
             tasks,
@@ -208,10 +208,10 @@ def _hosted(
 ) -> tuple[list[Any], dict[str, str]]:
     from scepsy_hpc.cli.running import show_status
     from scepsy_hpc.cluster.site import load_site
-    from scepsy_hpc.report.progress import Progress
+    from scepsy_hpc.report.progress import ProgressBar
     from scepsy_hpc.serving.recording import record_hosted
 
-    with Progress("runs") as progress:
+    with ProgressBar("runs") as progress:
         return record_hosted(
             plan,
             tasks,

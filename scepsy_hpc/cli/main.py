@@ -88,10 +88,10 @@ def scepsy() -> None:
 
 def main() -> None:
     """Entry point of ``scepsy`` and ``python -m scepsy_hpc``."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_line(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
+def run_line(arguments: list[str]) -> int:
     """Exit code of one command line: 0 done, 1 failed, 2 bad input, 3 infeasible."""
     try:
         code = scepsy.main(arguments, prog_name="scepsy", standalone_mode=False)

@@ -69,7 +69,7 @@ class Percent(click.ParamType[float]):
         return float(match[1])
 
 
-class Positive(click.ParamType[float]):
+class PositiveNumber(click.ParamType[float]):
     """A finite number above zero: ``2``, ``0.5``; one with a unit is refused."""
 
     name = "number"
@@ -85,7 +85,7 @@ class Positive(click.ParamType[float]):
         return number
 
 
-class Count(click.ParamType[int]):
+class WholeNumber(click.ParamType[int]):
     """A whole number from 1 on."""
 
     name = "n"
@@ -99,7 +99,7 @@ class Count(click.ParamType[int]):
 
 
 DURATION, MINUTES, PERCENT = Duration(), Minutes(), Percent()
-POSITIVE, COUNT = Positive(), Count()
+POSITIVE, COUNT = PositiveNumber(), WholeNumber()
 
 
 def json_option(function: F) -> F:

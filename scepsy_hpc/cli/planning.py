@@ -245,7 +245,7 @@ def predict(
         demands = demands_in(made)
     if runs_in_flight:
         made = with_in_flight(made, runs_in_flight)
-    found = of_plan.predict(made, demands, bundles, rate, tasks)
+    found = of_plan.predict_plan(made, demands, bundles, rate, tasks)
     if as_json:
         print_json(found)
         return
@@ -278,8 +278,9 @@ def simulate(
     Give the load: --rate or --runs-in-flight. Every figure carries its 95% interval.
     """
     from scepsy_hpc.formats.plan import load_plan
-    from scepsy_hpc.planning.forecast import Closed, Open, simulated
+    from scepsy_hpc.planning.forecast import simulated
     from scepsy_hpc.planning.inputs import bundles_of, spans_of
+    from scepsy_hpc.planning.simulation.flows import Closed, Open
     from scepsy_hpc.report import tables
 
     if (rate is None) == (runs_in_flight is None):

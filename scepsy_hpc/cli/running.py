@@ -83,7 +83,7 @@ def _execute(
 ) -> dict[str, Any]:
     from scepsy_hpc.cluster.site import load_site
     from scepsy_hpc.errors import InputError
-    from scepsy_hpc.report.progress import Progress
+    from scepsy_hpc.report.progress import ProgressBar
     from scepsy_hpc.serving import run as runs
 
     checked_site = load_site(site)
@@ -97,7 +97,7 @@ def _execute(
         raise
     say(f"{'serving' if settings.serve else 'running'} in {output} ({cluster} {jobs.ids[0]})")
     try:
-        with _ends_as_by_hand(), Progress("tasks" if tasks else "engines ready") as progress:
+        with _ends_as_by_hand(), ProgressBar("tasks" if tasks else "engines ready") as progress:
             return runs.follow(folder, jobs, lambda s, note: show_status(progress, s, note))
     except KeyboardInterrupt:
         if cluster == "slurm":
@@ -234,7 +234,7 @@ def stop(folder: Path) -> None:
     """Ask the run in FOLDER to end in order; nothing recorded is lost."""
     from scepsy_hpc.serving import run as runs
 
-    click.echo(runs.stop(folder))
+    click.echo(runs.ask_to_stop(folder))
 
 
 @click.command(epilog=example("scepsy report results/ --again results-2/ -o report.html"))

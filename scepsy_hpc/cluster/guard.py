@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 
-def main() -> int:
+def stand_guard() -> int:
     # SIGTERM goes to the whole group: the server acts on it, the guard waits for the server.
     # A handler, because exec resets it for the server, while an ignored signal stays ignored.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
@@ -29,4 +29,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stand_guard())

@@ -17,7 +17,7 @@ FINAL_STATUSES = (400, 401, 403, 404, 405, 422)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Readiness:
     """What came back: ``ready``, or a ``reason`` that is ``final`` when waiting cannot help."""
 
     ready: bool
@@ -48,13 +48,13 @@ def did_work(answer: Any) -> bool:
 
 async def ask(
     session: aiohttp.ClientSession, config: EngineConfig, base_url: str, timeout_s: float
-) -> Answer:
+) -> Readiness:
     """One attempt. Never raises for what the network or the engine does."""
     limit = aiohttp.ClientTimeout(total=timeout_s, sock_connect=5)
     try:
         async with session.get(f"{base_url}/health", timeout=limit) as health:
             if health.status != 200:
-                return Answer(False, f"/health answers HTTP {health.status}")
+                return Readiness(False, f"/health answers HTTP {health.status}")
         path, body = request_of(config)
         headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
         async with session.post(
@@ -63,11 +63,11 @@ async def ask(
             if response.status != 200:
                 text = (await response.text())[:200]
                 reason = f"{path} answers HTTP {response.status}: {text}"
-                return Answer(False, reason, response.status in FINAL_STATUSES)
+                return Readiness(False, reason, response.status in FINAL_STATUSES)
             if did_work(await response.json(content_type=None)):
-                return Answer(True)
-            return Answer(False, f"{path} answers HTTP 200 without a token in it")
+                return Readiness(True)
+            return Readiness(False, f"{path} answers HTTP 200 without a token in it")
     except TimeoutError:
-        return Answer(False, "no answer in time")
+        return Readiness(False, "no answer in time")
     except (aiohttp.ClientError, ValueError) as error:
-        return Answer(False, f"no answer ({type(error).__name__}: {error})")
+        return Readiness(False, f"no answer ({type(error).__name__}: {error})")

@@ -19,7 +19,7 @@ from scepsy_hpc.cluster import guard
 from scepsy_hpc.cluster.cpu_slices import SliceGroup, make_group, quota_cores
 from scepsy_hpc.engines import vllm
 from scepsy_hpc.engines.config import EngineConfig
-from scepsy_hpc.engines.probe import Answer, ask
+from scepsy_hpc.engines.probe import Readiness, ask
 from scepsy_hpc.errors import InputError, RunError
 
 ENGINES = ("vllm", "simulated")
@@ -109,7 +109,7 @@ class EngineProcess:
                 pause_s = min(pause_s * 1.5, 0.5)
         raise self._error(f"not ready after {timeout_s:g} s: {reason}")
 
-    async def _unless_dead(self, asking: asyncio.Future[Answer]) -> Answer | None:
+    async def _unless_dead(self, asking: asyncio.Future[Readiness]) -> Readiness | None:
         """The result of ``asking``; None, with ``asking`` cancelled, once the process is dead."""
         try:
             while not asking.done():
@@ -198,13 +198,13 @@ def start_line(config: EngineConfig) -> tuple[list[str], dict[str, str]]:
     if config.engine == "vllm":
         interpreter = vllm.python()
         caches = vllm.cache_root(vllm.installed_version(interpreter))
-        return vllm.command(config, interpreter), vllm.environment(config, caches)
+        return vllm.vllm_command(config, interpreter), vllm.vllm_environment(config, caches)
     if config.engine == "simulated":
         from scepsy_hpc.engines.simulated import (
             command,  # late: it serves HTTP, this only starts it
         )
 
-        return command.command(config), {command.API_KEY_VARIABLE: config.api_key or ""}
+        return command.simulated_command(config), {command.API_KEY_VARIABLE: config.api_key or ""}
     raise InputError(
         f"{config.instance_id}: engine: unknown engine {config.engine!r}; "
         f"known: {', '.join(ENGINES)}"

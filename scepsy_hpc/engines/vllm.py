@@ -38,7 +38,7 @@ _OWNED = {
 }
 
 
-def command(config: EngineConfig, python: str = sys.executable) -> list[str]:
+def vllm_command(config: EngineConfig, python: str = sys.executable) -> list[str]:
     """The command that serves one instance. Raises InputError for an argument that is not free."""
     line = [python, "-m", "vllm.entrypoints.cli.main", "serve", config.model]
     line += ["--served-model-name", *config.served_names]
@@ -82,7 +82,7 @@ def _flag(key: str, value: EngineArg, where: str) -> list[str]:
     return [flag, *(str(v) for v in values)]
 
 
-def environment(config: EngineConfig, cache_root: Path) -> dict[str, str]:
+def vllm_environment(config: EngineConfig, cache_root: Path) -> dict[str, str]:
     """Variables to add to the inherited environment.
 
     ``cache_root`` is node-local, private to the user and to this version of vLLM: compiles that

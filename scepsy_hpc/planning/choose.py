@@ -10,7 +10,7 @@ from scepsy_hpc.formats.plan import Certificate
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
 from scepsy_hpc.planning.p95 import NUM_AT_A_RATE, cost_of, first_within_p95, rank_by_p95
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import Batch, Hosted, closed_state, makespan
+from scepsy_hpc.planning.pipeline.predict import ClosedBatch, Hosted, closed_state, makespan
 from scepsy_hpc.planning.problem import Case, hosted_by
 from scepsy_hpc.planning.search.certificate import certify
 from scepsy_hpc.planning.search.problem import OptionTable, Solution
@@ -246,7 +246,7 @@ def _fewest_in_flight(
 
     def time_s(num: int) -> float:
         state, _ = closed_state(pipeline, hosted, num)
-        return makespan(state, Batch(target.num_tasks, num, case.run_lengths_s))[0]
+        return makespan(state, ClosedBatch(target.num_tasks, num, case.run_lengths_s))[0]
 
     tried = {1: time_s(1)}
     num = 1

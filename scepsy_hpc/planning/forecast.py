@@ -14,8 +14,9 @@ from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.aggregate import demands_of
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
-from scepsy_hpc.planning.pipeline.of_plan import hosted_of, predict
-from scepsy_hpc.planning.simulation.events import Arrivals, Closed, Open, simulate
+from scepsy_hpc.planning.pipeline.of_plan import hosted_of, predict_plan
+from scepsy_hpc.planning.simulation.events import simulate_plan
+from scepsy_hpc.planning.simulation.flows import Arrivals, Closed
 from scepsy_hpc.planning.simulation.results import SimulationResult
 
 
@@ -41,9 +42,9 @@ def outlook(
     demands = demands_in_spans(plan, spans)
     if isinstance(arrivals, Closed):
         planned = with_in_flight(plan, arrivals.max_in_flight)
-        pipeline = predict(planned, demands, bundles, num_tasks=arrivals.num_runs)
+        pipeline = predict_plan(planned, demands, bundles, num_tasks=arrivals.num_runs)
     else:
-        pipeline = predict(plan, demands, bundles, rate_rps=arrivals.rate_rps)
+        pipeline = predict_plan(plan, demands, bundles, rate_rps=arrivals.rate_rps)
     return Outlook(pipeline, simulated(plan, spans, bundles, arrivals, seed))
 
 
@@ -79,7 +80,7 @@ def simulated(
     demands = demands_in_spans(plan, spans)
     _, hosted = hosted_of(plan, demands, bundles, 1.0)
     curves = {host.stage.name: host.curve for host in hosted}
-    return simulate(
+    return simulate_plan(
         plan,
         spans,
         curves,
@@ -110,6 +111,3 @@ def engine_models(plan: Plan, bundles: Sequence[Bundle]) -> dict[str, EngineMode
         except (BadFitError, InputError):
             continue  # Then the replica is a processor-sharing server of its curve.
     return found
-
-
-__all__ = ["Arrivals", "Closed", "Open", "Outlook", "outlook", "simulated"]

@@ -30,7 +30,7 @@ from scepsy_hpc.planning.curves.curve import TokenLengths
 from scepsy_hpc.planning.explain import explain
 from scepsy_hpc.planning.offers import Offer, Offers, offers_for, shelf_for
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, deployments_of, pipeline_of
-from scepsy_hpc.planning.pipeline.predict import Batch, predict_batch, predict_open
+from scepsy_hpc.planning.pipeline.predict import ClosedBatch, predict_batch, predict_open
 from scepsy_hpc.planning.problem import Case
 from scepsy_hpc.planning.search.placement import place
 from scepsy_hpc.planning.search.problem import Option
@@ -196,7 +196,7 @@ def deployment_of(offer: Offer, num_replicas: int, engine_args: EngineArgs) -> D
 def _predicted(choice: Choice, target: Target, lengths: tuple[float, ...]) -> Predicted:
     if isinstance(target, Deadline):
         in_flight = choice.max_runs_in_flight or 1
-        batch = Batch(target.num_tasks, in_flight, lengths)
+        batch = ClosedBatch(target.num_tasks, in_flight, lengths)
         return predict_batch(choice.pipeline, choice.hosted, batch)
     return predict_open(choice.pipeline, choice.hosted)
 

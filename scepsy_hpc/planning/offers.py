@@ -14,7 +14,7 @@ from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence, Shelf, no_evidence
 from scepsy_hpc.planning.curves.making import NoCurveError, make_curve, with_engine_args
 from scepsy_hpc.planning.search.pools import Hole, gpu_type_of, holes_of, pools_of
-from scepsy_hpc.planning.search.problem import Kind
+from scepsy_hpc.planning.search.problem import Parallelism
 
 DEFAULT_SHARES_PCT = (25, 50, 100)
 
@@ -96,7 +96,9 @@ def _offers(
     return found, refused
 
 
-def _kinds(spec: Llm, evidence: Evidence, gpu_type: str, holes: Sequence[Hole]) -> list[Kind]:
+def _kinds(
+    spec: Llm, evidence: Evidence, gpu_type: str, holes: Sequence[Hole]
+) -> list[Parallelism]:
     """(link, TP, share) to try: what is declared, else what the profile has and {25, 50, 100}."""
     points = evidence.merged.points
     degrees = spec.tp_degrees or sorted({p.tp_degree for p in points})
@@ -110,5 +112,5 @@ def _kinds(spec: Llm, evidence: Evidence, gpu_type: str, holes: Sequence[Hole]) 
         links = [None] if degree == 1 else sorted({h.link for h in holes if len(h.gpus) >= degree})
         # Undeclared shares of a group are not refused but left out: only measured ones count.
         fitting = [s for s in shares if spec.gpu_shares_pct or degree == 1 or (degree, s) in owned]
-        found += [Kind(gpu_type, link, degree, share) for link in links for share in fitting]
+        found += [Parallelism(gpu_type, link, degree, share) for link in links for share in fitting]
     return found

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from scepsy_hpc import __version__
 from scepsy_hpc.bundles.library import save_bundle
-from scepsy_hpc.cluster.jobs.submit import ClusterName, Jobs, Outcome, Resources, dry_run, submit
-from scepsy_hpc.cluster.jobs.tasks import Progress
+from scepsy_hpc.cluster.jobs.submit import ClusterName, dry_run, submit
+from scepsy_hpc.cluster.jobs.tasks import Jobs, JobsProgress, Resources, TaskOutcome
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.engines.vllm import CPU_TYPE
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import json_line, read_jsonl
 from scepsy_hpc.formats.bundle import Bundle
-from scepsy_hpc.profiling.bundling import bundles_of
+from scepsy_hpc.profiling.bundling import bundled
 from scepsy_hpc.profiling.spec import SweepTask, load_spec
 from scepsy_hpc.profiling.sweep import SweepJob, SweepResult, run_sweep
 
@@ -42,7 +42,7 @@ class ProfileProgress:
     note: str = ""
 
 
-OnProgress = Callable[[ProfileProgress], None]
+OnProfileProgress = Callable[[ProfileProgress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def profile_all(
     cluster: ClusterName = "slurm",
     site: Site | None = None,
     only_show: bool = False,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProfileProgress | None = None,
     parallelism: int | None = None,
 ) -> ProfileResult:
     """Measure what a spec asks for and write its bundles below ``out_root``.
@@ -107,7 +107,7 @@ def profile_all(
     measured = [(task, results[task.task_id]) for task in spec.tasks if task.task_id in results]
     bundles = tuple(
         save_bundle(out_root, header, points, spec.workload.name)
-        for header, points in bundles_of(spec, measured)
+        for header, points in bundled(spec, measured)
     )
     if not failures:
         shutil.rmtree(folder / RESULTS_FOLDER, ignore_errors=True)
@@ -156,10 +156,10 @@ def _run(
     folder: Path,
     cluster: ClusterName,
     site: Site,
-    on_progress: OnProgress | None,
-) -> list[tuple[SweepTask, Outcome]]:
+    on_progress: OnProfileProgress | None,
+) -> list[tuple[SweepTask, TaskOutcome]]:
     watch = _Watch([task for _, tasks in groups for task in tasks], on_progress)
-    outcomes: list[tuple[SweepTask, Outcome]] = []
+    outcomes: list[tuple[SweepTask, TaskOutcome]] = []
     submitted: list[Jobs] = []
 
     def start(need: Resources, tasks: Sequence[SweepTask]) -> Jobs:
@@ -204,7 +204,7 @@ def _cancelled_on_error(submitted: Sequence[Jobs]) -> Iterator[None]:
 class _Watch:
     """Adds up progress over arrays, with the points that running tasks have so far."""
 
-    def __init__(self, tasks: Sequence[SweepTask], on_progress: OnProgress | None) -> None:
+    def __init__(self, tasks: Sequence[SweepTask], on_progress: OnProfileProgress | None) -> None:
         self._wanted = sum(_num_loads(task) for task in tasks)
         self._num_tasks = len(tasks)
         self._on_progress = on_progress
@@ -218,10 +218,10 @@ class _Watch:
     def follow(self, jobs: Sequence[SweepJob]) -> None:
         self._jobs += jobs
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: JobsProgress) -> None:
         self._note = progress.note
 
-    def outcome(self, outcome: Outcome) -> None:
+    def outcome(self, outcome: TaskOutcome) -> None:
         self._num_ended += 1
         self._num_failed += outcome.error is not None
         self._looked_s = float("-inf")

@@ -15,7 +15,7 @@ from scepsy_hpc.profiling.spec import ProfileSpec, SweepTask
 from scepsy_hpc.profiling.sweep import SweepResult
 
 
-def bundles_of(
+def bundled(
     spec: ProfileSpec, measured: Sequence[tuple[SweepTask, SweepResult]]
 ) -> list[tuple[BundleHeader, list[Point]]]:
     """Header and points of each bundle: one a model, GPU type and engine version."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import aiohttp
 
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.profiling.steady import CLIENT_TOLERANCE, Call, Window, closed_window
+from scepsy_hpc.profiling.steady import CLIENT_TOLERANCE, TimedCall, Window, closed_window
 
 # Ids that every vocabulary has and that no tokenizer uses for something special.
 _IDS = range(100, 1000)
@@ -65,7 +65,7 @@ class Client:
     async def __aexit__(self, *error: object) -> None:
         await self._session.close()
 
-    async def call(self, worker: int = 0) -> Call:
+    async def call(self, worker: int = 0) -> TimedCall:
         """One call with the next lengths. Raises RunError when it fails."""
         lengths = next(self._lengths)
         prompt = self._random.choices(_IDS, k=max(1, lengths.input_tokens))
@@ -78,7 +78,7 @@ class Client:
         except aiohttp.ClientError as error:
             raise RunError(f"a call failed: {type(error).__name__}: {error}") from None
 
-    async def _generate(self, worker: int, prompt: list[int], output_tokens: int) -> Call:
+    async def _generate(self, worker: int, prompt: list[int], output_tokens: int) -> TimedCall:
         body = {
             "model": self._endpoint.model,
             "prompt": prompt,
@@ -102,7 +102,7 @@ class Client:
         usage = _usage(last[len(b"data:") :])
         if first_s is None or usage["completion_tokens"] < 1:
             raise RunError("the engine answered a call with 0 generated tokens")
-        return Call(
+        return TimedCall(
             worker=worker,
             start_s=start_s,
             end_s=end_s,
@@ -112,7 +112,7 @@ class Client:
             cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
         )
 
-    async def _embed(self, worker: int, prompt: list[int]) -> Call:
+    async def _embed(self, worker: int, prompt: list[int]) -> TimedCall:
         start_s = time.monotonic()
         body = {"model": self._endpoint.model, "input": [prompt]}
         url = self._endpoint.base_url + "/v1/embeddings"
@@ -123,7 +123,7 @@ class Client:
         tokens = _usage(answer)["prompt_tokens"]
         if tokens < 1:
             raise RunError("the engine answered a call with 0 tokens processed")
-        return Call(worker, start_s, end_s, input_tokens=tokens, output_tokens=0)
+        return TimedCall(worker, start_s, end_s, input_tokens=tokens, output_tokens=0)
 
 
 async def _check(response: aiohttp.ClientResponse) -> None:
@@ -155,7 +155,7 @@ async def closed_loop(
     At least two rounds of calls. After ``limit_s`` what there is must do. Raises RunError when a
     call fails, no steady window was reached, or this client could not keep the calls in flight.
     """
-    calls: list[Call] = []
+    calls: list[TimedCall] = []
     wanted = num_wanted(concurrency, num_requests, client.num_lengths)
     until_s = time.monotonic() + limit_s
     enough = asyncio.Event()
@@ -210,7 +210,9 @@ async def _until(enough: asyncio.Event, coroutines: Sequence[Any]) -> None:
         await asyncio.gather(waiting, *tasks, return_exceptions=True)
 
 
-async def open_loop(client: Client, rate_rps: float, num_requests: int, seed: int) -> list[Call]:
+async def open_loop(
+    client: Client, rate_rps: float, num_requests: int, seed: int
+) -> list[TimedCall]:
     """``num_requests`` calls at Poisson arrivals, however long the engine takes.
 
     Raises RunError when a call fails.

@@ -29,7 +29,7 @@ NUM_FLAT_POINTS = 2
 OnPoint = Callable[[Point], None]
 
 
-async def measure(
+async def measure_loads(
     task: SweepTask, engine: EngineProcess, others: Sequence[EngineProcess], keep: OnPoint
 ) -> None:
     """Give ``keep`` every point of the task, shape by shape. Raises RunError."""

@@ -22,7 +22,7 @@ NEGLIGIBLE_GAP = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class TimedCall:
     """One answered call; times in seconds of one monotonic clock."""
 
     worker: int
@@ -50,7 +50,7 @@ class Call:
 class Window:
     """The calls that count, the time they took, and how many were in flight on average."""
 
-    calls: tuple[Call, ...]
+    calls: tuple[TimedCall, ...]
     length_s: float
     in_flight: float
 
@@ -65,9 +65,9 @@ class Window:
         return sum(call.latency_s for call in self.calls) / len(self.calls)
 
 
-def closed_window(calls: Sequence[Call], concurrency: int) -> Window | None:
+def closed_window(calls: Sequence[TimedCall], concurrency: int) -> Window | None:
     """The steady window of a closed run; None before each worker has a whole call in it."""
-    by_worker: dict[int, list[Call]] = {}
+    by_worker: dict[int, list[TimedCall]] = {}
     for call in sorted(calls, key=lambda call: call.end_s):
         by_worker.setdefault(call.worker, []).append(call)
     if len(by_worker) < concurrency or any(len(own) < 2 for own in by_worker.values()):
@@ -78,7 +78,7 @@ def closed_window(calls: Sequence[Call], concurrency: int) -> Window | None:
     return Window(tuple(counted), worked_s / concurrency, in_flight)
 
 
-def open_window(calls: Sequence[Call], warmup_fraction: float = 0.1) -> Window | None:
+def open_window(calls: Sequence[TimedCall], warmup_fraction: float = 0.1) -> Window | None:
     """The calls of an open run sent after its first part, from there to the last end."""
     by_start = sorted(calls, key=lambda call: call.start_s)
     counted = by_start[int(len(by_start) * warmup_fraction) :]

@@ -20,7 +20,7 @@ from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import check, json_line, record, write_text
 from scepsy_hpc.formats.bundle import Point
 from scepsy_hpc.profiling.hardware import Hardware, hardware_of
-from scepsy_hpc.profiling.loads import SERVED_NAME, OnPoint, measure
+from scepsy_hpc.profiling.loads import SERVED_NAME, OnPoint, measure_loads
 from scepsy_hpc.profiling.spec import SweepTask
 
 START_ATTEMPTS = 2
@@ -94,7 +94,7 @@ async def sweep(job: SweepJob, on_point: OnPoint | None = None) -> SweepResult:
         reason = await _time_sliced(sharing, [engine, *others])
         version = await engine_version(engine)
         try:
-            await measure(task, engine, others, keep)
+            await measure_loads(task, engine, others, keep)
         except RunError as error:
             state = "" if engine.is_alive() else "; the engine died"
             raise RunError(

@@ -24,7 +24,7 @@ from scepsy_hpc.serving.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class HtmlTable:
     """A table; ``figures`` are the columns aligned to the right, ``wide`` those that may fold."""
 
     heads: Sequence[str]
@@ -39,7 +39,7 @@ class Section:
 
     title: str
     text: str = ""
-    table: Table | None = None
+    table: HtmlTable | None = None
     plots: Sequence[str] = ()
     lines_title: str = ""
     lines: Sequence[str] = field(default_factory=tuple)
@@ -125,7 +125,7 @@ def _comparison(comparison: Comparison, with_noise: bool) -> Section:
     return Section(
         title="Predicted and measured",
         text=comparison.explanation,
-        table=Table(heads, rows, figures=range(1 + several, len(heads))),
+        table=HtmlTable(heads, rows, figures=range(1 + several, len(heads))),
     )
 
 
@@ -145,7 +145,7 @@ def _deployments(plan: Plan) -> Section:
     heads = ("LLM", "model", "engine", "GPU type", "TP degree", "GPU share", "replicas")
     return Section(
         title="What ran where",
-        table=Table(heads, rows, figures=(4, 5, 6), wide=(0, 1)),
+        table=HtmlTable(heads, rows, figures=(4, 5, 6), wide=(0, 1)),
         plots=[plots.placement(plan)],
         lines_title="Why this plan" if plan.explanation else "",
         lines=plan.explanation,
@@ -180,7 +180,7 @@ def _habits(plan: Plan, spans: Sequence[Span], several: bool) -> Section:
         title="What the agents did",
         text="Predictions take runs to be like the traced ones. Where they differ, predicted and "
         "measured figures do too.",
-        table=Table(heads, rows, figures=range(1 + several, 4 + several)) if rows else None,
+        table=HtmlTable(heads, rows, figures=range(1 + several, 4 + several)) if rows else None,
     )
 
 
@@ -212,7 +212,7 @@ def _calls(comparison: Comparison, spans: Sequence[Span]) -> Section:
         rows, heads = [row[1:] for row in rows], heads[1:]
     return Section(
         title="Calls",
-        table=Table(heads, rows, figures=range(len(heads) - 10, len(heads))) if rows else None,
+        table=HtmlTable(heads, rows, figures=range(len(heads) - 10, len(heads))) if rows else None,
         plots=[plots.calls_in_flight(spans)] if rows else [],
     )
 
@@ -221,7 +221,7 @@ def _flags(comparison: Comparison) -> Section:
     rows = [in_words(flag) for flag in comparison.flags]
     return Section(
         title="What the prediction rests on",
-        table=Table(("about", "flag", "details"), rows, wide=(2,)) if rows else None,
+        table=HtmlTable(("about", "flag", "details"), rows, wide=(2,)) if rows else None,
     )
 
 
@@ -229,5 +229,5 @@ def _inputs(plan: Plan) -> Section:
     rows = [(i.path, f"{i.sha256[:16]}…") for i in plan.inputs]
     return Section(
         title="Files the plan was made from",
-        table=Table(("path", "sha256"), rows, wide=(0,)) if rows else None,
+        table=HtmlTable(("path", "sha256"), rows, wide=(0,)) if rows else None,
     )

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 LOG_EVERY_S = 10.0
 
 
-class Progress:
+class ProgressBar:
     """``update(done, total, note)`` as often as you like; writes to stderr."""
 
     def __init__(self, what: str) -> None:
@@ -34,7 +34,7 @@ class Progress:
         self._last: tuple[int, int | None, str] | None = None
         self._said_s = 0.0
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         """Show the bar."""
         if self._is_terminal:
             self._bar.start()

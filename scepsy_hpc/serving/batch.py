@@ -26,7 +26,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class AttemptEnd:
     """How one attempt ended; Unix seconds. ``faulted``: an engine fault may be the reason."""
 
     started_s: float
@@ -39,7 +39,7 @@ class Attempt:
 class RunsTask(Protocol):
     """Runs one attempt of a task to its end."""
 
-    def __call__(self, task: dict[str, Any], attempt: int, /) -> Awaitable[Attempt]: ...
+    def __call__(self, task: dict[str, Any], attempt: int, /) -> Awaitable[AttemptEnd]: ...
 
 
 class Batch:
@@ -141,7 +141,7 @@ class Batch:
             self.in_flight.pop(task_id, None)
             self._on_change()
 
-    def _record(self, task_id: str, attempts: int, first_s: float, end: Attempt) -> None:
+    def _record(self, task_id: str, attempts: int, first_s: float, end: AttemptEnd) -> None:
         ok = end.error is None
         self._ledger.append(
             TaskResult(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.serving.routing import Routes, retry_delay_s
-from scepsy_hpc.tracing.proxy.router import Outcome, Refused, Target, unknown_alias
+from scepsy_hpc.tracing.proxy.router import CallOutcome, CallTarget, Refused, unknown_alias
 
 SUSPECT_S = 5.0
 
@@ -42,7 +42,7 @@ class Dispatcher:
     def _workflow(self, run_id: str) -> str:
         return self.workflow_of.get(run_id, self.default_workflow or "")
 
-    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> Target:
+    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> CallTarget:
         """An instance for one call; waits while none is ready. Raises Refused."""
         deployment = self.routes.deployment(self._workflow(run_id), alias)
         if deployment is None:
@@ -51,20 +51,20 @@ class Dispatcher:
         while True:
             chosen = self.routes.pick(deployment, time.monotonic(), avoid)
             if chosen is not None:
-                return Target(chosen.base_url, deployment, chosen.instance_id, self.api_key)
+                return CallTarget(chosen.base_url, deployment, chosen.instance_id, self.api_key)
             if time.monotonic() > until_s:
                 self.faulted.add(run_id)
                 message = f"no instance of {deployment} is ready after {self.engine_wait_s:g} s"
                 raise Refused(503, "no_instance_ready", message)
             await asyncio.sleep(0.2)
 
-    def release(self, target: Target, outcome: Outcome) -> None:
+    def release(self, target: CallTarget, outcome: CallOutcome) -> None:
         """Count the call out; an instance that did not answer is suspect for a while."""
         self.routes.release(target.name)
         if outcome.status in ("unreachable", "broken_off"):
             self.routes.suspect(target.name, time.monotonic() + SUSPECT_S)
 
-    def retry(self, outcome: Outcome, attempt: int) -> float | None:
+    def retry(self, outcome: CallOutcome, attempt: int) -> float | None:
         """Seconds until another attempt, or None."""
         return retry_delay_s(outcome.status, attempt)
 

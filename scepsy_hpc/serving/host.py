@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scepsy_hpc.cluster.jobs import submit
+from scepsy_hpc.cluster.jobs.tasks import rank
 from scepsy_hpc.errors import RunError, ScepsyError
 from scepsy_hpc.formats.plan import Instance, Plan, load_plan
 from scepsy_hpc.serving.addresses import LOOPBACK, node_address, own_address
@@ -91,8 +91,8 @@ def host(start: Start) -> dict[str, Any]:
     Returns the last status. Raises RunError. A job that Slurm terminates leaves no result: whether
     it is over or starts again is for the queue to say.
     """
-    rank, num_ranks = submit.rank()
-    seat = Seat(0, 1, True) if start.pretended else Seat(rank, num_ranks, False)
+    rank_here, num_ranks = rank()
+    seat = Seat(0, 1, True) if start.pretended else Seat(rank_here, num_ranks, False)
     folder = RunFolder(Path(start.root))
     # A requeued job is a new attempt: it must not meet the endpoints of the one that was killed.
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")

@@ -17,11 +17,11 @@ from scepsy_hpc.formats.spans import Span, load_spans
 from scepsy_hpc.formats.tasks import load_tasks
 from scepsy_hpc.serving.addresses import LOOPBACK
 from scepsy_hpc.serving.allocation import PlacedInstance
-from scepsy_hpc.serving.batch import Attempt, Batch
+from scepsy_hpc.serving.batch import AttemptEnd, Batch
 from scepsy_hpc.serving.dispatcher import Dispatcher, routes_of
 from scepsy_hpc.serving.engine_view import EngineView
 from scepsy_hpc.serving.ledger import Ledger, cut_torn_line
-from scepsy_hpc.serving.measured import measure
+from scepsy_hpc.serving.measured import measured_of
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, no_status, write_json
 from scepsy_hpc.serving.settings import RunSettings
 from scepsy_hpc.tracing.agents.pool import AgentPool, agent_environment
@@ -155,7 +155,7 @@ class Lead:
             return "stopped"
         return "interrupted" if self._interrupted.is_set() else "ended"
 
-    async def _attempt(self, task: dict[str, Any], attempt: int) -> Attempt:
+    async def _attempt(self, task: dict[str, Any], attempt: int) -> AttemptEnd:
         """Run the agent once."""
         name, run_id = task["workflow"], f"{task['task_id']}.{attempt}.{uuid.uuid4().hex[:6]}"
         environment = agent_environment(
@@ -176,7 +176,7 @@ class Lead:
                     await self._unless_we_end_too()
                 status = "ok" if end.error is None else "failed"
                 faulted = run_id in self._dispatcher.faulted
-                return Attempt(started_s, end.finished_s, end.result, end.error, faulted)
+                return AttemptEnd(started_s, end.finished_s, end.result, end.error, faulted)
             finally:
                 self._record_run(run_id, name, started_s, status)
                 self._dispatcher.workflow_of.pop(run_id, None)
@@ -217,7 +217,7 @@ class Lead:
             return
         spans = [s for s in load_spans(self.folder.spans) if s.start_s >= self._started_s - 1.0]
         names = [workflow.name for workflow in self.plan.workflows]
-        figures = {name: to_plain(found) for name in names if (found := measure(spans, name))}
+        figures = {name: to_plain(found) for name in names if (found := measured_of(spans, name))}
         write_json(self.folder.measured, {"since_s": self._started_s, "workflows": figures})
 
     async def _keep_status(self) -> None:

@@ -40,7 +40,7 @@ class Measured:
     llms: dict[str, MeasuredLlm]
 
 
-def measure(spans: Sequence[Span], workflow: str) -> Measured | None:
+def measured_of(spans: Sequence[Span], workflow: str) -> Measured | None:
     """Figures of one workflow's runs; None when there was no run."""
     mine = [span for span in spans if span.workflow == workflow]
     runs = [span for span in mine if span.kind == "run"]

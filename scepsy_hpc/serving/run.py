@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scepsy_hpc.cluster.jobs.submit import ClusterName, Jobs, Progress, Resources, submit
+from scepsy_hpc.cluster.jobs.submit import ClusterName, submit
+from scepsy_hpc.cluster.jobs.tasks import Jobs, JobsProgress, Resources
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.files import read_jsonl_data, read_text, write_text
@@ -161,7 +162,7 @@ def follow(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> dict[str, Any]
     """
     note = ""
 
-    def on_progress(progress: Progress) -> None:
+    def on_progress(progress: JobsProgress) -> None:
         nonlocal note
         note = progress.note
 
@@ -192,7 +193,7 @@ def _what_is_left(folder: RunFolder) -> str:
 
 def end_in_order(folder: RunFolder, jobs: Jobs, patience_s: float = 20.0) -> None:
     """Stop a run on this machine or in this allocation and wait for its end; then cancel it."""
-    stop(folder.root)
+    ask_to_stop(folder.root)
     until_s = time.monotonic() + patience_s
     try:
         while time.monotonic() < until_s and is_alive(folder):
@@ -219,7 +220,7 @@ def read_status(root: Path) -> dict[str, Any]:
     return {**status, **more, "cluster": job.cluster if job else "unknown"}
 
 
-def stop(root: Path) -> str:
+def ask_to_stop(root: Path) -> str:
     """Ask a run to end in order; one that still waits in the queue is cancelled.
 
     Returns what was done, in a sentence. Raises InputError.

@@ -18,13 +18,13 @@ from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.workflow import Agent, Workflow
 from scepsy_hpc.tracing.agents.pool import AgentOutcome, AgentPool, agent_environment
 from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
-from scepsy_hpc.tracing.proxy.router import FixedRouter, Target, reason_of
+from scepsy_hpc.tracing.proxy.router import CallTarget, FixedRouter, reason_of
 
 CHECK_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TraceProgress:
     """How far a recording is."""
 
     num_done: int
@@ -45,13 +45,13 @@ class Recording:
 def trace_workflow(
     workflow: Workflow,
     tasks: Sequence[Mapping[str, Any]],
-    endpoints: Mapping[str, Target],
+    endpoints: Mapping[str, CallTarget],
     *,
     num_tasks: int | None = None,
     concurrency: int = 1,
     timeout_s: float | None = None,
     log_path: Path | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[TraceProgress], None] = lambda progress: None,
 ) -> Recording:
     """Run tasks, record their calls. A failed task's spans are kept: its calls were sent.
 
@@ -71,7 +71,7 @@ def trace_workflow(
     return asyncio.run(recorder.record(chosen, concurrency, timeout_s, log_path))
 
 
-def _check_endpoints(workflow: Workflow, endpoints: Mapping[str, Target]) -> None:
+def _check_endpoints(workflow: Workflow, endpoints: Mapping[str, CallTarget]) -> None:
     for alias in workflow.llms:
         if alias not in endpoints:
             raise InputError(f"endpoint of {alias!r}: missing; {workflow.path} declares this LLM")
@@ -81,7 +81,7 @@ def _check_endpoints(workflow: Workflow, endpoints: Mapping[str, Target]) -> Non
             raise InputError(f"endpoint of {alias!r}: {workflow.path} has no such LLM; has {known}")
 
 
-async def check_reachable(alias: str, target: Target) -> None:
+async def check_reachable(alias: str, target: CallTarget) -> None:
     """Ask an endpoint for its models. Raises InputError when it cannot be reached."""
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     timeout = aiohttp.ClientTimeout(total=CHECK_TIMEOUT_S)
@@ -108,8 +108,8 @@ class _Recorder:
         self,
         workflow: Workflow,
         agent: Agent,
-        endpoints: Mapping[str, Target],
-        on_progress: Callable[[Progress], None],
+        endpoints: Mapping[str, CallTarget],
+        on_progress: Callable[[TraceProgress], None],
     ) -> None:
         self._workflow, self._agent, self._endpoints = workflow, agent, endpoints
         self._on_progress = on_progress
@@ -161,7 +161,9 @@ class _Recorder:
         self._spans.append(run_span(run_id, self._workflow.name, outcome))
 
     def _tell(self, num_total: int) -> None:
-        self._on_progress(Progress(self._num_done, len(self._failures), num_total, self._num_calls))
+        self._on_progress(
+            TraceProgress(self._num_done, len(self._failures), num_total, self._num_calls)
+        )
 
 
 def run_span(run_id: str, workflow: str, outcome: AgentOutcome) -> Span:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scepsy_hpc.bundles.archive import export_bundles, import_bundles, verify
+from scepsy_hpc.bundles.archive import export_bundles, import_bundles, verify_bundles
 from scepsy_hpc.bundles.library import find_bundles, save_bundle
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle, BundleHeader, Point
@@ -110,7 +110,7 @@ def test_changed_points_stop_the_whole_import(tmp_path: Path) -> None:
         import_bundles(archive, tmp_path / "b")
     assert not (tmp_path / "b").exists()
     for place in (archive, tmp_path / "a"):
-        first, second = verify(place)
+        first, second = verify_bundles(place)
         assert (first.num_points, first.problem) == (1, None)
         assert "org__zz" in second.name
         assert "points_sha256" in (second.problem or "")
@@ -131,7 +131,7 @@ def test_what_is_no_archive_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "empty", "holds no bundle"),
     ):
         with pytest.raises(InputError, match=message) as caught:
-            verify(path)
+            verify_bundles(path)
         assert "\n" not in str(caught.value)
 
 

@@ -7,15 +7,10 @@ from statistics import median
 
 import pytest
 
-from scepsy_hpc.bundles.engine_model import (
-    BadFitError,
-    EngineModel,
-    fit_bundle,
-    fit_engine_model,
-)
+from scepsy_hpc.bundles.engine_model import BadFitError, fit_bundle, fit_engine_model
 from scepsy_hpc.bundles.library import find_bundles
 from scepsy_hpc.bundles.mps_slowdown import MEASURED_SLOWDOWN, slowdown
-from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
+from scepsy_hpc.bundles.step_time import EngineModel, kv_tokens_that_fit
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
 from scepsy_hpc.formats.bundle import Bundle, Point

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from scepsy_hpc.bundles.importers import COLUMNS, import_csv, import_modelled_csv, main
+from scepsy_hpc.bundles.importers import TABLE_COLUMNS, import_csv, import_modelled_csv, main
 from scepsy_hpc.bundles.library import find_bundles
 from scepsy_hpc.bundles.published_sizes import published_kv_bytes_per_token, published_weights_gib
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
 
 
-def _table(path: Path, *rows: str, columns: tuple[str, ...] = COLUMNS) -> Path:
+def _table(path: Path, *rows: str, columns: tuple[str, ...] = TABLE_COLUMNS) -> Path:
     path.write_text("\n".join([",".join(columns), *rows]) + "\n")
     return path
 
@@ -58,7 +58,7 @@ def test_modelled_rows_must_fit_the_memory(tmp_path: Path) -> None:
 
 def test_two_precisions_get_two_bundles(tmp_path: Path) -> None:
     """Precisions of one engine do not overwrite each other."""
-    columns = (*COLUMNS, "precision")
+    columns = (*TABLE_COLUMNS, "precision")
     path = _table(tmp_path / "t.csv", _row() + ",fp8", _row() + ",", columns=columns)
     import_csv("silicon", path, tmp_path / "out")
     found = find_bundles(tmp_path / "out")

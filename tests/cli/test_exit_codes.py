@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from report_case import make_run, plan_of
 
-from scepsy_hpc.cli.main import COMMANDS, run
+from scepsy_hpc.cli.main import COMMANDS, run_line
 from scepsy_hpc.files import shipped_path
 from scepsy_hpc.formats.plan import load_plan, save_plan
 
@@ -38,7 +38,7 @@ def plan_line(topology: Path, out: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_help_of_every_command(command, capsys):
     """--help ends with 0, starts with a usage line and says what the command does."""
-    assert run([command, "--help"]) == 0
+    assert run_line([command, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"Usage: scepsy {command}")
     assert len(lines) > 4
@@ -69,7 +69,7 @@ def test_python_m_equals_scepsy():
 def test_bad_usage_is_one_line(line, words, capsys, tmp_path, monkeypatch):
     """Exit code 2, one line on stderr that names what is wrong, and no file."""
     monkeypatch.chdir(tmp_path)
-    assert run(line) == 2
+    assert run_line(line) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert len(shown.err.splitlines()) == 1
@@ -95,7 +95,7 @@ def test_bad_targets(more, words, topology, tmp_path, capsys):
     """A target that means nothing is refused, and an existing plan stays as it was."""
     out = tmp_path / "plan.yaml"
     out.write_text("mine")
-    assert run(plan_line(topology, out, *more)) == 2
+    assert run_line(plan_line(topology, out, *more)) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert words in error
@@ -114,7 +114,7 @@ def test_bad_targets(more, words, topology, tmp_path, capsys):
 def test_bad_topologies(change, words, topology, tmp_path, capsys):
     """No profile for the GPU, a wrong key, no GPU, a unit where a number belongs."""
     topology.write_text(topology.read_text().replace(*change))
-    assert run(plan_line(topology, tmp_path / "plan.yaml", "--rate", "1")) == 2
+    assert run_line(plan_line(topology, tmp_path / "plan.yaml", "--rate", "1")) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     for word in words:
@@ -125,7 +125,7 @@ def test_bad_topologies(change, words, topology, tmp_path, capsys):
 def test_an_infeasible_rate_names_the_nearest(topology, tmp_path, capsys):
     """Exit code 3; the message holds the nearest rate, which is then feasible."""
     out = tmp_path / "plan.yaml"
-    assert run(plan_line(topology, out, "--rate", "100000")) == 3
+    assert run_line(plan_line(topology, out, "--rate", "100000")) == 3
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "nearest" in error
@@ -135,13 +135,13 @@ def test_an_infeasible_rate_names_the_nearest(topology, tmp_path, capsys):
 def test_json_is_all_of_stdout(topology, tmp_path, capsys):
     """--json prints one document with the plan's figures; messages go to stderr."""
     out = tmp_path / "plan.yaml"
-    assert run(plan_line(topology, out, "--rate", "1", "--json")) == 0
+    assert run_line(plan_line(topology, out, "--rate", "1", "--json")) == 0
     shown = json.loads(capsys.readouterr().out)
     plan = load_plan(out)
     assert plan.predicted is not None
     assert shown["predicted"]["latency_mean_s"] == pytest.approx(plan.predicted.latency_mean_s)
     assert {i["llm"] for i in shown["instances"]} == set(plan.llms)
-    assert run(["predict", str(out), "--json"]) == 0
+    assert run_line(["predict", str(out), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["latency_mean_s"] == pytest.approx(plan.predicted.latency_mean_s, rel=1e-3)
 
@@ -151,7 +151,7 @@ def test_a_plan_that_cannot_run_is_refused_before_anything_is_written(tmp_path, 
     plan, tasks = tmp_path / "plan.yaml", tmp_path / "tasks.jsonl"
     save_plan(plan, plan_of("simulated"))
     tasks.write_text('{"task_id": "a"}\n')
-    assert run(["run", str(plan), str(tasks), "-o", str(tmp_path / "out")]) == 2
+    assert run_line(["run", str(plan), str(tasks), "-o", str(tmp_path / "out")]) == 2
     assert "agent: missing" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -162,7 +162,7 @@ def test_an_endpoint_that_is_not_there(tmp_path, capsys):
     line = ["trace", str(FLOW / "workflow.yaml"), str(FLOW / "tasks.jsonl"), "-o", str(out)]
     for alias in ("generator", "reranker"):
         line += ["--endpoint", f"{alias}=http://127.0.0.1:9/v1"]
-    assert run(line) == 2
+    assert run_line(line) == 2
     error = capsys.readouterr().err.splitlines()
     assert [text for text in error if text.startswith("error: ")] == error[-1:]
     assert "127.0.0.1:9" in error[-1]
@@ -172,7 +172,7 @@ def test_an_endpoint_that_is_not_there(tmp_path, capsys):
 def test_report_and_noise_floor(tmp_path, capsys):
     """Measured figures are the run's; the noise floor is the difference to another run."""
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", slower=1.1)
-    assert run(["report", str(first), "--again", str(second), "--json"]) == 0
+    assert run_line(["report", str(first), "--again", str(second), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     rows = {row["metric"]: row for row in shown["rows"]}
     assert rows["mean latency"]["measured"] == pytest.approx(6.5)
@@ -188,7 +188,7 @@ def test_a_real_engine_is_not_called_simulated(tmp_path):
     """The loud note stands only where engines were simulated."""
     for engine, expected in (("simulated", True), ("vllm", False)):
         folder = make_run(tmp_path / engine, engine)
-        assert run(["report", str(folder)]) == 0
+        assert run_line(["report", str(folder)]) == 0
         assert ("SIMULATED" in (folder / "report.html").read_text()) is expected
 
 
@@ -196,7 +196,7 @@ def test_an_unfinished_run_has_no_report(tmp_path, capsys):
     """Exit code 2 and no file while nothing was measured."""
     folder = make_run(tmp_path / "a")
     (folder / "measured.json").unlink()
-    assert run(["report", str(folder)]) == 2
+    assert run_line(["report", str(folder)]) == 2
     assert "has not ended" in capsys.readouterr().err
     assert not (folder / "report.html").exists()
 
@@ -204,8 +204,8 @@ def test_an_unfinished_run_has_no_report(tmp_path, capsys):
 def test_planning_loads_no_heavy_modules(topology, tmp_path):
     """`scepsy plan` on shipped profiles needs no plots, solver, server or cluster modules."""
     code = (
-        "import sys\nfrom scepsy_hpc.cli.main import run\n"
-        f"assert run({plan_line(topology, tmp_path / 'plan.yaml', '--rate', '1')!r}) == 0\n"
+        "import sys\nfrom scepsy_hpc.cli.main import run_line\n"
+        f"assert run_line({plan_line(topology, tmp_path / 'plan.yaml', '--rate', '1')!r}) == 0\n"
         "heavy = {'matplotlib', 'ortools', 'aiohttp', 'submitit', 'distributed'}\n"
         "sys.exit(repr(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
     )

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from scepsy_hpc.bundles.library import POINTS_FILE, load_bundle
-from scepsy_hpc.cli.main import COMMANDS, run, scepsy
+from scepsy_hpc.cli.main import COMMANDS, run_line, scepsy
 from scepsy_hpc.cli.options import COUNT, DURATION, MINUTES, PERCENT, POSITIVE, print_json
 from scepsy_hpc.files import shipped_path
 from scepsy_hpc.formats.spans import load_spans
@@ -69,7 +69,7 @@ def test_options_refuse(kind, text):
 @pytest.mark.parametrize("line", [[], ["bundle"]])
 def test_a_group_alone_shows_its_help(line, capsys):
     """Exit code 2: the help on stderr, and one line that says what is missing."""
-    assert run(line) == 2
+    assert run_line(line) == 2
     assert error_lines(capsys) == [
         f"error: {' '.join(['scepsy', *line])}: give one of the commands above"
     ]
@@ -77,7 +77,7 @@ def test_a_group_alone_shows_its_help(line, capsys):
 
 def test_the_list_of_commands_is_whole(capsys):
     """Each command stands in `scepsy --help` with a full line, none cut off."""
-    assert run(["--help"]) == 0
+    assert run_line(["--help"]) == 0
     shown = capsys.readouterr().out
     assert "..." not in shown.split("Commands:")[1]
     for name, (_, line) in COMMANDS.items():
@@ -88,7 +88,7 @@ def test_the_list_of_commands_is_whole(capsys):
 
 def test_a_slip_of_the_pen_is_answered_with_the_nearest_command(capsys):
     """An unknown command is named, with the one that was meant."""
-    assert run(["plann"]) == 2
+    assert run_line(["plann"]) == 2
     assert "did you mean 'plan'?" in error_lines(capsys)[0]
 
 
@@ -102,7 +102,7 @@ def test_json_is_json_whatever_the_figures(capsys):
 def test_demand_as_json(capsys):
     """`demand --json` prints what the spans say, and nothing else on stdout."""
     line = ["demand", "--workflow", str(FLOW / "workflow.yaml"), "--json"]
-    assert run([*line, "--spans", str(FLOW / "spans.jsonl")]) == 0
+    assert run_line([*line, "--spans", str(FLOW / "spans.jsonl")]) == 0
     expected = demand_of(load_spans(FLOW / "spans.jsonl"), "rag_rerank").llms["generator"]
     shown = json.loads(capsys.readouterr().out)["llms"]["generator"]
     assert shown["calls_per_run"] == pytest.approx(expected.calls_per_run)
@@ -124,7 +124,7 @@ def test_bad_spans(line, words, tmp_path, capsys):
     spans = tmp_path / "spans.jsonl"
     good = CALL.replace('"s"', '"first"') + '"status":"ok"}'
     spans.write_text(f"{good}\n{line}\n")
-    done = run(["demand", "--workflow", str(FLOW / "workflow.yaml"), "--spans", str(spans)])
+    done = run_line(["demand", "--workflow", str(FLOW / "workflow.yaml"), "--spans", str(spans)])
     assert done == 2
     (shown,) = error_lines(capsys)
     for word in words:
@@ -136,7 +136,7 @@ def test_a_key_that_no_workflow_has(tmp_path, capsys):
     flow = tmp_path / "workflow.yaml"
     flow.write_text((FLOW / "workflow.yaml").read_text().replace("tp_degrees", "tp_degree"))
     line = ["demand", "--workflow", str(flow), "--spans", str(FLOW / "spans.jsonl")]
-    assert run(line) == 2
+    assert run_line(line) == 2
     (shown,) = error_lines(capsys)
     assert "workflow.yaml: llms.reranker.tp_degree: unknown key; known keys: model" in shown
 
@@ -151,7 +151,7 @@ def test_a_model_without_a_profile(tmp_path, capsys):
     )
     line = ["plan", "--workflow", str(flow), "--spans", str(FLOW / "spans.jsonl"), "--rate", "1"]
     line += ["--profiles", str(H100), "--topology", str(topology), "-o", str(out)]
-    assert run(line) == 2
+    assert run_line(line) == 2
     (shown,) = error_lines(capsys)
     for word in ("org/none", "h100_sxm", "Qwen/Qwen3-8B", "scepsy profile"):
         assert word in shown
@@ -162,7 +162,7 @@ def test_trace_refuses_an_alias_that_the_workflow_lacks(tmp_path, capsys):
     """--endpoint of an unknown LLM names those there are; no spans are written."""
     out = tmp_path / "spans.jsonl"
     line = ["trace", str(FLOW / "workflow.yaml"), str(FLOW / "tasks.jsonl"), "-o", str(out)]
-    assert run([*line, "--endpoint", "writer=http://127.0.0.1:9/v1"]) == 2
+    assert run_line([*line, "--endpoint", "writer=http://127.0.0.1:9/v1"]) == 2
     assert "reranker, generator" in error_lines(capsys)[0]
     assert not out.exists()
 
@@ -170,15 +170,15 @@ def test_trace_refuses_an_alias_that_the_workflow_lacks(tmp_path, capsys):
 def test_bundles_travel_by_archive(tmp_path, capsys):
     """Export, verify, import and list: the points arrive byte by byte."""
     archive, there = tmp_path / "ours.tar.gz", tmp_path / "profiles"
-    assert run(["bundle", "export", str(BUNDLE), "-o", str(archive), "--json"]) == 0
+    assert run_line(["bundle", "export", str(BUNDLE), "-o", str(archive), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["model"] == "Qwen/Qwen3-8B"
-    assert run(["bundle", "verify", str(archive), "--json"]) == 0
+    assert run_line(["bundle", "verify", str(archive), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_bad"] == 0
-    assert run(["bundle", "import", str(archive), "-o", str(there), "--json"]) == 0
+    assert run_line(["bundle", "import", str(archive), "-o", str(there), "--json"]) == 0
     (taken,) = json.loads(capsys.readouterr().out)
     arrived = Path(taken["path"])
     assert (arrived / POINTS_FILE).read_bytes() == (BUNDLE / POINTS_FILE).read_bytes()
-    assert run(["bundle", "list", str(there), "--json"]) == 0
+    assert run_line(["bundle", "list", str(there), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["num_points"] == len(load_bundle(BUNDLE).points)
 
 
@@ -188,7 +188,7 @@ def test_verify_goes_on_past_a_bad_bundle(tmp_path, capsys):
         shutil.copytree(BUNDLE, tmp_path / "profiles" / name)
     points = tmp_path / "profiles" / "bad" / POINTS_FILE
     points.write_text(points.read_text().replace(",closed,", ",clozed,", 1))
-    assert run(["bundle", "verify", str(tmp_path / "profiles")]) == 1
+    assert run_line(["bundle", "verify", str(tmp_path / "profiles")]) == 1
     shown = capsys.readouterr()
     assert "good: sound" in shown.out
     assert "bad: points.csv line" in shown.out
@@ -200,11 +200,11 @@ def test_an_archive_is_told_apart_from_a_table(tmp_path, capsys):
     table, text, out = tmp_path / "a.csv", tmp_path / "a.tar.gz", tmp_path / "profiles"
     for path in (table, text):
         path.write_text("gpu_type,model\n")
-    assert run(["bundle", "import", str(table), "-o", str(out)]) == 2
+    assert run_line(["bundle", "import", str(table), "-o", str(out)]) == 2
     assert "--table" in error_lines(capsys)[0]
-    assert run(["bundle", "import", str(text), "-o", str(out)]) == 2
+    assert run_line(["bundle", "import", str(text), "-o", str(out)]) == 2
     assert "not a bundle archive" in error_lines(capsys)[0]
-    assert run(["bundle", "import", "--table", "modelled", str(table), "-o", str(out)]) == 2
+    assert run_line(["bundle", "import", "--table", "modelled", str(table), "-o", str(out)]) == 2
     assert "column 'engine' is missing" in error_lines(capsys)[0]
     assert not out.exists()
 
@@ -213,7 +213,7 @@ def test_bundles_with_other_points_are_replaced_on_purpose_only(tmp_path, capsys
     """Import refuses to write over other points; --replace does it."""
     there = tmp_path / "profiles"
     archive, other = tmp_path / "a.tar.gz", tmp_path / "b.tar.gz"
-    assert run(["bundle", "export", str(BUNDLE), "-o", str(archive)]) == 0
+    assert run_line(["bundle", "export", str(BUNDLE), "-o", str(archive)]) == 0
     table = tmp_path / "t.csv"
     table.write_text(
         "gpu_type,engine,engine_version,model,tp_degree,input_tokens,output_tokens,concurrency,"
@@ -221,13 +221,13 @@ def test_bundles_with_other_points_are_replaced_on_purpose_only(tmp_path, capsys
         "h100_sxm,vllm,0.24.0,Qwen/Qwen3-8B,1,100,10,1,0.5,0.1,0.2,2.0\n"
     )
     made = str(tmp_path / "made")
-    assert run(["bundle", "import", "--table", "modelled", str(table), "-o", made]) == 0
-    assert run(["bundle", "export", made, "-o", str(other)]) == 0
-    assert run(["bundle", "import", str(archive), "-o", str(there)]) == 0
+    assert run_line(["bundle", "import", "--table", "modelled", str(table), "-o", made]) == 0
+    assert run_line(["bundle", "export", made, "-o", str(other)]) == 0
+    assert run_line(["bundle", "import", str(archive), "-o", str(there)]) == 0
     capsys.readouterr()
-    assert run(["bundle", "import", str(other), "-o", str(there)]) == 2
+    assert run_line(["bundle", "import", str(other), "-o", str(there)]) == 2
     assert "other points" in error_lines(capsys)[0]
-    assert run(["bundle", "import", str(other), "-o", str(there), "--replace"]) == 0
+    assert run_line(["bundle", "import", str(other), "-o", str(there), "--replace"]) == 0
     (header,) = there.rglob("bundle.yaml")
     assert len(load_bundle(header.parent).points) == 1
 
@@ -244,7 +244,7 @@ def test_a_run_that_was_never_submitted_leaves_no_folder(tmp_path, capsys, monke
         "instances: [{id: a0, llm: a, node: n, gpus: [0], gpu_share_pct: 100}]\n"
     )
     tasks.write_text('{"task_id": "t"}\n')
-    assert run(["run", str(plan), str(tasks), "-o", str(out), "--cluster", "here"]) == 2
+    assert run_line(["run", str(plan), str(tasks), "-o", str(out), "--cluster", "here"]) == 2
     assert "SLURM_JOB_ID" in error_lines(capsys)[0]
     assert not out.exists()
 
@@ -258,7 +258,7 @@ def test_a_full_disk_is_no_bug(tmp_path, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
 
     monkeypatch.setattr(os, "replace", full)
-    assert run(["bundle", "export", str(BUNDLE), "-o", str(out)]) == 1
+    assert run_line(["bundle", "export", str(BUNDLE), "-o", str(out)]) == 1
     assert error_lines(capsys) == [f"error: {out}: No space left on device"]
     assert out.read_text() == "old"
     assert list(tmp_path.iterdir()) == [out]

@@ -31,7 +31,7 @@ CACHES = Path("/local/caches")
 
 def test_command_states_everything():
     """The command names model, aliases, address, TP, memory, queue limit and the engine_args."""
-    assert vllm.command(CONFIG, python="python3") == [
+    assert vllm.vllm_command(CONFIG, python="python3") == [
         *("python3", "-m", "vllm.entrypoints.cli.main", "serve"),
         "meta-llama/Llama-3.1-8B-Instruct",
         *("--served-model-name", "generator", "answer"),
@@ -45,8 +45,8 @@ def test_command_states_everything():
 
 def test_key_is_not_on_the_command_line():
     """The API key goes through the environment: a process list is public."""
-    assert "secret-key" not in " ".join(vllm.command(CONFIG))
-    assert vllm.environment(CONFIG, CACHES)["VLLM_API_KEY"] == "secret-key"
+    assert "secret-key" not in " ".join(vllm.vllm_command(CONFIG))
+    assert vllm.vllm_environment(CONFIG, CACHES)["VLLM_API_KEY"] == "secret-key"
 
 
 @pytest.mark.parametrize(("share", "gib"), [(100, 78.0), (50, 39.0), (25, 19.5)])
@@ -54,22 +54,22 @@ def test_memory_follows_from_the_share(share, gib):
     """Memory is share x (GPU memory - 2 GiB), given to vLLM as a fraction of total memory."""
     config = replace(CONFIG, gpu_share_pct=share)
     assert vllm.memory_gib(config) == pytest.approx(gib)
-    given = float(_value(vllm.command(config), "--gpu-memory-utilization"))
+    given = float(_value(vllm.vllm_command(config), "--gpu-memory-utilization"))
     assert gib - 0.01 < given * 80.0 <= gib
 
 
 def test_share_limits_the_sms():
     """A share below 100 sets the MPS limit of the client; a whole GPU sets none."""
     variable = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
-    shared = vllm.environment(replace(CONFIG, gpu_share_pct=50), CACHES)
+    shared = vllm.vllm_environment(replace(CONFIG, gpu_share_pct=50), CACHES)
     assert shared[variable] == "50"
-    assert variable not in vllm.environment(CONFIG, CACHES)
+    assert variable not in vllm.vllm_environment(CONFIG, CACHES)
     assert shared["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
 
 
 def test_caches_and_ports_are_the_instance_s_own():
     """Compile caches are where they are told, internal ports lie between two HTTP ports."""
-    found = vllm.environment(CONFIG, CACHES)
+    found = vllm.vllm_environment(CONFIG, CACHES)
     assert found["VLLM_CACHE_ROOT"] == "/local/caches"
     assert found["TORCHINDUCTOR_CACHE_DIR"].startswith("/local/caches/")
     assert CONFIG.port < int(found["VLLM_PORT"]) < CONFIG.port + 40
@@ -78,14 +78,14 @@ def test_caches_and_ports_are_the_instance_s_own():
 def test_cpu_engine_sees_no_gpu_options():
     """On CPU slices there is no memory fraction, no device and no MPS, but threads and a cache."""
     config = replace(CONFIG, gpu_type="cpu_slice", gpu_share_pct=50)
-    found = vllm.environment(config, CACHES)
-    assert "--gpu-memory-utilization" not in vllm.command(config)
+    found = vllm.vllm_environment(config, CACHES)
+    assert "--gpu-memory-utilization" not in vllm.vllm_command(config)
     assert not {"CUDA_VISIBLE_DEVICES", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"} & set(found)
     assert found["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert found["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert found["VLLM_CPU_KVCACHE_SPACE"] == "1"
     sized = replace(config, engine_args={"kv_cache_memory_bytes": 1 << 28})
-    assert "VLLM_CPU_KVCACHE_SPACE" not in vllm.environment(sized, CACHES)
+    assert "VLLM_CPU_KVCACHE_SPACE" not in vllm.vllm_environment(sized, CACHES)
 
 
 @pytest.mark.parametrize("key", ["port", "tensor-parallel-size", "gpu_memory_utilization"])
@@ -93,13 +93,13 @@ def test_arguments_that_follow_are_refused(key):
     """An engine_arg that the instance decides is bad input, naming the key and why."""
     config = replace(CONFIG, engine_args={key: 1})
     with pytest.raises(InputError, match=f"generator-0: engine_args: {key} cannot be set here"):
-        vllm.command(config)
+        vllm.vllm_command(config)
 
 
 def test_tiny_gpu_is_refused():
     """A GPU that the reserve alone fills is bad input."""
     with pytest.raises(InputError, match="gpu_memory_gib: 2 leaves nothing"):
-        vllm.command(replace(CONFIG, gpu_memory_gib=2.0))
+        vllm.vllm_command(replace(CONFIG, gpu_memory_gib=2.0))
 
 
 def test_missing_vllm_names_the_fix(tmp_path):

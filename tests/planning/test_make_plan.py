@@ -16,7 +16,7 @@ from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.baselines import equal_split
 from scepsy_hpc.planning.make_plan import make_plan, one_each, plan_for
-from scepsy_hpc.planning.pipeline.of_plan import predict
+from scepsy_hpc.planning.pipeline.of_plan import predict_plan
 from scepsy_hpc.planning.targets import Deadline, Limits, MaxThroughput, Rate, Target
 
 SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))
@@ -67,7 +67,7 @@ def test_lowest_latency_at_a_rate(tmp_path: Path) -> None:
 def test_prediction_of_the_plan_is_its_own() -> None:
     """Predicting an emitted plan from its file gives the figures it was emitted with."""
     plan = _plan(Rate(1.0))
-    again = predict(plan, {"w": NEEDS}, _bundles())
+    again = predict_plan(plan, {"w": NEEDS}, _bundles())
     assert plan.predicted is not None
     assert again.latency_mean_s == pytest.approx(plan.predicted.latency_mean_s)
     assert again.throughput_rps == pytest.approx(plan.predicted.throughput_rps)

@@ -6,14 +6,20 @@ import random
 
 import pytest
 
-from scepsy_hpc.profiling.steady import Call, closed_point, closed_window, open_point, open_window
+from scepsy_hpc.profiling.steady import (
+    TimedCall,
+    closed_point,
+    closed_window,
+    open_point,
+    open_window,
+)
 
 
-def call(worker: int, start_s: float, end_s: float, ttft_s: float | None = None) -> Call:
-    return Call(worker, start_s, end_s, input_tokens=10, output_tokens=5, ttft_s=ttft_s)
+def call(worker: int, start_s: float, end_s: float, ttft_s: float | None = None) -> TimedCall:
+    return TimedCall(worker, start_s, end_s, input_tokens=10, output_tokens=5, ttft_s=ttft_s)
 
 
-def closed_run(latencies: list[list[float]]) -> list[Call]:
+def closed_run(latencies: list[list[float]]) -> list[TimedCall]:
     """Calls of workers that all start at 0 and send the next when the last has ended."""
     calls = []
     for worker, own in enumerate(latencies):

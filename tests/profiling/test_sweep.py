@@ -17,7 +17,7 @@ from scepsy_hpc.errors import RunError
 from scepsy_hpc.formats.bundle import BundleHeader, Point
 from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.profiling.array import profile_all
-from scepsy_hpc.profiling.bundling import bundles_of
+from scepsy_hpc.profiling.bundling import bundled
 from scepsy_hpc.profiling.hardware import Hardware, check_node, hardware_of
 from scepsy_hpc.profiling.load_generator import Lengths
 from scepsy_hpc.profiling.loads import is_flat, is_saturated
@@ -302,7 +302,7 @@ def test_shares_without_mps_are_called_time_sliced(tmp_path, monkeypatch, good_v
         time_sliced=reason,
     )
     spec = ProfileSpec(tmp_path, one_h100(), Workload(name="w", input_tokens=8), None, (task,), ())
-    [(header, _)] = bundles_of(spec, [(task, result)])
+    [(header, _)] = bundled(spec, [(task, result)])
     assert "50% measured beside 50% under the same load" in header.source
     assert "50% was time-sliced, no SM limit held: the MPS daemon ended with" in header.source
 

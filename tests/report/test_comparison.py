@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from report_case import make_run, plan_of
 
-from scepsy_hpc.cli.main import run
+from scepsy_hpc.cli.main import run_line
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path, to_plain
 from scepsy_hpc.formats.plan import (
@@ -28,7 +28,7 @@ from scepsy_hpc.report import plots
 from scepsy_hpc.report.comparison import compare_run
 from scepsy_hpc.report.drift import habits
 from scepsy_hpc.report.notes import engine_notes, in_words
-from scepsy_hpc.serving.measured import measure
+from scepsy_hpc.serving.measured import measured_of
 from scepsy_hpc.serving.run_folder import RunFolder, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
 
@@ -106,14 +106,14 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     line = ["plan", "--workflow", str(FLOW / "workflow.yaml"), "--spans", str(FLOW / "spans.jsonl")]
     line += ["--profiles", str(shipped_path("profiles") / "h100_sxm"), "--rate", "1"]
-    assert run([*line, "--topology", str(topology), "-o", str(made)]) == 0
+    assert run_line([*line, "--topology", str(topology), "-o", str(made)]) == 0
     folder = RunFolder(root / "results")
     folder.create()
     spans = load_spans(FLOW / "spans.jsonl")
     save_plan(folder.plan, load_plan(made))
     save_spans(folder.spans, spans)
     save_settings(folder.settings, RunSettings(max_runs_in_flight=4))
-    figures = to_plain(measure(spans, "rag_rerank"))
+    figures = to_plain(measured_of(spans, "rag_rerank"))
     write_json(folder.measured, {"since_s": 0.0, "workflows": {"rag_rerank": figures}})
     return folder.root
 
@@ -123,7 +123,7 @@ def test_a_report_predicts_as_predict_does(planned, capsys):
     num_runs = compare_run(planned).measured[0].num_ok
     line = ["predict", str(planned.parent / "plan.yaml"), "--tasks", str(num_runs), "--json"]
     line += ["--spans", str(FLOW / "spans.jsonl"), "--runs-in-flight", "4"]
-    assert run(line) == 0
+    assert run_line(line) == 0
     expected = json.loads(capsys.readouterr().out)
     found = compare_run(planned)
     rows = {row.metric: row for row in found.rows}
@@ -144,7 +144,7 @@ def test_a_report_predicts_as_predict_does(planned, capsys):
 def test_a_report_says_what_the_prediction_rests_on(planned, tmp_path):
     """Real engines are named with how their profile was made; flags stand there in words."""
     out = tmp_path / "report.html"
-    assert run(["report", str(planned), "-o", str(out)]) == 0
+    assert run_line(["report", str(planned), "-o", str(out)]) == 0
     text = " ".join(re.sub(r"<[^>]+>", " ", out.read_text()).split())
     assert "SIMULATED" not in text
     assert "Qwen/Qwen3-8B by vllm 0.24.0 on h100_sxm, predicted from a modelled profile" in text
@@ -158,7 +158,7 @@ def test_a_bad_output_folder_leaves_nothing(tmp_path, capsys):
     """A report that cannot be written is one line and exit code 2."""
     folder = make_run(tmp_path / "run")
     (tmp_path / "file").write_text("")
-    assert run(["report", str(folder), "-o", str(tmp_path / "file" / "r.html")]) == 2
+    assert run_line(["report", str(folder), "-o", str(tmp_path / "file" / "r.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 

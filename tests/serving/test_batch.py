@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from scepsy_hpc.serving.batch import Attempt, Batch, Pace
+from scepsy_hpc.serving.batch import AttemptEnd, Batch, Pace
 from scepsy_hpc.serving.ledger import Ledger
 
 TASKS = [{"task_id": f"t{i}"} for i in range(20)]
@@ -38,7 +38,7 @@ def test_every_task_once_and_never_more_in_flight_than_allowed(tmp_path):
         most = max(most, running)
         await asyncio.sleep(0.002)
         running -= 1
-        return Attempt(0.0, 1.0, result=task["task_id"])
+        return AttemptEnd(0.0, 1.0, result=task["task_id"])
 
     batch, lines = work_off(tmp_path, run_task)
     assert sorted(line["task_id"] for line in lines) == sorted(t["task_id"] for t in TASKS)
@@ -50,12 +50,12 @@ def test_a_fault_is_tried_again_and_an_agents_own_failure_is_not(tmp_path):
 
     async def run_task(task, attempt):
         if task["task_id"] == "t1":
-            return Attempt(0.0, 1.0, error="ValueError: no", faulted=False)
+            return AttemptEnd(0.0, 1.0, error="ValueError: no", faulted=False)
         if task["task_id"] == "t2" and attempt < 2:
-            return Attempt(0.0, 1.0, error="engine gone", faulted=True)
+            return AttemptEnd(0.0, 1.0, error="engine gone", faulted=True)
         if task["task_id"] == "t3":
-            return Attempt(0.0, 1.0, error="engine gone", faulted=True)
-        return Attempt(0.0, 1.0, result=1)
+            return AttemptEnd(0.0, 1.0, error="engine gone", faulted=True)
+        return AttemptEnd(0.0, 1.0, result=1)
 
     batch, lines = work_off(tmp_path, run_task, TASKS[:4], max_attempts=2)
     found = {line["task_id"]: (line["status"], line["attempts"]) for line in lines}
@@ -68,7 +68,7 @@ def test_a_task_starts_with_its_first_attempt_and_ends_with_its_last(tmp_path):
 
     async def run_task(task, attempt):
         error = "engine gone" if attempt == 1 else None
-        return Attempt(10.0 * attempt, 10.0 * attempt + 1.0, 1, error, faulted=True)
+        return AttemptEnd(10.0 * attempt, 10.0 * attempt + 1.0, 1, error, faulted=True)
 
     _, lines = work_off(tmp_path, run_task, TASKS[:1])
     assert (lines[0]["started_s"], lines[0]["finished_s"], lines[0]["attempts"]) == (10.0, 21.0, 2)
@@ -80,7 +80,7 @@ def test_resume_takes_only_what_is_not_recorded(tmp_path):
 
     async def run_task(task, attempt):
         seen.append(task["task_id"])
-        return Attempt(0.0, 1.0, result=1)
+        return AttemptEnd(0.0, 1.0, result=1)
 
     work_off(tmp_path, run_task, TASKS[:5])
     batch, lines = work_off(tmp_path, run_task)
@@ -95,7 +95,7 @@ def test_cancelled_runs_leave_no_record(tmp_path):
         async def run_task(task, attempt):
             if task["task_id"] != "t0":
                 await asyncio.Event().wait()
-            return Attempt(0.0, 1.0, result=1)
+            return AttemptEnd(0.0, 1.0, result=1)
 
         ledger = Ledger(tmp_path / "results.jsonl")
         batch = Batch(TASKS, ledger, run_task, Pace(max_runs_in_flight=3))
@@ -119,7 +119,7 @@ def test_a_full_disk_ends_the_batch(tmp_path):
 
     async def run_task(task, attempt):
         await asyncio.sleep(0)
-        return Attempt(0.0, 1.0, result=1)
+        return AttemptEnd(0.0, 1.0, result=1)
 
     class Full(Ledger):
         def append(self, result):
@@ -140,7 +140,7 @@ def test_poisson_arrivals_admit_everything(tmp_path):
     """At a high rate all tasks enter without a limit on runs in flight."""
 
     async def run_task(task, attempt):
-        return Attempt(0.0, 1.0, result=1)
+        return AttemptEnd(0.0, 1.0, result=1)
 
     _, lines = work_off(tmp_path, run_task, pace=Pace(rate_rps=2000.0, seed=1))
     assert len(lines) == 20

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from scepsy_hpc.formats.plan import Deployment, Instance
-from scepsy_hpc.report.comparison import share_notes
+from scepsy_hpc.report.notes import share_notes
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.engine_view import EngineView
 from scepsy_hpc.serving.node_agent import Hosting, NodeAgent

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import serving_cases as cases
 
-from scepsy_hpc.cli.main import run as scepsy
+from scepsy_hpc.cli.main import run_line as scepsy
 from scepsy_hpc.formats.spans import load_spans
 from scepsy_hpc.serving import node_agent
 from scepsy_hpc.serving import run as runs
@@ -57,7 +57,7 @@ def test_stop_in_mid_batch_then_resume(tmp_path, capsys):
     assert scepsy(again) == 0
     cases.assert_each_once(out, tasks)
     assert [len(cases.run_ids_of(out, name)) for name in ("t0", "g0")] == [1, 2]
-    assert "has ended already (ended)" in runs.stop(out)
+    assert "has ended already (ended)" in runs.ask_to_stop(out)
 
 
 def test_a_killed_engine_is_started_again_and_no_task_is_lost(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from scepsy_hpc.files import to_plain
 from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
 from scepsy_hpc.formats.spans import Span, save_spans
-from scepsy_hpc.serving.measured import measure
+from scepsy_hpc.serving.measured import measured_of
 from scepsy_hpc.serving.run_folder import RunFolder, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
 
@@ -75,6 +75,6 @@ def make_run(root: Path, engine: str = "simulated", slower: float = 1.0) -> Path
     save_plan(folder.plan, plan_of(engine))
     save_spans(folder.spans, spans)
     save_settings(folder.settings, RunSettings(max_runs_in_flight=1))
-    figures = to_plain(measure(spans, "rag"))
+    figures = to_plain(measured_of(spans, "rag"))
     write_json(folder.measured, {"since_s": 0.0, "workflows": {"rag": figures}})
     return root

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scepsy_hpc.cluster.jobs.submit import rank
+from scepsy_hpc.cluster.jobs.tasks import rank
 from scepsy_hpc.errors import RunError
 
 

@@ -13,8 +13,8 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.spans import load_spans, save_spans
 from scepsy_hpc.formats.tasks import load_tasks
 from scepsy_hpc.formats.workflow import Workflow, load_workflow
-from scepsy_hpc.tracing.proxy.router import Target
-from scepsy_hpc.tracing.recorder import Progress, Recording, trace_workflow
+from scepsy_hpc.tracing.proxy.router import CallTarget
+from scepsy_hpc.tracing.recorder import Recording, TraceProgress, trace_workflow
 
 AGENT = """
     import openai
@@ -42,12 +42,14 @@ def make_workflow(folder: Path, text: str = "agent: {python: 'some_agent:run'}")
 def trace(workflow: Workflow, *num_calls: int, **options: Any) -> Recording:
     tasks = [{"task_id": f"t/{i}", "num_calls": n} for i, n in enumerate(num_calls)]
     with engine_in_thread() as engine:
-        return trace_workflow(workflow, tasks, {"writer": Target(engine.base_url, "m")}, **options)
+        return trace_workflow(
+            workflow, tasks, {"writer": CallTarget(engine.base_url, "m")}, **options
+        )
 
 
 def test_runs_and_calls_are_recorded(tmp_path: Path) -> None:
     """Each task leaves one run span around its calls; what is saved can be read again."""
-    seen: list[Progress] = []
+    seen: list[TraceProgress] = []
     found = trace(make_workflow(tmp_path), 2, 0, 1, concurrency=2, on_progress=seen.append)
     runs = {s.run_id: s for s in found.spans if s.kind == "run"}
     calls = [s for s in found.spans if s.kind == "llm"]
@@ -59,7 +61,7 @@ def test_runs_and_calls_are_recorded(tmp_path: Path) -> None:
         assert (call.llm, call.role, call.workflow, call.status) == (
             "writer", "draft", "draft", "ok")  # fmt: skip
     assert [s.start_s for s in found.spans] == sorted(s.start_s for s in found.spans)
-    assert seen[-1] == Progress(num_done=3, num_failed=0, num_total=3, num_calls=3)
+    assert seen[-1] == TraceProgress(num_done=3, num_failed=0, num_total=3, num_calls=3)
     save_spans(tmp_path / "spans.jsonl", found.spans)
     assert tuple(load_spans(tmp_path / "spans.jsonl")) == found.spans
 
@@ -81,7 +83,7 @@ def test_bad_input_is_told_before_anything_runs(tmp_path: Path) -> None:
     """No agent, no endpoint for an LLM, one for an unknown LLM, nobody at the address."""
     workflow = make_workflow(tmp_path)
     tasks = [{"task_id": "a", "num_calls": 1}]
-    nobody = Target("http://127.0.0.1:9/v1", "m")
+    nobody = CallTarget("http://127.0.0.1:9/v1", "m")
     cases = [
         (make_workflow(tmp_path, ""), {"writer": nobody}, "agent: missing"),
         (workflow, {}, "endpoint of 'writer': missing"),

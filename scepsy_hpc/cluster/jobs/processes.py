@@ -21,8 +21,8 @@ from scepsy_hpc.cluster.jobs.tasks import (
     OnOutcome,
     OnProgress,
     OnTick,
-    Outcome,
     Resources,
+    TaskOutcome,
     collect,
     run_task,
 )
@@ -95,7 +95,7 @@ class ProcessJobs:
         on_progress: OnProgress | None = None,
         on_outcome: OnOutcome | None = None,
         on_tick: OnTick | None = None,
-    ) -> list[Outcome]:
+    ) -> list[TaskOutcome]:
         """Block until every task has ended."""
         board = Board(len(self._arguments), on_progress, on_outcome, on_tick)
         while True:
@@ -110,7 +110,7 @@ class ProcessJobs:
                 board.add(outcome)
             self._fill()
             for i in self._waiting if self._cancelled else ():
-                board.add(Outcome(i, "", (None,), ("cancelled before it started",)))
+                board.add(TaskOutcome(i, "", (None,), ("cancelled before it started",)))
             board.tell(len(self._running))
             if not board.open:
                 return board.in_order()

@@ -19,8 +19,8 @@ from scepsy_hpc.cluster.jobs.tasks import (
     OnOutcome,
     OnProgress,
     OnTick,
-    Outcome,
     Resources,
+    TaskOutcome,
     collect,
     run_task,
 )
@@ -30,7 +30,7 @@ from scepsy_hpc.errors import RunError
 # Result files are looked for often, which costs Slurm nothing; squeue is asked seldom, and seldomer
 # the longer it takes. After a job has left the queue its files get time to cross a network
 # file system.
-POLL_S = 0.5
+RESULT_POLL_S = 0.5
 FIRST_SQUEUE_S = 2.0
 LAST_SQUEUE_S = 20.0
 GRACE_S = 10.0
@@ -91,7 +91,7 @@ class SlurmJobs:
         on_progress: OnProgress | None = None,
         on_outcome: OnOutcome | None = None,
         on_tick: OnTick | None = None,
-    ) -> list[Outcome]:
+    ) -> list[TaskOutcome]:
         """Block until every task has a result or has left the queue without one."""
         board = Board(len(self._jobs), on_progress, on_outcome, on_tick)
         pause_s, view = FIRST_SQUEUE_S, slurm.QueueView(False, {})
@@ -107,7 +107,7 @@ class SlurmJobs:
                 view = slurm.squeue((self._jobs[i].job_id for i in board.open), self._site)
                 asked_s, pause_s = _now(), min(pause_s * 1.3, LAST_SQUEUE_S)
                 left_s = self._left(board.open, view, left_s)
-            time.sleep(POLL_S)
+            time.sleep(RESULT_POLL_S)
 
     def _state(self, view: slurm.QueueView, index: int) -> str | None:
         job_id: str = self._jobs[index].job_id

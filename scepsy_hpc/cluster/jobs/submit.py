@@ -22,18 +22,14 @@ from scepsy_hpc.cluster.jobs.tasks import (
     OnOutcome,
     OnProgress,
     OnTick,
-    Outcome,
-    Progress,
     Resources,
+    TaskOutcome,
     error_line,
     in_process,
-    rank,
     readable,
 )
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError
-
-__all__ = ["CLUSTERS", "Jobs", "Outcome", "Progress", "Resources", "dry_run", "rank", "submit"]
 
 ClusterName = Literal["slurm", "here", "local", "debug"]
 CLUSTERS: tuple[ClusterName, ...] = ("slurm", "here", "local", "debug")
@@ -129,7 +125,7 @@ class DebugJobs:
         on_progress: OnProgress | None = None,
         on_outcome: OnOutcome | None = None,
         on_tick: OnTick | None = None,
-    ) -> list[Outcome]:
+    ) -> list[TaskOutcome]:
         """Run the tasks; their errors become outcomes, as on a cluster."""
         board = Board(len(self._arguments), on_progress, on_outcome, on_tick)
         for i in range(len(self._arguments)):
@@ -138,13 +134,13 @@ class DebugJobs:
         board.tell(0)
         return board.in_order()
 
-    def _outcome(self, index: int) -> Outcome:
+    def _outcome(self, index: int) -> TaskOutcome:
         job_id = self.ids[index]
         if self._cancelled:
-            return Outcome(index, job_id, (None,), ("cancelled before it started",))
+            return TaskOutcome(index, job_id, (None,), ("cancelled before it started",))
         try:
             with in_process():
                 value = self._function(self._arguments[index])
         except Exception as error:
-            return Outcome(index, job_id, (None,), (readable(error_line(error)),))
-        return Outcome(index, job_id, (value,), (None,))
+            return TaskOutcome(index, job_id, (None,), (readable(error_line(error)),))
+        return TaskOutcome(index, job_id, (value,), (None,))

@@ -35,7 +35,7 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TaskOutcome:
     """How one task ended: a value or an error for each rank; of the two, one is None."""
 
     index: int
@@ -55,7 +55,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class JobsProgress:
     """Where the tasks stand; ``note`` is what Slurm says about those that wait."""
 
     num_total: int
@@ -65,8 +65,8 @@ class Progress:
     note: str = ""
 
 
-OnProgress = Callable[[Progress], None]
-OnOutcome = Callable[[Outcome], None]
+OnProgress = Callable[[JobsProgress], None]
+OnOutcome = Callable[[TaskOutcome], None]
 OnTick = Callable[[], None]
 
 
@@ -84,7 +84,7 @@ class Jobs(Protocol):
         on_progress: OnProgress | None = None,
         on_outcome: OnOutcome | None = None,
         on_tick: OnTick | None = None,
-    ) -> list[Outcome]:
+    ) -> list[TaskOutcome]:
         """Block until every task has ended; outcomes in the order of the arguments.
 
         ``on_progress`` is called when something changed, ``on_outcome`` once a task, ``on_tick``
@@ -162,7 +162,7 @@ def in_process() -> Iterator[None]:
 
 def collect(
     index: int, job_id: str, paths: Sequence[submitit_utils.JobPaths], lost: str | None = None
-) -> Outcome | None:
+) -> TaskOutcome | None:
     """The outcome of a task whose ranks write to ``paths``.
 
     None while a rank has no result, unless ``lost`` says why there will be none.
@@ -177,7 +177,7 @@ def collect(
             value, error = None, lost + _tail(path)
         values.append(value)
         errors.append(error)
-    return Outcome(index, job_id, tuple(values), tuple(errors))
+    return TaskOutcome(index, job_id, tuple(values), tuple(errors))
 
 
 def _tail(paths: submitit_utils.JobPaths, num_lines: int = 15) -> str:
@@ -201,19 +201,19 @@ class Board:
         on_outcome: OnOutcome | None,
         on_tick: OnTick | None = None,
     ) -> None:
-        self.outcomes: dict[int, Outcome] = {}
+        self.outcomes: dict[int, TaskOutcome] = {}
         self._num_total = num_total
         self._on_progress = on_progress
         self._on_outcome = on_outcome
         self._on_tick = on_tick
-        self._last: Progress | None = None
+        self._last: JobsProgress | None = None
 
     @property
     def open(self) -> list[int]:
         """Indices of tasks without an outcome."""
         return [i for i in range(self._num_total) if i not in self.outcomes]
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: TaskOutcome) -> None:
         """Record one outcome."""
         self.outcomes[outcome.index] = outcome
         if self._on_outcome:
@@ -222,13 +222,13 @@ class Board:
     def tell(self, num_running: int, note: str = "") -> None:
         """Report where the tasks stand."""
         failed = sum(outcome.error is not None for outcome in self.outcomes.values())
-        now = Progress(self._num_total, len(self.outcomes), failed, num_running, note)
+        now = JobsProgress(self._num_total, len(self.outcomes), failed, num_running, note)
         if self._on_progress and now != self._last:
             self._on_progress(now)
         self._last = now
         if self._on_tick:
             self._on_tick()
 
-    def in_order(self) -> list[Outcome]:
+    def in_order(self) -> list[TaskOutcome]:
         """All outcomes in the order of the arguments."""
         return [self.outcomes[i] for i in range(self._num_total)]

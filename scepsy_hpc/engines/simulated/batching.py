@@ -42,7 +42,7 @@ class Sequence:
 
 
 @dataclass(slots=True)
-class Batch:
+class RunningBatch:
     """The engine's state. ``step_end_s`` is None while it is idle.
 
     A sequence that comes within ``join_window_s`` of a step's start still joins that step. The

@@ -31,7 +31,7 @@ _OPTIONS: dict[str, str | None] = {
 }
 
 
-def command(config: EngineConfig) -> list[str]:
+def simulated_command(config: EngineConfig) -> list[str]:
     """The command that serves one instance. Raises InputError for an unknown argument."""
     where = f"{config.instance_id}: engine_args"
     unknown = [key for key in config.engine_args if key not in _OPTIONS]
@@ -110,16 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def serve_from_command_line(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
         from scepsy_hpc.engines.simulated import server  # late: command() needs no HTTP
-        from scepsy_hpc.engines.simulated.settings import describe, settings_of
+        from scepsy_hpc.engines.simulated.settings import settings_of, settings_text
 
         settings = settings_of(options)
-        print(describe(settings), flush=True)
-        server.serve(settings, options.host, options.port)
+        print(settings_text(settings), flush=True)
+        server.serve_engine(settings, options.host, options.port)
     except ScepsyError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -130,4 +130,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve_from_command_line())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from scepsy_hpc.engines.simulated.batching import Batch, Sequence
+from scepsy_hpc.engines.simulated.batching import RunningBatch, Sequence
 from scepsy_hpc.engines.simulated.settings import Settings
 
 STREAM_PAUSE_S = 0.01
@@ -86,11 +86,11 @@ class Metrics:
             self.inter_token.observe((end_s - first_s) / (sequence.output_tokens - 1))
 
 
-class Host:
+class EngineLoop:
     """One engine on the running event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self.batch = Batch(
+        self.batch = RunningBatch(
             settings.model, max_num_seqs=settings.max_num_seqs, join_window_s=JOIN_WINDOW_S
         )
         self.metrics = Metrics(settings.served_names[0])

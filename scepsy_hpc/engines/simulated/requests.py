@@ -31,7 +31,7 @@ def bad(message: str, param: str | None = None) -> ApiError:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DrawnChoice:
     """One answer to come: what it will say, one piece a token, and why it will end."""
 
     prompt_index: int
@@ -46,7 +46,7 @@ class Generation:
 
     model: str
     prompt_tokens: int
-    choices: tuple[Choice, ...]
+    choices: tuple[DrawnChoice, ...]
     stream: bool
     include_usage: bool
 
@@ -97,7 +97,7 @@ def _choice(
     choice_index: int,
     prompt: tuple[str, int],
     limit: int | None,
-) -> Choice:
+) -> DrawnChoice:
     text, tokens = prompt
     room = settings.max_model_len - tokens
     if room < 1 or (limit or 0) > room:
@@ -114,7 +114,7 @@ def _choice(
         length, cut = draw_length(rng, settings.output_tokens_mean, low, allowed)
     pieces = tuple(words(rng, length, allowed))
     reason = "length" if cut or length == limit else "stop"
-    return Choice(prompt_index, Sequence(tokens, length), pieces, reason)
+    return DrawnChoice(prompt_index, Sequence(tokens, length), pieces, reason)
 
 
 def _chat_prompt(messages: Any) -> tuple[str, int]:

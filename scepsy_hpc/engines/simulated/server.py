@@ -14,7 +14,7 @@ from aiohttp import web
 from scepsy_hpc import __version__
 from scepsy_hpc.engines.simulated.answers import encode_vector, relevance, rng_of, vector
 from scepsy_hpc.engines.simulated.batching import Sequence
-from scepsy_hpc.engines.simulated.host import Host, QueueFullError, Ticket
+from scepsy_hpc.engines.simulated.host import EngineLoop, QueueFullError, Ticket
 from scepsy_hpc.engines.simulated.requests import (
     ApiError,
     Generation,
@@ -26,16 +26,16 @@ from scepsy_hpc.engines.simulated.requests import (
 from scepsy_hpc.engines.simulated.settings import Settings
 
 ENGINE_HEADER = "x-scepsy-engine"
-MAX_BODY_BYTES = 64 * 2**20
+MAX_REQUEST_BYTES = 64 * 2**20
 EMBEDDING_SIZE = 256
 
 SETTINGS = web.AppKey("settings", Settings)
-HOST = web.AppKey("host", Host)
+HOST = web.AppKey("host", EngineLoop)
 
 _log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, host: str, port: int) -> None:
+def serve_engine(settings: Settings, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT. Raises OSError when the port is taken."""
     web.run_app(
         make_app(settings),
@@ -50,7 +50,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
 def make_app(settings: Settings) -> web.Application:
     """The application; its engine starts with it."""
-    app = web.Application(middlewares=[_errors, _key], client_max_size=MAX_BODY_BYTES)
+    app = web.Application(middlewares=[_errors, _key], client_max_size=MAX_REQUEST_BYTES)
     app[SETTINGS] = settings
     app.on_startup.append(_start)
     app.on_response_prepare.append(_sign)
@@ -69,7 +69,7 @@ def make_app(settings: Settings) -> web.Application:
 
 
 async def _start(app: web.Application) -> None:
-    app[HOST] = Host(app[SETTINGS])
+    app[HOST] = EngineLoop(app[SETTINGS])
 
 
 async def _sign(request: web.Request, response: web.StreamResponse) -> None:
@@ -200,7 +200,7 @@ def _usage(asked: Generation) -> dict[str, int]:
 
 async def _stream(
     request: web.Request,
-    host: Host,
+    host: EngineLoop,
     ticket: Ticket,
     asked: Generation,
     head: dict[str, Any],

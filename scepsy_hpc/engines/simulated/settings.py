@@ -85,7 +85,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
 
 
-def describe(settings: Settings) -> str:
+def settings_text(settings: Settings) -> str:
     """Lines for the log: what is simulated, from what, and how well the fit did."""
     quality = settings.model.quality
     lines = [f"simulated engine for {settings.model_name}; timing from {settings.timing}"]

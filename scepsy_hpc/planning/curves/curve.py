@@ -13,7 +13,7 @@ import numpy as np
 
 from scepsy_hpc.formats.bundle import Point
 from scepsy_hpc.planning.curves.queueing import Floats, Ints, Server, mean_latencies_s
-from scepsy_hpc.planning.search.problem import Kind
+from scepsy_hpc.planning.search.problem import Parallelism
 
 MAX_UTILISATION = 0.95
 
@@ -45,7 +45,7 @@ class Curve:
     calls in flight at which the curve is held to points; elsewhere it follows the engine model.
     """
 
-    kind: Kind
+    kind: Parallelism
     tokens: TokenLengths
     server: Server
     ttft_s: tuple[float, ...]

@@ -16,13 +16,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from scepsy_hpc.bundles.engine_model import EngineModel
+from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.planning.curves.curve import TokenLengths
 
 STEP = 1.25
 """Largest factor between two neighbouring concurrencies of a curve, as far as whole calls allow."""
 
-Closed = dict[float, tuple[float, float]]
+ClosedPoints = dict[float, tuple[float, float]]
 """Calls in flight to (throughput in rps, TTFT in s; NaN: unknown), ascending."""
 
 
@@ -30,7 +30,7 @@ Closed = dict[float, tuple[float, float]]
 class Anchor:
     """Points of one shape, and the model fitted to them."""
 
-    closed: Closed
+    closed: ClosedPoints
     model: EngineModel
     tokens: TokenLengths
 
@@ -73,7 +73,7 @@ def by_model(
     tokens: TokenLengths,
     grid: Sequence[float],
     carried: float = 1.0,
-) -> Closed:
+) -> ClosedPoints:
     """Throughput and TTFT by the target's model, times ``carried`` of what it misses there."""
     found = {}
     for k, (rate_miss, ttft_miss) in zip(grid, anchor.misses(grid), strict=True):
@@ -83,7 +83,7 @@ def by_model(
     return found
 
 
-def filled(anchor: Anchor) -> Closed:
+def filled(anchor: Anchor) -> ClosedPoints:
     """The points, and others between them by their own model.
 
     A throughput between two points is never above the larger nor below the smaller of them:
@@ -100,7 +100,7 @@ def filled(anchor: Anchor) -> Closed:
     return dict(sorted(found.items()))
 
 
-def most_bent(points: Mapping[float, object], closed: Closed) -> float:
+def most_bent(points: Mapping[float, object], closed: ClosedPoints) -> float:
     """Largest part by which a filled curve leaves the straight lines between its points."""
     grid = list(closed)
     known = [k for k in grid if k in points]

@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from scepsy_hpc.bundles.engine_model import BadFitError, EngineModel, fit_bundle
-from scepsy_hpc.bundles.step_time import RESERVE_GIB, kv_tokens_that_fit
+from scepsy_hpc.bundles.engine_model import BadFitError, fit_bundle
+from scepsy_hpc.bundles.step_time import RESERVE_GIB, EngineModel, kv_tokens_that_fit
 from scepsy_hpc.formats.bundle import Bundle, Point
 from scepsy_hpc.formats.topology import Link
 from scepsy_hpc.formats.workflow import EngineArgs
@@ -23,7 +23,7 @@ from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence
 from scepsy_hpc.planning.curves.filling import (
     Anchor,
-    Closed,
+    ClosedPoints,
     below,
     by_model,
     filled,
@@ -31,7 +31,7 @@ from scepsy_hpc.planning.curves.filling import (
     most_bent,
 )
 from scepsy_hpc.planning.curves.queueing import Server
-from scepsy_hpc.planning.search.problem import Kind
+from scepsy_hpc.planning.search.problem import Parallelism
 
 SAME_SHAPE = 0.05
 """Token lengths within this part of each other are one shape."""
@@ -52,7 +52,7 @@ class NoCurveError(Exception):
 
 
 def make_curve(
-    evidence: Evidence, kind: Kind, tokens: TokenLengths, min_memory_gib: float | None = None
+    evidence: Evidence, kind: Parallelism, tokens: TokenLengths, min_memory_gib: float | None = None
 ) -> Curve:
     """The curve of one kind. Raises NoCurveError that says why there is none."""
     bundle = evidence.merged
@@ -100,11 +100,11 @@ def _over(link: Link | None) -> str:
     return f" over {link}" if link else ""
 
 
-def _link_fits(point: Point, kind: Kind) -> bool:
+def _link_fits(point: Point, kind: Parallelism) -> bool:
     return kind.link is None or point.link in (None, kind.link)
 
 
-def _check_derivable(kind: Kind, whole: Sequence[Point]) -> None:
+def _check_derivable(kind: Parallelism, whole: Sequence[Point]) -> None:
     """A share without points is derived only where the slow-down table can speak for it."""
     what = f"share {kind.gpu_share_pct}% has no points"
     if not whole:
@@ -116,7 +116,7 @@ def _check_derivable(kind: Kind, whole: Sequence[Point]) -> None:
 
 
 def _calls_that_fit(
-    evidence: Evidence, kind: Kind, tokens: TokenLengths, min_memory_gib: float | None
+    evidence: Evidence, kind: Parallelism, tokens: TokenLengths, min_memory_gib: float | None
 ) -> float | None:
     """Calls whose KV cache fits beside the weights; None where the sizes are unknown."""
     usable_gib = memory_gib(evidence, kind)
@@ -137,7 +137,7 @@ def _calls_that_fit(
     return calls
 
 
-def memory_gib(evidence: Evidence, kind: Kind) -> float:
+def memory_gib(evidence: Evidence, kind: Parallelism) -> float:
     """Memory of each GPU that one instance may use: share x (GPU memory - reserve)."""
     return kind.gpu_share_pct / 100.0 * (evidence.merged.header.gpu_memory_gib - RESERVE_GIB)
 
@@ -148,7 +148,7 @@ def _lengths(point: Point) -> TokenLengths:
     )
 
 
-def _source_flags(bundle: Bundle, kind: Kind, points: Sequence[Point]) -> list[str]:
+def _source_flags(bundle: Bundle, kind: Parallelism, points: Sequence[Point]) -> list[str]:
     header = bundle.header
     flags = []
     if header.engine == "simulated":
@@ -160,7 +160,7 @@ def _source_flags(bundle: Bundle, kind: Kind, points: Sequence[Point]) -> list[s
     return flags
 
 
-def _closed_points(points: Sequence[Point]) -> Closed:
+def _closed_points(points: Sequence[Point]) -> ClosedPoints:
     """Concurrency to (throughput, TTFT), ascending; several at one concurrency are averaged."""
     found: dict[float, list[tuple[float, float]]] = {}
     for p in points:
@@ -175,7 +175,7 @@ def _closed_points(points: Sequence[Point]) -> Closed:
 
 def _measured(
     evidence: Evidence,
-    kind: Kind,
+    kind: Parallelism,
     tokens: TokenLengths,
     points: Sequence[Point],
     cap: float | None,
@@ -201,8 +201,8 @@ def _measured(
 
 
 def _filled(
-    evidence: Evidence, kind: Kind, closed: Closed, point: Point, flags: list[str]
-) -> tuple[Closed, list[str]]:
+    evidence: Evidence, kind: Parallelism, closed: ClosedPoints, point: Point, flags: list[str]
+) -> tuple[ClosedPoints, list[str]]:
     """Points below the first and between points, where a fitted model passed its hold-out."""
     first = min(closed)
     if first <= 1.0 and len(closed) == 1:
@@ -234,9 +234,11 @@ def _open_points(points: Sequence[Point]) -> tuple[tuple[float, ...], tuple[floa
     return rates, tuple(float(np.mean(found[rate])) for rate in rates)
 
 
-def _closed_from_open(rates: Sequence[float], times_s: Sequence[float], ceiling: float) -> Closed:
+def _closed_from_open(
+    rates: Sequence[float], times_s: Sequence[float], ceiling: float
+) -> ClosedPoints:
     """A server for bursts from open points: by Little's law rate x latency calls are in flight."""
-    closed: Closed = {}
+    closed: ClosedPoints = {}
     for rate, time_s in zip(rates, times_s, strict=True):
         closed[rate * time_s] = (rate, float("nan"))
     if ceiling > rates[-1]:
@@ -249,7 +251,7 @@ def _closed_from_open(rates: Sequence[float], times_s: Sequence[float], ceiling:
 
 def _scaled(
     evidence: Evidence,
-    kind: Kind,
+    kind: Parallelism,
     tokens: TokenLengths,
     near: Sequence[Point],
     cap: float | None,
@@ -284,12 +286,12 @@ def _fitted(
 
 
 def _ended(
-    closed: Closed,
+    closed: ClosedPoints,
     known: Sequence[float],
     cap: float | None,
     saturated: bool,
     flags: list[str],
-) -> tuple[Closed, list[str]]:
+) -> tuple[ClosedPoints, list[str]]:
     """The points cut off at what memory and batch hold; flagged where throughput still rises."""
     if cap is not None and cap < max(closed):
         server = Server(tuple(closed), tuple(x for x, _ in closed.values()))
@@ -309,9 +311,9 @@ def _ended(
 
 def _curve(
     evidence: Evidence,
-    kind: Kind,
+    kind: Parallelism,
     tokens: TokenLengths,
-    closed: Closed,
+    closed: ClosedPoints,
     known: Sequence[float],
     flags: list[str],
     source: Point,

@@ -67,7 +67,7 @@ def closed_batch(
             break
         population *= 1.0 + 0.8 * (num_runs / num_now - 1.0)
     whole = max(round(population), 1)
-    times_s = solve(stages, whole, tool_time_s)[1]
+    times_s = closed_times(stages, whole, tool_time_s)[1]
     # Queues at the nearest whole population, stretched to the length at the one between.
     stretch = llm_s / sum(times_s)
     latencies = tuple(
@@ -88,7 +88,7 @@ def _between(stages: Sequence[ClosedStage], population: float, tool_time_s: floa
     return rate_rps + part * (_throughput(stages, low + 1, tool_time_s)[0] - rate_rps)
 
 
-def solve(
+def closed_times(
     stages: Sequence[ClosedStage], population: int, tool_time_s: float
 ) -> tuple[float, list[float]]:
     """Throughput (runs/s) and seconds at each stage with ``population`` runs, one place each.

@@ -17,11 +17,11 @@ from scepsy_hpc.planning.curves.evidence import Evidence, evidence_for, no_evide
 from scepsy_hpc.planning.curves.making import NoCurveError, make_curve, with_engine_args
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, deployments_of
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage, Use, WorkflowLoad
-from scepsy_hpc.planning.pipeline.predict import Batch, Hosted, predict_batch, predict_open
-from scepsy_hpc.planning.search.problem import Kind
+from scepsy_hpc.planning.pipeline.predict import ClosedBatch, Hosted, predict_batch, predict_open
+from scepsy_hpc.planning.search.problem import Parallelism
 
 
-def predict(
+def predict_plan(
     plan: Plan,
     demands: Mapping[str, WorkflowDemand],
     bundles: Sequence[Bundle],
@@ -45,7 +45,7 @@ def predict(
         )
     pipeline, hosted = hosted_of(plan, demands, bundles, rate_rps or 1.0)
     name, in_flight = plan.workflows[0].name, plan.workflows[0].max_runs_in_flight
-    batch = Batch(num_tasks or in_flight, in_flight, demands[name].run_lengths_s)
+    batch = ClosedBatch(num_tasks or in_flight, in_flight, demands[name].run_lengths_s)
     found = predict_batch(pipeline, hosted, batch)
     return found if num_tasks is not None else _without_makespan(found)
 
@@ -193,7 +193,7 @@ def curve_of(
     name: str, deployment: Deployment, tokens: TokenLengths, bundles: Sequence[Bundle]
 ) -> Curve:
     """The curve of a deployment; its own bundle goes first. Raises InputError."""
-    kind = Kind(
+    kind = Parallelism(
         deployment.gpu_type,
         deployment.link if deployment.tp_degree > 1 else None,
         deployment.tp_degree,

@@ -25,7 +25,7 @@ class Hosted:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class ClosedBatch:
     """A closed batch: how many tasks, how many runs at a time.
 
     ``run_lengths_s`` are those of the traced runs; they say how much runs differ.
@@ -98,7 +98,7 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def predict_batch(pipeline: Pipeline, hosted: Sequence[Hosted], batch: Batch) -> Predicted:
+def predict_batch(pipeline: Pipeline, hosted: Sequence[Hosted], batch: ClosedBatch) -> Predicted:
     """Figures of one workflow's batch, a fixed number of runs in flight, with its makespan."""
     state, flags = closed_state(pipeline, hosted, batch.max_runs_in_flight)
     makespan_s, more = makespan(state, batch)
@@ -139,7 +139,7 @@ def closed_state(
     return closed_batch(stages, num_runs, load.overlap, load.tool_time_s), flags
 
 
-def makespan(state: ClosedState, batch: Batch) -> tuple[float, list[str]]:
+def makespan(state: ClosedState, batch: ClosedBatch) -> tuple[float, list[str]]:
     """Seconds from the first start to the last end, and flags.
 
     Tasks start at the steady rate until the last one does; then the runs in flight drain, which

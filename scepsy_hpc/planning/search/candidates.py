@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scepsy_hpc.planning.search.pools import Pool, pools_of
-from scepsy_hpc.planning.search.problem import Floats, Ints, Kind, Option, OptionTable, Problem
+from scepsy_hpc.planning.search.problem import (
+    Floats,
+    Ints,
+    Option,
+    OptionTable,
+    Parallelism,
+    Problem,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +49,7 @@ class Space:
 
     tables: tuple[OptionTable, ...]
     llms: tuple[str, ...]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[Parallelism, ...]
     pools: tuple[Pool, ...]
     groups: tuple[Candidates, ...]
     max_gpus: int

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from scepsy_hpc.planning.search.pools import Hole, Pool, is_whole
-from scepsy_hpc.planning.search.problem import Floats, Ints, Kind
+from scepsy_hpc.planning.search.problem import Floats, Ints, Parallelism
 
 MOST_MIXES = 3000
 _COST_STEPS = 2**31
@@ -40,9 +40,9 @@ class Cell:
     """GPUs that are packed together; ``pool`` is set when the cell is a whole pool."""
 
     holes: tuple[Hole, ...]
-    whole: tuple[Kind, ...]
-    shared: tuple[Kind, ...]
-    mixes: tuple[tuple[Kind, ...], ...]
+    whole: tuple[Parallelism, ...]
+    shared: tuple[Parallelism, ...]
+    mixes: tuple[tuple[Parallelism, ...], ...]
     pool: Pool | None
 
     @property
@@ -56,8 +56,8 @@ class CellPacking:
     """What one cell holds: replicas of each kind, and how many GPUs carry each mix."""
 
     cell: Cell
-    num_replicas: Mapping[Kind, int]
-    num_mixes: Mapping[tuple[Kind, ...], int]
+    num_replicas: Mapping[Parallelism, int]
+    num_mixes: Mapping[tuple[Parallelism, ...], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,14 @@ def cells_of(pools: Sequence[Pool]) -> list[Cell]:
     return found
 
 
-def _cell(holes: tuple[Hole, ...], kinds: Sequence[Kind], pool: Pool | None) -> Cell:
+def _cell(holes: tuple[Hole, ...], kinds: Sequence[Parallelism], pool: Pool | None) -> Cell:
     fitting = [k for k in kinds if any(hole.takes(k) for hole in holes)]
     whole = tuple(k for k in fitting if is_whole(k, fitting))
     shared = tuple(k for k in fitting if k not in whole)
     return Cell(holes, whole, shared, tuple(_mixes(shared)), pool)
 
 
-def _mixes(kinds: Sequence[Kind]) -> list[tuple[Kind, ...]]:
+def _mixes(kinds: Sequence[Parallelism]) -> list[tuple[Parallelism, ...]]:
     """Multisets of kinds that one GPU can carry, without those a larger one makes needless.
 
     Only slices of one-GPU replicas may be left unused, so only they make a mix larger.
@@ -102,9 +102,9 @@ def _mixes(kinds: Sequence[Kind]) -> list[tuple[Kind, ...]]:
     ordered = sorted(kinds, key=lambda k: (-k.gpu_share_pct, k.tp_degree, str(k.link)))
     single = [k for k in ordered if k.tp_degree == 1]
     smallest = min((k.gpu_share_pct for k in single), default=101)
-    found: list[tuple[Kind, ...]] = []
+    found: list[tuple[Parallelism, ...]] = []
 
-    def extend(mix: tuple[Kind, ...], left: int, start: int) -> None:
+    def extend(mix: tuple[Parallelism, ...], left: int, start: int) -> None:
         if len(found) >= MOST_MIXES:
             return
         if mix and left < smallest:
@@ -120,15 +120,15 @@ def _mixes(kinds: Sequence[Kind]) -> list[tuple[Kind, ...]]:
 class _Model:
     """The model under construction; OR-tools is imported only here."""
 
-    def __init__(self, kinds: Sequence[Kind], pools: Sequence[Pool]) -> None:
+    def __init__(self, kinds: Sequence[Parallelism], pools: Sequence[Pool]) -> None:
         from ortools.sat.python import cp_model
 
         self.cp = cp_model
         self.model: Any = cp_model.CpModel()
         self.kinds = kinds
         self.cells = cells_of(pools)
-        self.groups: list[dict[Kind, Any]] = []
-        self.mixes: list[dict[tuple[Kind, ...], Any]] = []
+        self.groups: list[dict[Parallelism, Any]] = []
+        self.mixes: list[dict[tuple[Parallelism, ...], Any]] = []
         self.picks: list[list[Any]] = []
         gpus = [self._pack(number, cell) for number, cell in enumerate(self.cells)]
         self.num_gpus = sum(gpus)
@@ -158,7 +158,9 @@ class _Model:
         self.mixes.append(mixes)
         return used
 
-    def _no_group_twice(self, mix: tuple[Kind, ...], z: Any, groups: dict[Kind, Any]) -> None:
+    def _no_group_twice(
+        self, mix: tuple[Parallelism, ...], z: Any, groups: dict[Parallelism, Any]
+    ) -> None:
         wide = {k: mix.count(k) for k in mix if k.tp_degree > 1 and mix.count(k) > 1}
         if not wide:
             return
@@ -167,7 +169,7 @@ class _Model:
         for kind, slices in wide.items():
             self.model.add(groups[kind] >= slices).only_enforce_if(used)
 
-    def demand(self, kind: Kind, replicas: Any) -> None:
+    def demand(self, kind: Parallelism, replicas: Any) -> None:
         """The cells hold that many replicas of a kind."""
         self.model.add(sum(g[kind] for g in self.groups if kind in g) == replicas)
 
@@ -207,13 +209,13 @@ class _Model:
         return solver, solver.solve(self.model)
 
 
-def _most(cell: Cell, kind: Kind) -> int:
+def _most(cell: Cell, kind: Parallelism) -> int:
     per_gpu = 100 // kind.gpu_share_pct
     return sum(len(h.gpus) * per_gpu // kind.tp_degree for h in cell.holes if h.takes(kind))
 
 
 def pack(
-    num_replicas: Mapping[Kind, int],
+    num_replicas: Mapping[Parallelism, int],
     pools: Sequence[Pool],
     max_gpus: int | None,
     time_limit_s: float,
@@ -231,8 +233,8 @@ def pack(
     return model.packing(solver)
 
 
-def choose(
-    kinds: Sequence[Kind],
+def choose_and_pack(
+    kinds: Sequence[Parallelism],
     choices: Sequence[Choices],
     pools: Sequence[Pool],
     max_gpus: int,
@@ -280,13 +282,13 @@ def _true(solver: Any, picks: Sequence[Any]) -> int:
     return next(i for i, x in enumerate(picks) if solver.boolean_value(x))
 
 
-def slots(packing: Sequence[CellPacking]) -> Iterator[tuple[Kind, Hole, tuple[int, ...]]]:
+def slots(packing: Sequence[CellPacking]) -> Iterator[tuple[Parallelism, Hole, tuple[int, ...]]]:
     """The packing spelled out: kind, hole and GPUs of every replica."""
     for part in packing:
         yield from _slots_of(part)
 
 
-def _slots_of(part: CellPacking) -> Iterator[tuple[Kind, Hole, tuple[int, ...]]]:
+def _slots_of(part: CellPacking) -> Iterator[tuple[Parallelism, Hole, tuple[int, ...]]]:
     free = {hole: list(hole.gpus) for hole in part.cell.holes}
     for kind in sorted(part.cell.whole, key=lambda k: -k.tp_degree):
         for _ in range(part.num_replicas.get(kind, 0)):
@@ -302,8 +304,8 @@ def _slots_of(part: CellPacking) -> Iterator[tuple[Kind, Hole, tuple[int, ...]]]
 
 
 def _deal(
-    kind: Kind, groups: int, gpus: Sequence[tuple[tuple[Hole, int], tuple[Kind, ...]]]
-) -> Iterator[tuple[Kind, Hole, tuple[int, ...]]]:
+    kind: Parallelism, groups: int, gpus: Sequence[tuple[tuple[Hole, int], tuple[Parallelism, ...]]]
+) -> Iterator[tuple[Parallelism, Hole, tuple[int, ...]]]:
     """Slices dealt to the groups in turn: no group gets two of one GPU."""
     slices = [place for place, mix in gpus for _ in range(min(mix.count(kind), groups))]
     for group in range(groups):

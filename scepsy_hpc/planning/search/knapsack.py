@@ -52,7 +52,7 @@ _State = tuple[float, int, int, float, tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Table:
+class KnapsackTable:
     """``best[i][u]``: smallest cost of the first i groups within budget u (inf: none)."""
 
     groups: tuple[Items, ...]
@@ -124,13 +124,13 @@ def _row_used(
     raise AssertionError("the table holds a value that no item gives")
 
 
-def fill(groups: tuple[Items, ...], budget: tuple[int, ...]) -> Table:
+def fill(groups: tuple[Items, ...], budget: tuple[int, ...]) -> KnapsackTable:
     """The table of all budgets up to ``budget``. Takes ``work(...)`` additions and comparisons."""
     rows = useful_rows(groups, budget)
     best = [np.zeros(tuple(b + 1 for b in budget))]
     for group, use in zip(groups, rows, strict=True):
         best.append(_min_plus(best[-1], group, use))
-    return Table(groups, rows, tuple(best))
+    return KnapsackTable(groups, rows, tuple(best))
 
 
 def work(groups: tuple[Items, ...], budget: tuple[int, ...]) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 from scepsy_hpc.planning.search import cp_sat
 from scepsy_hpc.planning.search.candidates import Candidates, Space
 from scepsy_hpc.planning.search.pools import Pool
-from scepsy_hpc.planning.search.problem import Floats, Ints, Kind
+from scepsy_hpc.planning.search.problem import Floats, Ints, Parallelism
 
 FIRST_SLACK = 0.003  # of the bound; enough in most cases, and it grows by itself
 MOST_OPTIONS = 6000  # that the model gets; more would be slow to build
@@ -99,7 +99,7 @@ def _model(
     ]
     start = [int(np.searchsorted(k, row)) for k, row in zip(kept, hint, strict=False)]
     left_s = max(ends_s - time.monotonic(), 0.05)
-    result = cp_sat.choose(space.kinds, choices, space.pools, max_gpus, left_s, start)
+    result = cp_sat.choose_and_pack(space.kinds, choices, space.pools, max_gpus, left_s, start)
     rows = tuple(int(k[row]) for k, row in zip(kept, result.rows, strict=False))
     bound = math.inf if result.infeasible else result.bound
     return CoreResult(rows, result.packing, bound, result.infeasible)
@@ -152,7 +152,7 @@ def _roundings(pool: Pool) -> tuple[int, ...]:
     return () if pool.divisible else (1, 2, 3)
 
 
-def _rounded(kind: Kind, parts: int) -> float:
+def _rounded(kind: Parallelism, parts: int) -> float:
     """GPUs that a replica takes when its share is rounded to parts of a GPU.
 
     The dual feasible function of Fekete and Schepers (2001): whatever shares fit one GPU, their

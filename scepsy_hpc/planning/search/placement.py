@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.planning.search.pools import Hole, Pool, pools_of
-from scepsy_hpc.planning.search.problem import Kind, Option
+from scepsy_hpc.planning.search.problem import Option, Parallelism
 
 if TYPE_CHECKING:
     from scepsy_hpc.planning.search.cp_sat import CellPacking
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Slot:
     """Room for one replica of a kind."""
 
-    kind: Kind
+    kind: Parallelism
     node: str
     gpus: tuple[int, ...]
 
@@ -49,15 +49,15 @@ def place(
     return _assign(chosen, slots) if slots else None
 
 
-def _count(options: Iterable[Option]) -> dict[Kind, int]:
-    counts: Counter[Kind] = Counter()
+def _count(options: Iterable[Option]) -> dict[Parallelism, int]:
+    counts: Counter[Parallelism] = Counter()
     for option in options:
         counts[option.kind] += option.num_replicas
     return dict(counts)
 
 
 def place_kinds(
-    counts: Mapping[Kind, int],
+    counts: Mapping[Parallelism, int],
     topology: Topology,
     max_gpus: int | None,
     time_limit_s: float,
@@ -87,7 +87,7 @@ def num_gpus(slots: Iterable[Slot | Instance]) -> int:
     return len({(slot.node, gpu) for slot in slots for gpu in slot.gpus})
 
 
-def _compact(pool: Pool, counts: Mapping[Kind, int]) -> list[Slot] | None:
+def _compact(pool: Pool, counts: Mapping[Parallelism, int]) -> list[Slot] | None:
     """Place on the fewest nodes, largest nodes first, on which it works."""
     size: Counter[str] = Counter()
     for hole in pool.holes:
@@ -108,7 +108,7 @@ def _part(pool: Pool, nodes: Sequence[str]) -> Pool:
     return replace(pool, holes=tuple(hole for hole in pool.holes if hole.node in set(nodes)))
 
 
-def _count_out(pool: Pool, counts: Mapping[Kind, int]) -> list[Slot] | None:
+def _count_out(pool: Pool, counts: Mapping[Parallelism, int]) -> list[Slot] | None:
     """Largest first, taking holes in turn: exact where sizes divide each other."""
     free = {hole: list(hole.gpus) for hole in in_turn(pool.holes)}
     slots: list[Slot] = []
@@ -155,7 +155,9 @@ def _gpus_in_turn(free: Mapping[Hole, Sequence[int]]) -> list[tuple[str, int]]:
     return [(node, gpu) for _, _, node, gpu in sorted(ranked)]
 
 
-def _take_groups(kind: Kind, wanted: int, free: dict[Hole, list[int]], slots: list[Slot]) -> bool:
+def _take_groups(
+    kind: Parallelism, wanted: int, free: dict[Hole, list[int]], slots: list[Slot]
+) -> bool:
     """Take groups of whole GPUs, one per hole and round; False when they do not all fit."""
     able = [h for h in free if h.takes(kind) and len(free[h]) >= kind.tp_degree]
     while wanted and able:
@@ -167,7 +169,7 @@ def _take_groups(kind: Kind, wanted: int, free: dict[Hole, list[int]], slots: li
     return wanted == 0
 
 
-def _best_fit(pool: Pool, counts: Mapping[Kind, int]) -> list[Slot] | None:
+def _best_fit(pool: Pool, counts: Mapping[Parallelism, int]) -> list[Slot] | None:
     """Largest first, each replica where the least is left over; may miss a placement."""
     room = {hole: dict.fromkeys(hole.gpus, 100) for hole in pool.holes}
     slots: list[Slot] = []
@@ -179,7 +181,7 @@ def _best_fit(pool: Pool, counts: Mapping[Kind, int]) -> list[Slot] | None:
 
 
 def _fit_single(
-    kind: Kind, wanted: int, room: dict[Hole, dict[int, int]], slots: list[Slot]
+    kind: Parallelism, wanted: int, room: dict[Hole, dict[int, int]], slots: list[Slot]
 ) -> bool:
     """Fill the fullest GPUs first."""
     fullest: list[list[tuple[Hole, int]]] = [[] for _ in range(101)]
@@ -203,7 +205,7 @@ def _fit_single(
 
 
 def _fit_group(
-    kind: Kind, wanted: int, room: dict[Hole, dict[int, int]], slots: list[Slot]
+    kind: Parallelism, wanted: int, room: dict[Hole, dict[int, int]], slots: list[Slot]
 ) -> bool:
     """Fill the holes with the least room first, and in them the fullest GPUs."""
     for hole in sorted(room, key=lambda h: sum(room[h].values())):
@@ -220,7 +222,7 @@ def _fit_group(
 
 
 def _by_model(
-    counts: Mapping[Kind, int],
+    counts: Mapping[Parallelism, int],
     pools: Sequence[Pool],
     max_gpus: int | None,
     time_limit_s: float,
@@ -235,7 +237,7 @@ def _by_model(
 
 def _assign(options: Sequence[Option], slots: Sequence[Slot]) -> tuple[Instance, ...]:
     """Give each LLM slots of its kind, each time on the node where it has the fewest."""
-    by_kind: dict[Kind, dict[str, list[Slot]]] = defaultdict(lambda: defaultdict(list))
+    by_kind: dict[Parallelism, dict[str, list[Slot]]] = defaultdict(lambda: defaultdict(list))
     for slot in _gpus_apart(slots):
         by_kind[slot.kind][slot.node].append(slot)
     instances: list[Instance] = []
@@ -257,7 +259,7 @@ def _assign(options: Sequence[Option], slots: Sequence[Slot]) -> tuple[Instance,
 
 def _gpus_apart(slots: Iterable[Slot]) -> list[Slot]:
     """Reorder so that neighbours in the list share no GPU where possible."""
-    seen: Counter[tuple[Kind, str, tuple[int, ...]]] = Counter()
+    seen: Counter[tuple[Parallelism, str, tuple[int, ...]]] = Counter()
     keyed: list[tuple[int, int, Slot]] = []
     for slot in slots:
         key = (slot.kind, slot.node, slot.gpus)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from scepsy_hpc.formats.topology import Link, Node, Topology
-from scepsy_hpc.planning.search.problem import Kind
+from scepsy_hpc.planning.search.problem import Parallelism
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Hole:
     link: Link
     gpus: tuple[int, ...]
 
-    def takes(self, kind: Kind) -> bool:
+    def takes(self, kind: Parallelism) -> bool:
         """Whether one replica of that kind fits while all GPUs of the hole are empty."""
         return (
             kind.gpu_type == self.gpu_type
@@ -63,7 +63,7 @@ class HoleRow:
     num_gpus: int
     alone: bool
 
-    def covers(self, kind: Kind) -> bool:
+    def covers(self, kind: Parallelism) -> bool:
         """Whether replicas of that kind count."""
         bound = kind.link == self.link or (self.alone and kind.link is None)
         return bound and kind.tp_degree >= self.tp_degree
@@ -79,9 +79,9 @@ class Pool:
     """
 
     holes: tuple[Hole, ...]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[Parallelism, ...]
     units_per_gpu: int
-    units: Mapping[Kind, int]
+    units: Mapping[Parallelism, int]
     divisible: bool
     mixed: bool
     rows: tuple[HoleRow, ...]
@@ -96,7 +96,7 @@ class Pool:
         """Whether counting decides exactly whether replicas fit."""
         return self.divisible and not self.mixed
 
-    def most_replicas(self, kind: Kind) -> int:
+    def most_replicas(self, kind: Parallelism) -> int:
         """How many replicas of one kind fit when they have the pool for themselves."""
         per_gpu = 100 // kind.gpu_share_pct
         groups = sum(len(h.gpus) // kind.tp_degree for h in self.holes if h.takes(kind))
@@ -105,7 +105,7 @@ class Pool:
         # At most: a hole of g GPUs at n a GPU has g·n slices, and a group takes t of them.
         return sum(len(h.gpus) * per_gpu // kind.tp_degree for h in self.holes if h.takes(kind))
 
-    def fits(self, num_replicas: Mapping[Kind, int]) -> bool:
+    def fits(self, num_replicas: Mapping[Parallelism, int]) -> bool:
         """Whether the counts keep every condition: needed always, enough if ``decides``."""
         if self.num_units(num_replicas) > self.num_gpus * self.units_per_gpu:
             return False
@@ -115,7 +115,7 @@ class Pool:
                 return False
         return True
 
-    def num_units(self, num_replicas: Mapping[Kind, int]) -> int:
+    def num_units(self, num_replicas: Mapping[Parallelism, int]) -> int:
         """Units that the replicas take."""
         return sum(n * self.units[kind] for kind, n in num_replicas.items())
 
@@ -124,7 +124,7 @@ class Pool:
         return -(-units // self.units_per_gpu)
 
 
-def pools_of(topology: Topology, kinds: Iterable[Kind]) -> tuple[Pool, ...]:
+def pools_of(topology: Topology, kinds: Iterable[Parallelism]) -> tuple[Pool, ...]:
     """Pools that at least one of the kinds can use.
 
     Links are kept apart unless a kind of that GPU type may use any of several.
@@ -140,8 +140,8 @@ def pools_of(topology: Topology, kinds: Iterable[Kind]) -> tuple[Pool, ...]:
 
 
 def _by_link(
-    holes: Sequence[Hole], kinds: Sequence[Kind]
-) -> Iterator[tuple[tuple[Hole, ...], tuple[Kind, ...]]]:
+    holes: Sequence[Hole], kinds: Sequence[Parallelism]
+) -> Iterator[tuple[tuple[Hole, ...], tuple[Parallelism, ...]]]:
     links = tuple(dict.fromkeys(hole.link for hole in holes))
     if any(kind.link is None for kind in kinds):
         fitting = tuple(k for k in kinds if any(h.takes(k) for h in holes))
@@ -152,7 +152,7 @@ def _by_link(
         yield inside, tuple(k for k in kinds if any(h.takes(k) for h in inside))
 
 
-def _pool(holes: tuple[Hole, ...], kinds: tuple[Kind, ...]) -> Pool:
+def _pool(holes: tuple[Hole, ...], kinds: tuple[Parallelism, ...]) -> Pool:
     links = {hole.link for hole in holes}
     # Links matter only to groups: a pinned single GPU, or a group that takes any link, competes
     # with others for the holes of one link.
@@ -166,7 +166,7 @@ def _pool(holes: tuple[Hole, ...], kinds: tuple[Kind, ...]) -> Pool:
     return Pool(holes, kinds, per_gpu, units, True, mixed, _rows(holes, kinds))
 
 
-def _rows(holes: Sequence[Hole], kinds: Sequence[Kind]) -> tuple[HoleRow, ...]:
+def _rows(holes: Sequence[Hole], kinds: Sequence[Parallelism]) -> tuple[HoleRow, ...]:
     """Conditions on wide groups that the total does not imply; only for whole GPUs."""
     wide = [k for k in kinds if k.tp_degree > 1]
     sizes = sorted({k.tp_degree for k in wide})
@@ -186,7 +186,7 @@ def _room(holes: Sequence[Hole], link: Link, size: int) -> int:
     return sum(len(hole.gpus) // size * size for hole in holes if hole.link == link)
 
 
-def is_whole(kind: Kind, kinds: Sequence[Kind]) -> bool:
+def is_whole(kind: Parallelism, kinds: Sequence[Parallelism]) -> bool:
     """Whether nothing fits beside a replica on its GPUs, whatever its share is."""
     beside = min(k.gpu_share_pct for k in kinds if k.gpu_type == kind.gpu_type)
     return kind.gpu_share_pct + beside > 100
@@ -197,7 +197,7 @@ def _is_chain(sizes: Sequence[int]) -> bool:
     return all(big % small == 0 for small, big in pairwise(ordered))
 
 
-def divisible_units(kinds: Sequence[Kind]) -> tuple[int, dict[Kind, int]] | None:
+def divisible_units(kinds: Sequence[Parallelism]) -> tuple[int, dict[Parallelism, int]] | None:
     """Units of one GPU and of one replica of each kind, if sizes divide each other; else None.
 
     A share counts as 1/n of a GPU where n of it fit; that is exact when no mix of shares that

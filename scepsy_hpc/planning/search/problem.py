@@ -18,7 +18,7 @@ Objective = Literal["min_cost", "max_throughput"]
 Method = Literal["dp", "cp_sat"]
 
 
-class Kind(NamedTuple):
+class Parallelism(NamedTuple):
     """What one replica takes: ``gpu_share_pct`` of each of ``tp_degree`` GPUs of one domain.
 
     ``link`` None means that the link does not matter, which only TP 1 may say. ``gpu_type`` is
@@ -50,9 +50,9 @@ class Option:
     payload: Any = None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> Parallelism:
         """What one replica takes."""
-        return Kind(self.gpu_type, self.link, self.tp_degree, self.gpu_share_pct)
+        return Parallelism(self.gpu_type, self.link, self.tp_degree, self.gpu_share_pct)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,9 +74,9 @@ class OptionTable:
     payload: Any = None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> Parallelism:
         """What one replica takes."""
-        return Kind(self.gpu_type, self.link, self.tp_degree, self.gpu_share_pct)
+        return Parallelism(self.gpu_type, self.link, self.tp_degree, self.gpu_share_pct)
 
     def option(self, row: int) -> Option:
         """The option in that row."""
@@ -92,7 +92,7 @@ class OptionTable:
 
 def tables_of(options: Iterable[Option]) -> tuple[OptionTable, ...]:
     """Group single options into tables (the payload of a table is that of its first option)."""
-    groups: dict[tuple[str, Kind], list[Option]] = {}
+    groups: dict[tuple[str, Parallelism], list[Option]] = {}
     for option in options:
         groups.setdefault((option.llm, option.kind), []).append(option)
     return tuple(

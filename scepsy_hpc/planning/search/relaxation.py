@@ -14,7 +14,7 @@ import numpy as np
 
 from scepsy_hpc.planning.search import knapsack
 from scepsy_hpc.planning.search.candidates import Candidates
-from scepsy_hpc.planning.search.knapsack import Items, Table
+from scepsy_hpc.planning.search.knapsack import Items, KnapsackTable
 from scepsy_hpc.planning.search.pools import Pool
 from scepsy_hpc.planning.search.problem import Floats, Ints
 
@@ -26,7 +26,7 @@ MOST_CELLS = 2e7  # cells it may hold: 160 MB
 class Relaxation:
     """``values[g]``: no choice on at most g GPUs costs less (inf: there is none)."""
 
-    table: Table
+    table: KnapsackTable
     values: Floats
     budgets: Ints
 
@@ -59,7 +59,7 @@ def relax(groups: Sequence[Candidates], pools: Sequence[Pool], max_gpus: int) ->
     return _by_gpus(table, per_gpu, min(sum(gpus), max_gpus))
 
 
-def _by_gpus(table: Table, per_gpu: Sequence[int], max_gpus: int) -> Relaxation:
+def _by_gpus(table: KnapsackTable, per_gpu: Sequence[int], max_gpus: int) -> Relaxation:
     """The best budget vector for every number of GPUs."""
     values = table.value[tuple(slice(None, None, u) for u in per_gpu)]
     vectors = np.stack([axis.ravel() for axis in np.indices(values.shape)], axis=1)

@@ -22,24 +22,10 @@ from scepsy_hpc.planning.search.least_cost import Fitter, Found
 from scepsy_hpc.planning.search.most_throughput import fastest, levels_of
 from scepsy_hpc.planning.search.problem import (
     FrontierPoint,
-    Option,
-    OptionTable,
     Problem,
     Solution,
-    tables_of,
 )
 from scepsy_hpc.planning.search.relaxation import Relaxation, gpus_needed
-
-__all__ = [
-    "FrontierPoint",
-    "Option",
-    "OptionTable",
-    "Problem",
-    "Solution",
-    "best_choices",
-    "solve",
-    "tables_of",
-]
 
 TRIES_PER_CHOICE = 10  # cheapest choices looked at for each that is asked for
 MOST_CHECKS = 32  # frontier points that are checked where units alone do not decide

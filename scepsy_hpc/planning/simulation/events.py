@@ -26,9 +26,7 @@ from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve
 from scepsy_hpc.planning.simulation.flows import (
     Arrivals,
-    Closed,
     Flow,
-    Open,
     Script,
     aliases_of,
     arrivals_of,
@@ -39,10 +37,8 @@ from scepsy_hpc.planning.simulation.replicas import Replica
 from scepsy_hpc.planning.simulation.results import SimulationResult, Timeline, result_of
 from scepsy_hpc.planning.simulation.run_graph import graph_flags, run_graphs
 
-__all__ = ["Arrivals", "Closed", "Open", "simulate", "simulate_timeline"]
 
-
-def simulate(
+def simulate_plan(
     plan: Plan,
     spans_by_workflow: Mapping[str, Sequence[Span]],
     curves: Mapping[str, Curve],

@@ -15,7 +15,7 @@ from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.planning.curves.curve import Curve
 from scepsy_hpc.planning.simulation.hosts import Host, engine_on, mean_sizes
 from scepsy_hpc.planning.simulation.replicas import Size
-from scepsy_hpc.planning.simulation.run_graph import Node, RunGraph
+from scepsy_hpc.planning.simulation.run_graph import RunGraph, RunNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def hosts_of(
     profiled_on_spans: Collection[str],
 ) -> dict[str, Host]:
     """Every deployment that has a curve, on its replicas. Raises InputError where one lacks."""
-    nodes: dict[str, list[Node]] = {}
+    nodes: dict[str, list[RunNode]] = {}
     for workflow, mine in graphs.items():
         for node in (node for graph in mine for node in graph.nodes if node.llm is not None):
             nodes.setdefault(names[workflow][str(node.llm)], []).append(node)
@@ -149,7 +149,7 @@ def hosts_of(
     return found
 
 
-def _size(host: Host, node: Node) -> Size:
+def _size(host: Host, node: RunNode) -> Size:
     return host.size(node.input_tokens, node.output_tokens, node.cached_tokens)
 
 

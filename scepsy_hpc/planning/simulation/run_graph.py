@@ -18,7 +18,7 @@ from scepsy_hpc.formats.spans import Span
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class RunNode:
     """One LLM or tool call of a run.
 
     ``llm`` is None for what takes a fixed time: a tool, or a call that failed without using
@@ -46,7 +46,7 @@ class RunGraph:
     """
 
     run_id: str
-    nodes: tuple[Node, ...]
+    nodes: tuple[RunNode, ...]
     end_parents: tuple[int, ...]
     tail_s: float
     traced_s: float
@@ -243,13 +243,13 @@ def _pieces(calls: Sequence[Span]) -> list[_Piece]:
     return sorted(found, key=lambda piece: piece.start)
 
 
-def _node(piece: _Piece, parents: tuple[int, ...], gap_s: float) -> Node:
+def _node(piece: _Piece, parents: tuple[int, ...], gap_s: float) -> RunNode:
     span = piece.span
     duration_s = span.end_s - piece.start_s
     used = span.kind == "llm" and (span.status == "ok" or (span.output_tokens or 0) > 0)
     if not used:
-        return Node(span.span_id, None, span.role, parents, gap_s, duration_s)
-    return Node(
+        return RunNode(span.span_id, None, span.role, parents, gap_s, duration_s)
+    return RunNode(
         span_id=span.span_id,
         llm=span.llm,
         role=span.role,

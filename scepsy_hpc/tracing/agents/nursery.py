@@ -23,7 +23,7 @@ from scepsy_hpc.tracing.agents.worker import (
     REAP,
     TAKE_OVER,
     length_of,
-    pack,
+    pack_message,
 )
 
 IMPORT_TIMEOUT_S = 300.0
@@ -192,7 +192,7 @@ class Worker:
         """The reply, with `result` or `error`; None when the worker died."""
         loop = asyncio.get_running_loop()
         try:
-            await loop.sock_sendall(self._channel, pack({"task": task, "env": env}))
+            await loop.sock_sendall(self._channel, pack_message({"task": task, "env": env}))
             return await receive(self._channel)
         except OSError:
             return None

@@ -26,10 +26,10 @@ from typing import Any
 ORDER = struct.Struct("!cQ")
 FORK, TAKE_OVER, REAP = b"F", b"T", b"R"
 _LENGTH = struct.Struct("!Q")
-Function = Callable[[dict[str, Any]], Any]
+AgentFunction = Callable[[dict[str, Any]], Any]
 
 
-def pack(message: dict[str, Any], strict: bool = False) -> bytes:
+def pack_message(message: dict[str, Any], strict: bool = False) -> bytes:
     """A message as its length and its JSON; ``strict`` refuses NaN and infinity (ValueError)."""
     data = json.dumps(message, allow_nan=not strict).encode()
     return _LENGTH.pack(len(data)) + data
@@ -60,7 +60,7 @@ def _read(channel: socket.socket, size: int) -> bytes | None:
     return bytes(data)
 
 
-def main(arguments: list[str]) -> int:
+def host_agents(arguments: list[str]) -> int:
     """``arguments``: descriptor of the control socket, folder, `module:function`."""
     control = socket.socket(fileno=int(arguments[0]))
     os.set_inheritable(control.fileno(), False)
@@ -68,15 +68,15 @@ def main(arguments: list[str]) -> int:
         function = _load(arguments[1], arguments[2])
     except BaseException as error:
         traceback.print_exc()
-        control.sendall(pack({"error": describe(error)}))
+        control.sendall(pack_message({"error": error_text(error)}))
         return 1
     # A fork would lose the threads that the agent's modules started, and the locks they hold.
-    control.sendall(pack({"may_fork": threading.active_count() == 1}))
+    control.sendall(pack_message({"may_fork": threading.active_count() == 1}))
     _obey(control, function)
     return 0
 
 
-def _load(folder: str, target: str) -> Function:
+def _load(folder: str, target: str) -> AgentFunction:
     os.chdir(folder)
     sys.path[0] = folder
     module_name, _, name = target.partition(":")
@@ -88,13 +88,13 @@ def _load(folder: str, target: str) -> Function:
     return found  # type: ignore[no-any-return]
 
 
-def describe(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Type and message in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _obey(control: socket.socket, function: Function) -> None:
+def _obey(control: socket.socket, function: AgentFunction) -> None:
     workers: set[int] = set()
     ended: set[int] = set()
     try:
@@ -120,14 +120,14 @@ def _obey(control: socket.socket, function: Function) -> None:
                 os.killpg(pid, signal.SIGKILL)
 
 
-def _fork(control: socket.socket, descriptor: int, function: Function) -> set[int]:
+def _fork(control: socket.socket, descriptor: int, function: AgentFunction) -> set[int]:
     sys.stdout.flush()
     sys.stderr.flush()
     try:
         pid = os.fork()
     except OSError as error:
         os.close(descriptor)
-        control.sendall(pack({"error": describe(error)}))
+        control.sendall(pack_message({"error": error_text(error)}))
         return set()
     if pid == 0:
         try:
@@ -141,11 +141,11 @@ def _fork(control: socket.socket, descriptor: int, function: Function) -> set[in
     os.close(descriptor)
     with contextlib.suppress(OSError):
         os.setpgid(pid, pid)  # Here too: before the answer it must be one to kill as a group.
-    control.sendall(pack({"pid": pid}))
+    control.sendall(pack_message({"pid": pid}))
     return {pid}
 
 
-def _work(channel: socket.socket, function: Function) -> None:
+def _work(channel: socket.socket, function: AgentFunction) -> None:
     """Run one task after the other until the other side is gone."""
     os.set_inheritable(channel.fileno(), False)
     if "numpy" in sys.modules:
@@ -162,7 +162,7 @@ def _work(channel: socket.socket, function: Function) -> None:
         os.chdir(folder)
 
 
-def _run(function: Function, task: dict[str, Any]) -> bytes:
+def _run(function: AgentFunction, task: dict[str, Any]) -> bytes:
     try:
         result = function(task)
         if inspect.isawaitable(result):
@@ -170,11 +170,11 @@ def _run(function: Function, task: dict[str, Any]) -> bytes:
     except BaseException as error:
         print(f"task {task.get('task_id')} failed:", file=sys.stderr)
         traceback.print_exc()
-        return pack({"error": describe(error)})
+        return pack_message({"error": error_text(error)})
     try:
-        return pack({"result": result}, strict=True)
+        return pack_message({"result": result}, strict=True)
     except (TypeError, ValueError, RecursionError) as error:
-        return pack({"error": f"the agent's result cannot be written as JSON: {error}"})
+        return pack_message({"error": f"the agent's result cannot be written as JSON: {error}"})
 
 
 async def _wait_for(awaitable: Any) -> Any:
@@ -182,4 +182,4 @@ async def _wait_for(awaitable: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(host_agents(sys.argv[1:]))

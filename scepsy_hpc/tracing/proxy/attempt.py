@@ -12,7 +12,7 @@ from aiohttp import web
 from scepsy_hpc.metrics import ttft_s
 from scepsy_hpc.tracing.clock import now_s
 from scepsy_hpc.tracing.proxy.messages import Call, error_body, forwarded
-from scepsy_hpc.tracing.proxy.router import Outcome, Target, reason_of
+from scepsy_hpc.tracing.proxy.router import CallOutcome, CallTarget, reason_of
 from scepsy_hpc.tracing.proxy.usage import StreamReader, Usage, usage_of
 
 
@@ -35,7 +35,7 @@ class Attempt:
 
     start_s: float
     end_s: float = 0.0
-    target: Target | None = None
+    target: CallTarget | None = None
     status: str = "cancelled"
     message: str | None = None
     http_status: int | None = None
@@ -55,9 +55,9 @@ class Attempt:
         self.status, self.message = status, message
         self.http_status = http_status if http_status is not None else self.http_status
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> CallOutcome:
         """How it ended, for the router."""
-        return Outcome(
+        return CallOutcome(
             status=self.status,
             duration_s=self.end_s - self.start_s,
             http_status=self.http_status,
@@ -75,7 +75,7 @@ class Upstream:
         """``request``: the client's, still open."""
         self._session, self._request, self._call = session, request, call
 
-    async def send(self, attempt: Attempt, target: Target) -> None:
+    async def send(self, attempt: Attempt, target: CallTarget) -> None:
         """Try ``target``; the end is noted in ``attempt``. Raises ClientGone.
 
         A good answer is written to the client; a failure that came before any byte of an answer is

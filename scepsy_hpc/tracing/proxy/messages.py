@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from scepsy_hpc.tracing.proxy.router import Refused, Target, unknown_alias
+from scepsy_hpc.tracing.proxy.router import CallTarget, Refused, unknown_alias
 
 if TYPE_CHECKING:
     from scepsy_hpc.tracing.proxy.attempt import Attempt
@@ -41,7 +41,7 @@ class Call:
     role: str | None
     adds_usage: bool
 
-    def sent_body(self, target: Target) -> bytes:
+    def sent_body(self, target: CallTarget) -> bytes:
         """Bytes for the endpoint: as they came unless model or stream options must differ."""
         if target.model == self.alias and not self.adds_usage:
             return self.raw
@@ -52,7 +52,7 @@ class Call:
             body["stream_options"] = {**asked, "include_usage": True}
         return json.dumps(body).encode()
 
-    def sent_headers(self, target: Target) -> dict[str, str]:
+    def sent_headers(self, target: CallTarget) -> dict[str, str]:
         """The agent's headers with the endpoint's key in place of the agent's."""
         headers = {**self.headers, "Accept-Encoding": "identity"}
         if target.api_key:

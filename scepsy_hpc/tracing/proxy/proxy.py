@@ -36,7 +36,7 @@ class RecordingProxy:
 
     A span starts when the request was received and ends with the last byte to the client. Each
     attempt is a span of its own; the next one starts where the last ended, so that waiting between
-    them counts as waiting for the LLM. Span status: an outcome's (see ``Outcome``), preceded by
+    them counts as waiting for the LLM. Span status: an outcome's (see ``CallOutcome``), preceded by
     `retried_` where another attempt followed. ``host`` of a span names the instance that answered.
     """
 

@@ -11,7 +11,7 @@ import aiohttp
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class CallTarget:
     """An OpenAI-compatible endpoint for one call; ``base_url`` with or without a final `/v1`."""
 
     base_url: str
@@ -30,7 +30,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CallOutcome:
     """How one attempt of a call ended.
 
     ``status``: `ok`; `unreachable` (no answer came back); `overloaded` (503: back-pressure, not a
@@ -63,18 +63,18 @@ class Router(Protocol):
         """Model names that calls of this run may ask for."""
         ...
 
-    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> Target:
+    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> CallTarget:
         """An endpoint for one attempt; may wait for one. Raises Refused.
 
         ``avoid`` holds the names of targets on which this very call failed before.
         """
         ...
 
-    def release(self, target: Target, outcome: Outcome) -> None:
+    def release(self, target: CallTarget, outcome: CallOutcome) -> None:
         """Told once for every picked target, whatever the end."""
         ...
 
-    def retry(self, outcome: Outcome, attempt: int) -> float | None:
+    def retry(self, outcome: CallOutcome, attempt: int) -> float | None:
         """Seconds to wait before another attempt; None to give the answer to the client.
 
         Asked, after ``release``, where an attempt (counted from 1) failed before a byte of it went
@@ -86,7 +86,7 @@ class Router(Protocol):
 class FixedRouter:
     """One endpoint for each alias and no retries: what tracing uses."""
 
-    def __init__(self, targets: Mapping[str, Target]) -> None:
+    def __init__(self, targets: Mapping[str, CallTarget]) -> None:
         """``targets``: endpoint by alias."""
         self._targets = dict(targets)
 
@@ -94,16 +94,16 @@ class FixedRouter:
         """Every alias, for any run."""
         return list(self._targets)
 
-    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> Target:
+    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> CallTarget:
         """The alias's endpoint. Raises Refused for an unknown alias."""
         if alias not in self._targets:
             raise unknown_alias(alias, self.aliases(run_id))
         return self._targets[alias]
 
-    def release(self, target: Target, outcome: Outcome) -> None:
+    def release(self, target: CallTarget, outcome: CallOutcome) -> None:
         """Nothing to count."""
 
-    def retry(self, outcome: Outcome, attempt: int) -> float | None:
+    def retry(self, outcome: CallOutcome, attempt: int) -> float | None:
         """Never: the agent sees what the engine answered."""
         return None
 

@@ -14,8 +14,8 @@ import pytest
 import task_functions
 
 from scepsy_hpc.cluster.jobs import slurm_jobs
-from scepsy_hpc.cluster.jobs.submit import Resources, dry_run, submit
-from scepsy_hpc.cluster.jobs.tasks import Progress
+from scepsy_hpc.cluster.jobs.submit import dry_run, submit
+from scepsy_hpc.cluster.jobs.tasks import JobsProgress, Resources
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError, RunError
 
@@ -35,7 +35,7 @@ def slurm(tmp_path, monkeypatch):
     folder.mkdir()
     tools = fake_slurm.install(folder)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setattr(slurm_jobs, "POLL_S", 0.05)
+    monkeypatch.setattr(slurm_jobs, "RESULT_POLL_S", 0.05)
     monkeypatch.setattr(slurm_jobs, "FIRST_SQUEUE_S", 0.1)
     monkeypatch.setattr(slurm_jobs, "GRACE_S", 0.2)
     return folder
@@ -44,7 +44,7 @@ def slurm(tmp_path, monkeypatch):
 @pytest.mark.parametrize("cluster", ["debug", "local"])
 def test_values_come_back_in_order(tmp_path, cluster):
     """Each argument's value stands at its place, and progress ends with all of them."""
-    seen: list[Progress] = []
+    seen: list[JobsProgress] = []
     jobs = submit(cluster, tmp_path, math.sqrt, [4.0, 9.0, 16.0], SMALL)
     outcomes = jobs.wait(on_progress=seen.append)
     assert [outcome.value for outcome in outcomes] == [2.0, 3.0, 4.0]
@@ -160,7 +160,7 @@ def test_waiting_tasks_say_why(tmp_path, slurm):
     jobs = submit("slurm", tmp_path / "jobs", math.sqrt, [4.0], SMALL)
     notes: list[str] = []
 
-    def stop_when_told(progress: Progress) -> None:
+    def stop_when_told(progress: JobsProgress) -> None:
         notes.append(progress.note)
         if progress.note:
             jobs.cancel()

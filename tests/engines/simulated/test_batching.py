@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from scepsy_hpc.bundles.step_time import EngineModel
-from scepsy_hpc.engines.simulated.batching import Batch, Sequence
+from scepsy_hpc.engines.simulated.batching import RunningBatch, Sequence
 
 # One second a step, and nothing else, unless a test says so.
 UNIT = EngineModel(step_s=1.0, prefill_token_s=0.0, sequence_s=0.0, context_token_s=0.0)
 
 
-def _run(batch: Batch) -> None:
+def _run(batch: RunningBatch) -> None:
     """Work everything off, waking only when the batch says so."""
     while (due_s := batch.next_change_s()) is not None:
         batch.advance(due_s)
@@ -21,7 +21,7 @@ def _run(batch: Batch) -> None:
 
 def test_a_lone_sequence_takes_one_step_a_token() -> None:
     """Three tokens: the first after the prefill step, the last two steps later."""
-    batch, sequence = Batch(UNIT), Sequence(10, 3)
+    batch, sequence = RunningBatch(UNIT), Sequence(10, 3)
     batch.add(sequence, 5.0)
     _run(batch)
     assert (sequence.first_token_s, sequence.finished_s) == (6.0, 8.0)
@@ -30,7 +30,7 @@ def test_a_lone_sequence_takes_one_step_a_token() -> None:
 
 def test_a_newcomer_joins_at_the_next_step() -> None:
     """One that comes during a step waits for its end, then shares steps with the other."""
-    batch, early, late = Batch(UNIT), Sequence(10, 4), Sequence(10, 1)
+    batch, early, late = RunningBatch(UNIT), Sequence(10, 4), Sequence(10, 1)
     batch.add(early, 0.0)
     batch.advance(1.5)
     batch.add(late, 1.5)
@@ -43,7 +43,7 @@ def test_a_newcomer_joins_at_the_next_step() -> None:
 def test_a_call_just_behind_the_start_still_joins() -> None:
     """Within the window a fan-out shares one step, as long as it is; behind it, the next."""
     model = replace(UNIT, prefill_token_s=0.5)
-    batch = Batch(model, join_window_s=0.1)
+    batch = RunningBatch(model, join_window_s=0.1)
     a, b, c = (Sequence(2, 1) for _ in range(3))
     batch.add(a, 0.0)
     batch.add(b, 0.05)
@@ -55,7 +55,7 @@ def test_a_call_just_behind_the_start_still_joins() -> None:
 def test_step_time_counts_prefill_sequences_and_context() -> None:
     """Every term of the step time appears once: 8 prompt tokens, then two growing decodes."""
     model = EngineModel(step_s=1.0, prefill_token_s=0.5, sequence_s=0.25, context_token_s=0.125)
-    batch, sequence = Batch(model), Sequence(8, 3)
+    batch, sequence = RunningBatch(model), Sequence(8, 3)
     batch.add(sequence, 0.0)
     _run(batch)
     prefill_s = 1.0 + 0.5 * 8
@@ -66,7 +66,7 @@ def test_step_time_counts_prefill_sequences_and_context() -> None:
 
 def test_long_prompts_are_chunked_beside_decodes() -> None:
     """A budget of 4 tokens: ten prompt tokens beside one decode take chunks of 3, so four steps."""
-    batch = Batch(replace(UNIT, max_num_batched_tokens=4))
+    batch = RunningBatch(replace(UNIT, max_num_batched_tokens=4))
     decoding, prompt = Sequence(1, 20), Sequence(10, 1)
     batch.add(decoding, 0.0)
     batch.advance(1.0)
@@ -79,7 +79,7 @@ def test_long_prompts_are_chunked_beside_decodes() -> None:
 
 def test_seats_limit_the_batch() -> None:
     """Two seats: the third sequence joins when the first leaves, in order of arrival."""
-    batch = Batch(UNIT, max_num_seqs=2)
+    batch = RunningBatch(UNIT, max_num_seqs=2)
     a, b, c = Sequence(1, 2), Sequence(1, 4), Sequence(1, 1)
     for sequence in (a, b, c):
         batch.add(sequence, 0.0)
@@ -92,7 +92,7 @@ def test_seats_limit_the_batch() -> None:
 
 def test_the_cache_limits_the_batch() -> None:
     """A cache of 25 tokens holds two sequences of 12; a larger one never fits."""
-    batch = Batch(replace(UNIT, kv_tokens=25.0))
+    batch = RunningBatch(replace(UNIT, kv_tokens=25.0))
     first, second, third = (Sequence(10, 2) for _ in range(3))
     for sequence in (first, second, third):
         batch.add(sequence, 0.0)
@@ -106,7 +106,7 @@ def test_the_cache_limits_the_batch() -> None:
 
 def test_an_aborted_sequence_frees_its_place() -> None:
     """Aborting one in each state leaves the other untouched and the sums at zero in the end."""
-    batch = Batch(replace(UNIT, max_num_batched_tokens=100), max_num_seqs=2)
+    batch = RunningBatch(replace(UNIT, max_num_batched_tokens=100), max_num_seqs=2)
     decoding, kept, queued = Sequence(5, 50), Sequence(5, 6), Sequence(5, 5)
     batch.add(decoding, 0.0)
     batch.add(kept, 0.0)
@@ -124,7 +124,7 @@ def test_an_aborted_sequence_frees_its_place() -> None:
 
 def test_aborting_a_prompt_in_prefill() -> None:
     """A half-prefilled prompt that is given up no longer takes budget."""
-    batch = Batch(replace(UNIT, max_num_batched_tokens=4))
+    batch = RunningBatch(replace(UNIT, max_num_batched_tokens=4))
     given_up, kept = Sequence(40, 1), Sequence(4, 1)
     batch.add(given_up, 0.0)
     batch.advance(1.0)
@@ -140,7 +140,7 @@ def test_waking_rarely_or_often_gives_the_same_timeline() -> None:
     model = replace(UNIT, prefill_token_s=0.01, sequence_s=0.003, context_token_s=1e-4)
     ends = []
     for pause_s in (0.05, 1.0, 500.0):
-        batch = Batch(replace(model, max_num_batched_tokens=64), max_num_seqs=3)
+        batch = RunningBatch(replace(model, max_num_batched_tokens=64), max_num_seqs=3)
         sequences = [Sequence(30 + 7 * i, 5 + 3 * i) for i in range(6)]
         for sequence in sequences:
             batch.add(sequence, 0.0)
@@ -155,7 +155,7 @@ def test_waking_rarely_or_often_gives_the_same_timeline() -> None:
 def test_next_change_is_exact_over_many_steps() -> None:
     """The forecast of a lone decode's end, with growing context, is when it does end."""
     model = replace(UNIT, sequence_s=0.25, context_token_s=0.125)
-    batch, sequence = Batch(model), Sequence(7, 40)
+    batch, sequence = RunningBatch(model), Sequence(7, 40)
     batch.add(sequence, 0.0)
     batch.advance(batch.next_change_s() or 0.0)
     forecast_s = batch.next_change_s()
@@ -168,7 +168,7 @@ def test_next_change_is_exact_over_many_steps() -> None:
 def test_a_closed_load_settles_where_the_engine_model_says(concurrency: int) -> None:
     """Equal calls in a closed loop, in simulated time, reach the model's steady state within 3%."""
     model = EngineModel(step_s=0.01, prefill_token_s=2e-5, sequence_s=1e-4, context_token_s=1e-7)
-    batch = Batch(model)
+    batch = RunningBatch(model)
     running = [Sequence(500, 60) for _ in range(concurrency)]
     for i, sequence in enumerate(running):
         batch.advance(0.05 * i)

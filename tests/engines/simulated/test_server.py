@@ -24,7 +24,7 @@ import pytest
 from scepsy_hpc.bundles.engine_model import fit_bundle
 from scepsy_hpc.bundles.library import load_bundle, resolve_bundle
 from scepsy_hpc.engines.config import EngineConfig
-from scepsy_hpc.engines.simulated.command import command
+from scepsy_hpc.engines.simulated.command import simulated_command
 from scepsy_hpc.engines.simulated.requests import ApiError, parse_generation
 from scepsy_hpc.engines.simulated.settings import Settings
 from scepsy_hpc.errors import InputError
@@ -61,7 +61,7 @@ def _server(key: str = "", **changes: Any) -> Iterator[str]:
     """Run a server process; yields its base URL. It must end by SIGTERM with exit code 0."""
     port = _free_port()
     process = subprocess.Popen(
-        command(_config(port, **changes)),
+        simulated_command(_config(port, **changes)),
         env=os.environ | {"VLLM_API_KEY": key},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -346,16 +346,16 @@ def test_a_taken_port_is_one_line() -> None:
 def test_command_is_pure_and_strict() -> None:
     """The command line carries config and arguments; an unknown argument lists the known."""
     config = _config(9000, tp_degree=2, gpu_share_pct=50, max_queued=4, api_key="secret")
-    line = command(config)
+    line = simulated_command(config)
     assert line[line.index("--tensor-parallel-size") + 1] == "2"
     assert line[line.index("--gpu-share-pct") + 1] == "50"
     assert line[line.index("--max-num-queued-reqs") + 1] == "4"
     assert "--seed=7" in line
     assert not any("secret" in part for part in line)
     with pytest.raises(InputError, match=r"'max_seqs' is not known .*max_num_seqs"):
-        command(replace(config, engine_args={"timing_bundle": TIMING, "max_seqs": 3}))
+        simulated_command(replace(config, engine_args={"timing_bundle": TIMING, "max_seqs": 3}))
     with pytest.raises(InputError, match="timing_bundle is missing"):
-        command(replace(config, engine_args={}))
+        simulated_command(replace(config, engine_args={}))
 
 
 @cache

@@ -14,7 +14,7 @@ from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import evidence_for, no_evidence
 from scepsy_hpc.planning.curves.making import NoCurveError, make_curve
-from scepsy_hpc.planning.search.problem import Kind
+from scepsy_hpc.planning.search.problem import Parallelism
 
 SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))
 TOKENS = TokenLengths(1000.0, 100.0)
@@ -25,7 +25,7 @@ def _curve(
 ) -> Curve:
     evidence = next(evidence_for(made.header.model, made.header.gpu_type, [made]))
     link = None if tp == 1 else "nvlink"
-    return make_curve(evidence, Kind(made.header.gpu_type, link, tp, share), tokens, **more)
+    return make_curve(evidence, Parallelism(made.header.gpu_type, link, tp, share), tokens, **more)
 
 
 def _has(curve: Curve, flag: str) -> bool:
@@ -322,8 +322,8 @@ def test_links_are_part_of_the_key() -> None:
     made = bundle(engine_points(SHAPES, tp_degree=2), link="nvlink")
     evidence = next(evidence_for("org/model", "h100_sxm", [made]))
     with pytest.raises(NoCurveError, match="pcie"):
-        make_curve(evidence, Kind("h100_sxm", "pcie", 2, 100), TOKENS)
-    assert make_curve(evidence, Kind("h100_sxm", "nvlink", 2, 100), TOKENS).capacity_rps > 0
+        make_curve(evidence, Parallelism("h100_sxm", "pcie", 2, 100), TOKENS)
+    assert make_curve(evidence, Parallelism("h100_sxm", "nvlink", 2, 100), TOKENS).capacity_rps > 0
 
 
 def test_simulated_engines_are_flagged() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scepsy_hpc.planning.curves.queueing import Server
-from scepsy_hpc.planning.pipeline.closed_network import ClosedStage, closed_batch, solve
+from scepsy_hpc.planning.pipeline.closed_network import ClosedStage, closed_batch, closed_times
 
 ONE = Server((1.0,), (1.0,))
 
@@ -36,7 +36,7 @@ def test_machine_repair() -> None:
     for k in range(1, population + 1):
         terms.append(terms[-1] * (population - k + 1) / delay_s)
     busy = 1.0 - terms[0] / sum(terms)
-    rate, _ = solve([ClosedStage(ONE, 1, 1.0, 1.0)], population, delay_s)
+    rate, _ = closed_times([ClosedStage(ONE, 1, 1.0, 1.0)], population, delay_s)
     assert rate == pytest.approx(busy, rel=1e-9)
 
 
@@ -44,7 +44,7 @@ def test_two_equal_single_servers() -> None:
     """Two equal servers in a ring with N runs: N / (N + 1) of one server's rate."""
     stages = [ClosedStage(ONE, 1, 1.0, 1.0), ClosedStage(ONE, 1, 1.0, 1.0)]
     for population in (1, 5, 400):
-        rate, times_s = solve(stages, population, 0.0)
+        rate, times_s = closed_times(stages, population, 0.0)
         assert rate == pytest.approx(population / (population + 1), rel=1e-6)
         assert times_s[0] == pytest.approx(times_s[1], rel=1e-6)
 
@@ -75,4 +75,4 @@ def test_bad_populations_are_refused() -> None:
     with pytest.raises(ValueError, match="num_runs"):
         closed_batch([ClosedStage(ONE, 1, 1.0, 1.0)], 0, 1.0, 0.0)
     with pytest.raises(ValueError, match="population"):
-        solve([ClosedStage(ONE, 1, 1.0, 1.0)], 10**6, 0.0)
+        closed_times([ClosedStage(ONE, 1, 1.0, 1.0)], 10**6, 0.0)

@@ -17,7 +17,7 @@ from scepsy_hpc.planning.curves.making import make_curve
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, deployments_of, pipeline_of
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.pipeline.predict import Hosted, predict_open
-from scepsy_hpc.planning.search.problem import Kind
+from scepsy_hpc.planning.search.problem import Parallelism
 
 LLM = Llm(model="org/model")
 
@@ -26,7 +26,7 @@ def _curve(rate_rps: float, slots: int = 1) -> Curve:
     """M/M/c with so many slots, each of rate ``rate_rps``."""
     points = [point(1, rate_rps)] + ([point(slots, slots * rate_rps)] if slots > 1 else [])
     evidence = next(evidence_for("org/model", "h100_sxm", [bundle(points)]))
-    return make_curve(evidence, Kind("h100_sxm", None, 1, 100), TokenLengths(1000.0, 100.0))
+    return make_curve(evidence, Parallelism("h100_sxm", None, 1, 100), TokenLengths(1000.0, 100.0))
 
 
 def _one(needs: WorkflowDemand, rate_rps: float) -> Pipeline:

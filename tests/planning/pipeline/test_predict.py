@@ -10,7 +10,7 @@ from planning_cases import bundle, calls, demand, point, workflow
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow
 from scepsy_hpc.formats.workflow import Llm
-from scepsy_hpc.planning.pipeline.of_plan import complete, predict
+from scepsy_hpc.planning.pipeline.of_plan import complete, predict_plan
 from scepsy_hpc.planning.pipeline.predict import longest_of
 
 BUNDLES = [bundle([point(1, 1.0), point(4, 4.0), point(8, 4.0)])]
@@ -31,7 +31,7 @@ NEEDS = {"w": demand({"a": calls(1.0)}, tool_time_s=0.0)}
 
 def test_batch_of_equal_runs() -> None:
     """Four slots, runs of one second, 100 tasks: 25 rounds of a second."""
-    found = predict(PLAN, NEEDS, BUNDLES, num_tasks=100)
+    found = predict_plan(PLAN, NEEDS, BUNDLES, num_tasks=100)
     assert found.throughput_rps == pytest.approx(4.0)
     assert found.latency_mean_s == pytest.approx(1.0)
     assert found.makespan_s == pytest.approx(25.0)
@@ -41,7 +41,7 @@ def test_batch_of_equal_runs() -> None:
 def test_drain_waits_for_the_longest() -> None:
     """Runs that differ drain for as long as the longest of those in flight is expected to last."""
     varied = {"w": replace(NEEDS["w"], run_lengths_s=(1.0, 1.0, 1.0, 5.0))}
-    found = predict(PLAN, varied, BUNDLES, num_tasks=100)
+    found = predict_plan(PLAN, varied, BUNDLES, num_tasks=100)
     assert found.makespan_s == pytest.approx(24.0 + longest_of(4, (1.0, 1.0, 1.0, 5.0)))
 
 
@@ -49,7 +49,7 @@ def test_makespan_is_never_shorter_than_the_longest_run() -> None:
     """A batch that all starts at once still lasts as long as its longest run."""
     plan = replace(PLAN, workflows=(replace(PLAN.workflows[0], max_runs_in_flight=2),))
     varied = {"w": replace(NEEDS["w"], run_lengths_s=(1.0,) * 99 + (1000.0,))}
-    found = predict(plan, varied, BUNDLES, num_tasks=1000)
+    found = predict_plan(plan, varied, BUNDLES, num_tasks=1000)
     assert found.latency_mean_s is not None
     assert found.makespan_s is not None
     assert found.makespan_s >= 0.99 * found.latency_mean_s * 1000.0 / 10.99
@@ -57,7 +57,7 @@ def test_makespan_is_never_shorter_than_the_longest_run() -> None:
 
 def test_fewer_tasks_than_places() -> None:
     """With fewer tasks than places the batch lasts one run."""
-    found = predict(PLAN, NEEDS, BUNDLES, num_tasks=3)
+    found = predict_plan(PLAN, NEEDS, BUNDLES, num_tasks=3)
     assert found.makespan_s == pytest.approx(1.0, rel=1e-6)
 
 
@@ -72,14 +72,14 @@ def test_longest_of_draws() -> None:
 
 def test_closed_steady_state_without_tasks() -> None:
     """A plan without a rate is predicted at its runs in flight, without a makespan."""
-    found = predict(PLAN, NEEDS, BUNDLES)
+    found = predict_plan(PLAN, NEEDS, BUNDLES)
     assert found.throughput_rps == pytest.approx(4.0)
     assert found.makespan_s is None
 
 
 def test_open_rate_goes_before() -> None:
     """A rate asked for makes it open arrivals: M/M/4 at 50%."""
-    found = predict(PLAN, NEEDS, BUNDLES, rate_rps=2.0)
+    found = predict_plan(PLAN, NEEDS, BUNDLES, rate_rps=2.0)
     assert found.latency_mean_s == pytest.approx(1.0 + 4 / 23 * 0.5, rel=1e-6)
     assert found.throughput_rps == pytest.approx(4.0)
 
@@ -88,7 +88,7 @@ def test_by_hand_with_llms_only() -> None:
     """A plan of `llms` only takes its workflows from the command line."""
     flow = workflow("w", {"a": Llm(model="org/model")})
     plan = complete(Plan(llms={"a": DEPLOYMENT}), [flow], BUNDLES)
-    assert predict(plan, NEEDS, BUNDLES, rate_rps=1.0).latency_mean_s == pytest.approx(
+    assert predict_plan(plan, NEEDS, BUNDLES, rate_rps=1.0).latency_mean_s == pytest.approx(
         1.0, rel=0.02
     )
     with pytest.raises(InputError, match="nothing hosts 'b'"):
@@ -108,7 +108,7 @@ def test_by_hand_with_instances_only() -> None:
     )
     plan = complete(Plan(instances=instances), [flow], BUNDLES)
     assert plan.llms["a"].num_replicas == 2
-    assert predict(plan, NEEDS, BUNDLES, rate_rps=1.0).throughput_rps == pytest.approx(8.0)
+    assert predict_plan(plan, NEEDS, BUNDLES, rate_rps=1.0).throughput_rps == pytest.approx(8.0)
     mixed = (instances[0], replace(instances[1], gpu_share_pct=50))
     with pytest.raises(InputError, match="differ"):
         complete(Plan(instances=mixed), [flow], BUNDLES)
@@ -137,13 +137,13 @@ def test_by_hand_with_instances_only() -> None:
 def test_bad_plans_are_refused(plan: Plan, message: str) -> None:
     """A plan that the profiles or the demand cannot answer for is refused with what is wrong."""
     with pytest.raises(InputError, match=message):
-        predict(plan, NEEDS, BUNDLES, rate_rps=1.0)
+        predict_plan(plan, NEEDS, BUNDLES, rate_rps=1.0)
 
 
 def test_no_rate_at_all() -> None:
     """Neither rate nor runs in flight: the error says what to give."""
     plan = replace(PLAN, workflows=(replace(PLAN.workflows[0], max_runs_in_flight=None),))
     with pytest.raises(InputError, match="give --rate"):
-        predict(plan, NEEDS, BUNDLES)
+        predict_plan(plan, NEEDS, BUNDLES)
     with pytest.raises(InputError, match="greater than 0"):
-        predict(plan, NEEDS, BUNDLES, rate_rps=-1.0)
+        predict_plan(plan, NEEDS, BUNDLES, rate_rps=-1.0)

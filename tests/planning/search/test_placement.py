@@ -11,7 +11,7 @@ from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.formats.topology import Domain, Link, Node, Topology
 from scepsy_hpc.planning.search.placement import num_gpus, place
 from scepsy_hpc.planning.search.pools import divisible_units, pools_of
-from scepsy_hpc.planning.search.problem import Kind, Option
+from scepsy_hpc.planning.search.problem import Option, Parallelism
 
 
 def option(
@@ -220,7 +220,7 @@ def test_mig_instances_are_a_type_of_their_own() -> None:
 )
 def test_shares_that_divide_are_counted(shares: list[int], units: int) -> None:
     """A share is 1/n of a GPU where n of it fit, if no mix of them contradicts that."""
-    counted = divisible_units([Kind("a", None, 1, share) for share in shares])
+    counted = divisible_units([Parallelism("a", None, 1, share) for share in shares])
     assert counted is not None
     assert counted[0] == units
 
@@ -228,7 +228,7 @@ def test_shares_that_divide_are_counted(shares: list[int], units: int) -> None:
 @pytest.mark.parametrize("shares", [[30, 40], [60, 40], [20, 40], [33, 50]])
 def test_shares_that_do_not_divide_are_not_counted(shares: list[int]) -> None:
     """Mixes such as 30 + 30 + 40 make counting wrong, so it is not used."""
-    assert divisible_units([Kind("a", None, 1, share) for share in shares]) is None
+    assert divisible_units([Parallelism("a", None, 1, share) for share in shares]) is None
 
 
 def test_links_of_one_type_are_pools_of_their_own() -> None:
@@ -237,5 +237,7 @@ def test_links_of_one_type_are_pools_of_their_own() -> None:
         Node(name=name, gpu_type="a", gpu_memory_gib=80, domains=(Domain(gpus=(0, 1), link=link),))
         for name, link in (("n", "nvlink"), ("p", "pcie"))
     )
-    pools = pools_of(Topology(nodes), [Kind("a", "nvlink", 2, 100), Kind("a", "nvlink", 1, 100)])
+    pools = pools_of(
+        Topology(nodes), [Parallelism("a", "nvlink", 2, 100), Parallelism("a", "nvlink", 1, 100)]
+    )
     assert [pool.num_gpus for pool in pools] == [2]

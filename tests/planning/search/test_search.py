@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 
 from scepsy_hpc.formats.topology import Domain, Link, Node, Topology
-from scepsy_hpc.planning.search.problem import Kind
-from scepsy_hpc.planning.search.search import (
+from scepsy_hpc.planning.search.problem import (
     Option,
     OptionTable,
+    Parallelism,
     Problem,
     Solution,
-    best_choices,
-    solve,
     tables_of,
 )
+from scepsy_hpc.planning.search.search import best_choices, solve
 
 Room = tuple[tuple[str, str, tuple[int, ...]], ...]  # holes: GPU type, link, room in % per GPU
 
@@ -89,7 +88,7 @@ def room_of(topology: Topology) -> Room:
 
 
 @cache
-def fewest_gpus(items: tuple[Kind, ...], room: Room) -> float:
+def fewest_gpus(items: tuple[Parallelism, ...], room: Room) -> float:
     """Fewest GPUs on which the items fit, by trying every place for the first; inf if none."""
     if not items:
         return sum(r < 100 for _, _, gpus in room for r in gpus)
@@ -109,7 +108,7 @@ def fewest_gpus(items: tuple[Kind, ...], room: Room) -> float:
     return best
 
 
-def kinds_of(options: tuple[Option, ...]) -> tuple[Kind, ...]:
+def kinds_of(options: tuple[Option, ...]) -> tuple[Parallelism, ...]:
     """One kind per replica, sorted so that equal loads are looked up."""
     return tuple(sorted((o.kind for o in options for _ in range(o.num_replicas)), key=str))
 

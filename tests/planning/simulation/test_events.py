@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from scepsy_hpc.bundles.step_time import EngineModel
-from scepsy_hpc.engines.simulated.batching import Batch, Sequence
+from scepsy_hpc.engines.simulated.batching import RunningBatch, Sequence
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check, to_plain
 from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.queueing import Server
-from scepsy_hpc.planning.search.problem import Kind
-from scepsy_hpc.planning.simulation.events import Closed, Open, simulate, simulate_timeline
-from scepsy_hpc.planning.simulation.flows import sampled
+from scepsy_hpc.planning.search.problem import Parallelism
+from scepsy_hpc.planning.simulation.events import simulate_plan, simulate_timeline
+from scepsy_hpc.planning.simulation.flows import Closed, Open, sampled
 from scepsy_hpc.planning.simulation.hosts import closed_load_rps, engine_on, mean_sizes, size_of
 from scepsy_hpc.planning.simulation.percentiles import bootstrap_intervals
 from scepsy_hpc.planning.simulation.replicas import (
@@ -51,7 +51,7 @@ def curve(
 ) -> Curve:
     """A curve; by default one call per second whatever the load."""
     return Curve(
-        kind=Kind("h100_sxm", None, 1, 100),
+        kind=Parallelism("h100_sxm", None, 1, 100),
         tokens=tokens or TokenLengths(10.0, 10.0),
         server=Server(concurrency, rates),
         ttft_s=ttft_s or (math.nan,) * len(rates),
@@ -164,7 +164,7 @@ def ends_of(model: EngineModel, jobs: Jobs) -> list[float]:
 def ends_in_engine(model: EngineModel, jobs: Jobs) -> list[float]:
     """The same in the simulated engine's batch."""
     window_s = Engine(model).join_window_s
-    batch = Batch(model, max_num_seqs=model.max_num_seqs or 256, join_window_s=window_s)
+    batch = RunningBatch(model, max_num_seqs=model.max_num_seqs or 256, join_window_s=window_s)
     sequences = []
     for now_s, inputs, outputs in jobs:
         batch.advance(now_s)
@@ -250,7 +250,7 @@ def test_closed_batch_keeps_its_room_full() -> None:
     waves = simulate_timeline(plan_of("a"), {"w": spans}, {"a": UNLIMITED}, Closed(4, 2))
     assert waves.run_start_s == pytest.approx([0.0, 0.0, 1.0, 1.0])
     assert waves.run_end_s == pytest.approx([1.0, 1.0, 2.0, 2.0])
-    result = simulate(plan_of("a"), {"w": spans}, {"a": curve()}, Closed(4, 2))
+    result = simulate_plan(plan_of("a"), {"w": spans}, {"a": curve()}, Closed(4, 2))
     assert result.makespan_s == pytest.approx(4.0)
     assert result.throughput_rps == pytest.approx(1.0)
     assert result.latency_mean_s == pytest.approx(2.0)
@@ -361,7 +361,7 @@ def test_the_seed_decides() -> None:
 
     def at(seed: int, num_replicas: int = 1) -> SimulationResult:
         plan = plan_of("a", "b", num_replicas=num_replicas)
-        return simulate(plan, {"w": spans}, curves, Open(50, 0.1), seed=seed)
+        return simulate_plan(plan, {"w": spans}, curves, Open(50, 0.1), seed=seed)
 
     assert at(1) == at(1)
     assert at(1).makespan_s != at(2).makespan_s
@@ -395,7 +395,7 @@ def test_workflows_share_a_deployment() -> None:
     plan = plan_of("shared", workflows=workflows)
     spans = {"v": [call("r", "s", 0.0, 1.0)], "w": [call("r", "s", 0.0, 1.0, llm="b")]}
     both = {"v": Closed(3, 1), "w": Open(1, 1e9)}
-    result = simulate(plan, spans, {"shared": curve()}, both)
+    result = simulate_plan(plan, spans, {"shared": curve()}, both)
     # w takes half the server while v's first run and half of its second pass.
     assert result.per_workflow["w"].latency_mean_s == pytest.approx(2.0)
     assert result.per_workflow["v"].makespan_s == pytest.approx(4.0)
@@ -410,7 +410,7 @@ def test_open_arrivals_keep_the_mix() -> None:
     )
     spans = {"v": single_calls(1), "w": single_calls(1)}
     plan = plan_of("a", workflows=workflows)
-    result = simulate(plan, spans, {"a": UNLIMITED}, Open(4000, 8.0))
+    result = simulate_plan(plan, spans, {"a": UNLIMITED}, Open(4000, 8.0))
     assert [result.per_workflow[name].num_runs for name in ("v", "w")] == [3000, 1000]
     for name, rate in (("v", 6.0), ("w", 2.0)):
         assert result.per_workflow[name].throughput_rps == pytest.approx(rate, rel=0.1)
@@ -421,7 +421,7 @@ def test_instances_say_how_many_replicas() -> None:
     instances = tuple(
         Instance(id=f"a{i}", llm="a", node="n", gpus=(i,), gpu_share_pct=100) for i in range(2)
     )
-    result = simulate(
+    result = simulate_plan(
         Plan(instances=instances), {"w": single_calls(2)}, {"a": curve()}, Closed(2, 2)
     )
     assert result.per_llm["a"].num_replicas == 2
@@ -432,7 +432,7 @@ def test_figures_say_what_they_rest_on() -> None:
     """The record survives the way through a file and names inferred order, resampling, few runs."""
     spans = mixed_spans(6)
     shape = curve((1.0, 8.0), (1.0, 4.0), TokenLengths(150.0, 40.0))
-    result = simulate(
+    result = simulate_plan(
         plan_of("a", "b"),
         {"w": spans},
         {"a": shape, "b": shape},
@@ -452,7 +452,7 @@ def test_figures_say_what_they_rest_on() -> None:
 def test_beyond_what_is_known() -> None:
     """More calls in flight on a replica than the curve knows, or fewer, are said."""
     known = curve((2.0, 3.0), (1.0, 1.2))
-    result = simulate(plan_of("a"), {"w": single_calls(4)}, {"a": known}, Closed(4, 4))
+    result = simulate_plan(plan_of("a"), {"w": single_calls(4)}, {"a": known}, Closed(4, 4))
     mine = [flag for flag in result.flags if flag.startswith("a: ")]
     assert mine == [
         "a: below_first_concurrency: latency is held flat below 2",
@@ -460,7 +460,7 @@ def test_beyond_what_is_known() -> None:
         "beyond",
     ]
     models = {"a": MODEL}
-    result = simulate(
+    result = simulate_plan(
         plan_of("a"), {"w": single_calls(3)}, {"a": known}, Closed(3, 3), engine_models=models
     )
     assert not any(flag.startswith("a: ") for flag in result.flags)
@@ -491,7 +491,7 @@ def test_failed_runs_load_but_do_not_count() -> None:
         call("bad", "s", 0.0, 1.0),
         call("good", "s", 0.0, 1.0),
     ]
-    result = simulate(plan_of("a"), {"w": spans}, {"a": curve()}, Closed(2, 2))
+    result = simulate_plan(plan_of("a"), {"w": spans}, {"a": curve()}, Closed(2, 2))
     figures = result.per_workflow["w"]
     assert (figures.num_runs, figures.num_failed) == (2, 1)
     assert figures.throughput_rps == pytest.approx(0.5)
@@ -527,7 +527,7 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
         **change,
     }
     with pytest.raises(InputError) as caught:
-        simulate(given["plan"], given["spans"], given["curves"], given["arrivals"])
+        simulate_plan(given["plan"], given["spans"], given["curves"], given["arrivals"])
     assert message in str(caught.value)
 
 

@@ -17,7 +17,7 @@ from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.queueing import Server
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage, Use, WorkflowLoad
 from scepsy_hpc.planning.pipeline.predict import Hosted
-from scepsy_hpc.planning.search.problem import Kind
+from scepsy_hpc.planning.search.problem import Parallelism
 from scepsy_hpc.planning.simulation.percentiles import run_intervals
 from scepsy_hpc.planning.simulation.replay import CallLoad, Replay, loads_on, names_in
 from scepsy_hpc.planning.simulation.run_graph import run_graphs
@@ -29,7 +29,7 @@ NAMES = {"w": {"a": "A", "b": "B"}}
 def curve(concurrency: tuple[float, ...], rates: tuple[float, ...], ttft_s: float = 0.25) -> Curve:
     """A curve for calls of 100 input and 11 output tokens with one TTFT at every load."""
     return Curve(
-        kind=Kind("h100_sxm", None, 1, 100),
+        kind=Parallelism("h100_sxm", None, 1, 100),
         tokens=MEAN,
         server=Server(concurrency, rates),
         ttft_s=(ttft_s,) * len(rates),

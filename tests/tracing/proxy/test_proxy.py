@@ -16,7 +16,7 @@ from fake_engine import USAGE, FakeEngine, chunk
 
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
-from scepsy_hpc.tracing.proxy.router import FixedRouter, Outcome, Target
+from scepsy_hpc.tracing.proxy.router import CallOutcome, CallTarget, FixedRouter
 from scepsy_hpc.tracing.proxy.usage import StreamReader
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
@@ -36,7 +36,9 @@ def with_proxy(
 
     async def main() -> None:
         async with FakeEngine() as engine:
-            router = FixedRouter({"writer": Target(engine.base_url, model, "w-0", "engine-key")})
+            router = FixedRouter(
+                {"writer": CallTarget(engine.base_url, model, "w-0", "engine-key")}
+            )
             async with RecordingProxy(router, spans.append, **options) as proxy:
                 await asyncio.wait_for(test(engine, proxy, spans), 30)
 
@@ -217,7 +219,7 @@ def test_an_unreachable_endpoint_is_named() -> None:
     address = f"http://127.0.0.1:{free_port()}"
 
     async def main() -> None:
-        router = FixedRouter({"writer": Target(address, "m")})
+        router = FixedRouter({"writer": CallTarget(address, "m")})
         async with RecordingProxy(router, spans.append) as proxy, client_of(proxy) as client:
             with pytest.raises(openai.InternalServerError) as caught:
                 await client.chat.completions.create(model="writer", messages=MESSAGES)
@@ -232,19 +234,19 @@ class TwoReplicas:
     """Takes the first replica until it is to be avoided; tries three times."""
 
     def __init__(self, *addresses: str) -> None:
-        self.targets = [Target(a, "m", f"w-{i}") for i, a in enumerate(addresses)]
+        self.targets = [CallTarget(a, "m", f"w-{i}") for i, a in enumerate(addresses)]
         self.released: list[tuple[str, str]] = []
 
     def aliases(self, run_id: str) -> list[str]:
         return ["writer"]
 
-    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> Target:
+    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> CallTarget:
         return next(t for t in self.targets if t.name not in avoid)
 
-    def release(self, target: Target, outcome: Outcome) -> None:
+    def release(self, target: CallTarget, outcome: CallOutcome) -> None:
         self.released.append((target.name, outcome.status))
 
-    def retry(self, outcome: Outcome, attempt: int) -> float | None:
+    def retry(self, outcome: CallOutcome, attempt: int) -> float | None:
         retried = outcome.status in ("unreachable", "overloaded", "broken_off")
         return 0.02 if retried and attempt < 3 else None
 
@@ -363,7 +365,7 @@ def test_stop_cancels_calls_in_flight() -> None:
             called = asyncio.Event()
             engine.on_call = called.set
             proxy = RecordingProxy(
-                FixedRouter({"writer": Target(engine.base_url, "m")}), spans.append
+                FixedRouter({"writer": CallTarget(engine.base_url, "m")}), spans.append
             )
             await proxy.start()
             job = asyncio.create_task(post(proxy, "chat/completions", {"model": "writer"}))
