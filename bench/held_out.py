@@ -18,11 +18,12 @@ from scepsy_hpc.bundles.library import find_bundles
 from scepsy_hpc.bundles.step_time import EngineModel, kv_tokens_that_fit
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
-from scepsy_hpc.formats.bundle import Bundle, Point
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.parallelism import Parallelism
+from scepsy_hpc.formats.points import Point
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence, evidence_for
 from scepsy_hpc.planning.curves.making import NoCurveError, make_curve
-from scepsy_hpc.planning.search.problem import Parallelism
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ refused with one line that names the file, the key or line, the value and what i
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import tempfile
@@ -21,11 +19,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from scepsy_hpc.errors import InputError
 
 T = TypeVar("T")
+
+# Fields of records: numbers above zero, whole numbers from one on.
+Positive = typing.Annotated[float, Field(gt=0)]
+Count = typing.Annotated[int, Field(ge=1)]
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -109,12 +111,15 @@ def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def to_plain(value: Any) -> Any:
-    """Records to dicts and lists, leaving out None and empty defaults, ready for YAML or JSON."""
+    """Records to dicts and lists, leaving out None and empty defaults, ready for YAML or JSON.
+
+    An empty list where the default is another (no GPU is free, not all are) stays.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         plain = {}
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
-            if item is None or (item in ((), {}) and _has_default(field)):
+            if item is None or (item in ((), {}) and item == _default(field)):
                 continue
             plain[field.name] = to_plain(item)
         return plain
@@ -129,10 +134,9 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    return (
-        field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-    )
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def read_text(path: Path | str) -> str:
@@ -237,15 +241,6 @@ def write_jsonl(path: Path | str, values: Iterable[Any]) -> None:
 def json_line(value: Any) -> str:
     """One record as one JSON line, newline included."""
     return json.dumps(to_plain(value), ensure_ascii=False) + "\n"
-
-
-def write_csv(path: Path | str, columns: list[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as CSV, atomically; None becomes an empty cell."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({c: row.get(c) for c in columns} for row in rows)
-    write_text(path, buffer.getvalue())
 
 
 def write_text(path: Path | str, text: str, mode: int = 0o644) -> None:

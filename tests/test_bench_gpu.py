@@ -19,11 +19,12 @@ import fake_vllm
 import pytest
 
 from scepsy_hpc.bundles.engine_model import fit_engine_model
-from scepsy_hpc.bundles.library import load_bundle, save_bundle
+from scepsy_hpc.bundles.library import save_bundle
 from scepsy_hpc.bundles.published_sizes import ARCHITECTURES
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import shipped_path
-from scepsy_hpc.formats.bundle import BundleHeader, Point
+from scepsy_hpc.formats.bundle import BundleHeader, load_bundle
+from scepsy_hpc.formats.points import Point
 from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.profiling.hardware import Hardware
 

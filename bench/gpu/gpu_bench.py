@@ -33,7 +33,8 @@ from scepsy_hpc.engines import vllm
 from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.errors import ScepsyError
 from scepsy_hpc.files import to_plain
-from scepsy_hpc.formats.bundle import Bundle, Point
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.points import Point
 from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.profiling.bundling import bundled
 from scepsy_hpc.profiling.hardware import Hardware, hardware_of

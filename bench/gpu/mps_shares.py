@@ -17,7 +17,7 @@ import gpu_bench
 from gpu_bench import Bench, engines_on_one_gpu, figures, gpu_memory
 
 from scepsy_hpc.engines.process import EngineProcess
-from scepsy_hpc.formats.bundle import Point
+from scepsy_hpc.formats.points import Point
 from scepsy_hpc.profiling.load_generator import Client, warm_up
 from scepsy_hpc.profiling.loads import busy, closed, endpoint_of
 from scepsy_hpc.profiling.spec import Loads, SweepTask

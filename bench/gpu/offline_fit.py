@@ -24,7 +24,8 @@ from scepsy_hpc.bundles.library import find_bundles
 from scepsy_hpc.bundles.mps_slowdown import slowdown
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError, RunError
-from scepsy_hpc.formats.bundle import Bundle, Point
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.points import Point
 
 
 async def measure(bench: Bench, options: argparse.Namespace) -> None:

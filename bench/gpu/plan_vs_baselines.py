@@ -80,7 +80,7 @@ def write_workflow(bench: Bench) -> workflows.Workflow:
     }
     agent = {"python": "two_stage_agent:run", "folder": str(Path(__file__).parent)}
     path = bench.folder / "workflow.yaml"
-    write_yaml(path, {"name": NAME, "llms": llms, "agent": agent}, workflows.SCHEMA)
+    write_yaml(path, {"name": NAME, "llms": llms, "agent": agent}, workflows.WORKFLOW_SCHEMA)
     return workflows.load_workflow(path)
 
 

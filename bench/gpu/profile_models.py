@@ -57,7 +57,7 @@ def write_spec(bench: Bench, options: argparse.Namespace) -> Any:
         "ready_timeout_s": 300.0,
     }
     path = bench.folder / "spec.yaml"
-    write_yaml(path, spec, profile_spec.SCHEMA)
+    write_yaml(path, spec, profile_spec.SPEC_SCHEMA)
     return path
 
 

@@ -18,16 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from scepsy_hpc.bundles.library import (
-    HEADER_FILE,
-    POINTS_FILE,
-    bundle_folder,
-    load_bundle,
-    swap_folder,
-)
+from scepsy_hpc.bundles.library import bundle_folder, swap_folder
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import write_yaml
-from scepsy_hpc.formats.bundle import SCHEMA, Bundle
+from scepsy_hpc.formats.bundle import HEADER_FILE, Bundle, load_bundle, save_bundle_files
+from scepsy_hpc.formats.points import POINTS_FILE
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_TOTAL_BYTES = 1024 * 2**20
@@ -134,9 +128,7 @@ def _place(bundle: Bundle, target: Path, origin: str) -> None:
         header = bundle.header
         if header.imported_from is None:
             header = replace(header, imported_from=origin)
-        write_yaml(staging / HEADER_FILE, header, SCHEMA)
-        # Bytes as they are: unknown columns stay, and the digest holds.
-        shutil.copyfile(bundle.path / POINTS_FILE, staging / POINTS_FILE)
+        save_bundle_files(staging, header, (bundle.path / POINTS_FILE).read_bytes())
         swap_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -23,8 +23,9 @@ from scepsy_hpc.bundles.step_time import (
     life_terms,
 )
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.bundle import Bundle, Point
-from scepsy_hpc.formats.topology import Link
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.parallelism import Link
+from scepsy_hpc.formats.points import Point
 
 MIN_POINTS = 4
 MAX_POINT_ERROR = 0.15

@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scepsy_hpc.bundles.library import LITTLE_TOLERANCE, operating_point, save_bundle
+from scepsy_hpc.bundles.library import save_bundle
 from scepsy_hpc.bundles.published_sizes import published_kv_bytes_per_token, published_weights_gib
 from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
 from scepsy_hpc.errors import InputError, ScepsyError
 from scepsy_hpc.files import read_text
-from scepsy_hpc.formats.bundle import Bundle, BundleHeader, How, Point
+from scepsy_hpc.formats.bundle import Bundle, BundleHeader, How
+from scepsy_hpc.formats.points import LITTLE_TOLERANCE, Point, operating_point
 
 WORKLOAD = "token-grid"
 GPU_MEMORY_GIB = {"h100_sxm": 80.0, "a100_sxm": 80.0}

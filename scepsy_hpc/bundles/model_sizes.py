@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scepsy_hpc.bundles.step_time import GIB
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import BundleHeader
+from scepsy_hpc.formats.parallelism import GIB, is_cpu_type
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8_e4m3fn": 1.0}
 
@@ -40,7 +40,7 @@ def sizes_of(header: BundleHeader, where: str) -> ModelSizes | None:
         kv_bytes = kv_bytes if kv_bytes is not None else local.get("kv_bytes_per_token")
     if weights_gib is not None and kv_bytes is not None:
         return ModelSizes(weights_gib, kv_bytes)
-    if header.gpu_type == "cpu_slice" or header.engine == "simulated":
+    if is_cpu_type(header.gpu_type) or header.engine == "simulated":
         return None
     key = "weights_gib" if weights_gib is None else "kv_bytes_per_token"
     raise InputError(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GIB = 2.0**30
+from scepsy_hpc.formats.parallelism import GIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,14 +23,17 @@ from dataclasses import dataclass, replace
 
 from scepsy_hpc.bundles.mps_slowdown import slowdown
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.parallelism import GIB, usable_memory_gib
 
 DEFAULT_BATCHED_TOKENS = 8192
 """Token budget of a step where the bundle does not say (the vLLM server's default on big GPUs)."""
 
-RESERVE_GIB = 2.0
-"""Memory of each GPU that no engine may plan with."""
+DEFAULT_NUM_SEQS = 256
+"""Sequences in a batch where neither bundle nor engine says."""
 
-GIB = 2.0**30
+JOIN_WINDOW_S = 0.004
+"""A call this soon after a step's start still joins it: what an answer and the next call over
+loopback take (see ``engines.simulated.batching.RunningBatch``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +200,6 @@ def kv_tokens_that_fit(
     weights_gib: float,
     kv_bytes_per_token: float,
 ) -> float:
-    """Tokens of KV cache beside the weights; not above zero when the weights do not fit.
-
-    Memory is share x (GPU memory - reserve) on each GPU of the group.
-    """
-    usable_gib = tp_degree * gpu_share_pct / 100.0 * (gpu_memory_gib - RESERVE_GIB)
+    """Tokens of KV cache beside the weights; not above zero when the weights do not fit."""
+    usable_gib = usable_memory_gib(gpu_memory_gib, gpu_share_pct, tp_degree)
     return (usable_gib - weights_gib) * GIB / kv_bytes_per_token

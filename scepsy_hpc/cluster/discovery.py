@@ -14,7 +14,8 @@ from typing import Any
 from scepsy_hpc.cluster import gpu_types
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import read_text
-from scepsy_hpc.formats.topology import Domain, Link, Node, Topology, check_topology
+from scepsy_hpc.formats.parallelism import Link
+from scepsy_hpc.formats.topology import Domain, Node, Topology, check_topology
 
 
 def discover_local() -> Topology:

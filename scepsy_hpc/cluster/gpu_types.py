@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.topology import Link
+from scepsy_hpc.formats.parallelism import CPU_TYPE, Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ GPU_TYPES: tuple[GpuType, ...] = (
     GpuType("v100_sxm_32gb", 32, "nvlink", (r"Tesla V100-SXM2-32GB",), ("v100", "v100_32gb")),
     GpuType("v100_sxm_16gb", 16, "nvlink", (r"Tesla V100-SXM2-16GB",), ("v100_16gb",)),
     # A virtual GPU for CPU engines: a fixed fraction of one core (cluster/cpu_slices.py).
-    GpuType("cpu_slice", 4, "nvlink", (), ("cpu_slice",)),
+    GpuType(CPU_TYPE, 4, "nvlink", (), (CPU_TYPE,)),
 )
 
 _BY_NAME = {gpu.name: gpu for gpu in GPU_TYPES}

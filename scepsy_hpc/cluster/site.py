@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import read_yaml, record
+from scepsy_hpc.files import Count, Positive, read_yaml, record
 
-SCHEMA = "scepsy/site/v1"
+SITE_SCHEMA = "scepsy/site/v1"
 
 SbatchValue = str | int | float | bool
 # Options with a key of their own, or that follow from the work; a second voice would win silently.
@@ -51,10 +49,10 @@ class Site:
     constraint: str | None = None
     gpu_request: Literal["gres", "gpus_per_node"] = "gres"
     gpu_names: dict[str, str] = field(default_factory=dict)
-    cpus_per_gpu: Annotated[int, Field(ge=1)] | None = None
-    mem_gib_per_gpu: Annotated[float, Field(gt=0)] | None = None
-    time_min: Annotated[int, Field(ge=1)] = 60
-    array_parallelism: Annotated[int, Field(ge=1)] | None = None
+    cpus_per_gpu: Count | None = None
+    mem_gib_per_gpu: Positive | None = None
+    time_min: Count = 60
+    array_parallelism: Count | None = None
     setup: tuple[str, ...] = ()
     python: str | None = None
     sbatch: dict[str, SbatchValue] = field(default_factory=dict)
@@ -65,7 +63,7 @@ def load_site(path: Path | str | None) -> Site:
     """Read and check ``site.yaml``; None gives Slurm's own defaults. Raises InputError."""
     if path is None:
         return Site()
-    site = read_yaml(path, Site, SCHEMA)
+    site = read_yaml(path, Site, SITE_SCHEMA)
     for key in site.sbatch:
         option = key.lstrip("-").replace("_", "-")
         if option in _OWNED:

@@ -21,6 +21,7 @@ from scepsy_hpc.engines import vllm
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.probe import Readiness, ask
 from scepsy_hpc.errors import InputError, RunError
+from scepsy_hpc.formats.parallelism import is_cpu_type
 
 ENGINES = ("vllm", "simulated")
 # The key of an engine is its own: not one that this environment has for something else.
@@ -212,7 +213,7 @@ def start_line(config: EngineConfig) -> tuple[list[str], dict[str, str]]:
 
 
 def _slice_group(config: EngineConfig) -> SliceGroup | None:
-    if config.gpu_type != vllm.CPU_TYPE or config.engine != "vllm":
+    if config.engine != "vllm" or not is_cpu_type(config.gpu_type):
         return None
     name = re.sub(r"\W", "_", config.instance_id)
     return make_group(f"{name}-{os.getpid()}-{config.port}")

@@ -18,11 +18,9 @@ from pathlib import Path
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import internal_port
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.parallelism import RESERVE_GIB, is_cpu_type, usable_memory_gib
 from scepsy_hpc.formats.workflow import EngineArg
 
-# Left free on every GPU for the CUDA context and fragmentation (the contract's reserve).
-RESERVE_GIB = 2.0
-CPU_TYPE = "cpu_slice"
 PYTHON_VARIABLE = "SCEPSY_VLLM_PYTHON"
 
 # Arguments that follow from the instance, not from the engine_args of a file.
@@ -44,7 +42,7 @@ def vllm_command(config: EngineConfig, python: str = sys.executable) -> list[str
     line += ["--served-model-name", *config.served_names]
     line += ["--host", config.host, "--port", str(config.port)]
     line += ["--tensor-parallel-size", str(config.tp_degree)]
-    if config.gpu_type != CPU_TYPE:
+    if not is_cpu_type(config.gpu_type):
         line += ["--gpu-memory-utilization", f"{memory_utilization(config):.4f}"]
     if config.max_queued is not None:
         line += ["--max-num-queued-reqs", str(config.max_queued)]
@@ -53,14 +51,10 @@ def vllm_command(config: EngineConfig, python: str = sys.executable) -> list[str
     return line
 
 
-def memory_gib(config: EngineConfig) -> float:
-    """Memory of each GPU for this instance: share x (GPU memory - reserve)."""
-    return config.gpu_share_pct / 100 * (config.gpu_memory_gib - RESERVE_GIB)
-
-
 def memory_utilization(config: EngineConfig) -> float:
-    """The same as a fraction of total GPU memory, which is what vLLM takes; rounded down."""
-    fraction = memory_gib(config) / config.gpu_memory_gib
+    """Usable memory of each GPU as a fraction of all of it, as vLLM takes it; rounded down."""
+    fraction = usable_memory_gib(config.gpu_memory_gib, config.gpu_share_pct)
+    fraction /= config.gpu_memory_gib
     if fraction <= 0:
         raise InputError(
             f"{config.instance_id}: gpu_memory_gib: {config.gpu_memory_gib:g} leaves nothing after "
@@ -98,7 +92,7 @@ def vllm_environment(config: EngineConfig, cache_root: Path) -> dict[str, str]:
     }
     if config.api_key:
         found["VLLM_API_KEY"] = config.api_key
-    if config.gpu_type == CPU_TYPE:
+    if is_cpu_type(config.gpu_type):
         return found | _cpu_environment(config.engine_args)
     found["CUDA_VISIBLE_DEVICES"] = ",".join(config.gpus)
     if is_shared(config.engine, config.gpu_type, config.gpu_share_pct):
@@ -107,10 +101,14 @@ def vllm_environment(config: EngineConfig, cache_root: Path) -> dict[str, str]:
     return found
 
 
+def takes_gpus(engine: str, gpu_type: str) -> bool:
+    """Whether an instance runs on real GPUs: no simulated engine, no CPU slices."""
+    return engine == "vllm" and not is_cpu_type(gpu_type)
+
+
 def is_shared(engine: str, gpu_type: str, gpu_share_pct: int) -> bool:
     """Whether an instance is to be held to part of a real GPU, which takes MPS."""
-    real = engine == "vllm" and gpu_type.split(":")[0] != CPU_TYPE
-    return real and gpu_share_pct < 100
+    return takes_gpus(engine, gpu_type) and gpu_share_pct < 100
 
 
 def _cpu_environment(engine_args: Mapping[str, EngineArg]) -> dict[str, str]:

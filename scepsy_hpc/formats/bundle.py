@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from scepsy_hpc.files import record
-from scepsy_hpc.formats.topology import Link
+from scepsy_hpc.errors import InputError
+from scepsy_hpc.files import Positive, read_yaml, record, sha256_file, write_yaml
+from scepsy_hpc.formats.parallelism import Link
+from scepsy_hpc.formats.points import POINTS_FILE, Point, read_points
 from scepsy_hpc.formats.workflow import EngineArgs
 
-SCHEMA = "scepsy/profile/v1"
+BUNDLE_SCHEMA = "scepsy/profile/v1"
+
+HEADER_FILE = "bundle.yaml"
 
 How = Literal["measured", "modelled", "derived"]
-Positive = Annotated[float, Field(gt=0)]
 
 
 @record
@@ -42,31 +44,6 @@ class BundleHeader:
     spans_sha256: str | None = None
 
 
-@record
-class Point:
-    """One row of ``points.csv``: one operating point. None is unknown, never zero."""
-
-    tp_degree: Annotated[int, Field(ge=1)]
-    gpu_share_pct: Annotated[int, Field(ge=1, le=100)]
-    load: Literal["open", "closed"]
-    throughput_rps: Positive
-    latency_mean_s: Positive
-    input_tokens_mean: Annotated[float, Field(ge=0)]
-    output_tokens_mean: Annotated[float, Field(ge=0)]
-    arrival_rate_rps: Positive | None = None
-    concurrency: Positive | None = None
-    link: Link | None = None
-    num_requests: int | None = None
-    latency_p50_s: Positive | None = None
-    latency_p95_s: Positive | None = None
-    latency_p99_s: Positive | None = None
-    ttft_mean_s: Positive | None = None
-    ttft_p95_s: Positive | None = None
-    tpot_mean_s: Positive | None = None
-    cached_tokens_mean: float | None = None
-    saturated: bool | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A checked bundle; ``sha256`` (of ``points.csv``) is its name in plans."""
@@ -79,3 +56,30 @@ class Bundle:
     def sha256(self) -> str:
         """Identity of the bundle: the digest of its points."""
         return self.header.points_sha256
+
+
+def load_bundle(folder: Path | str) -> Bundle:
+    """Read and check one bundle folder.
+
+    Raises InputError that names the file, the key or line, the value and what is allowed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such bundle folder; it must hold {HEADER_FILE}")
+    header = read_yaml(folder / HEADER_FILE, BundleHeader, BUNDLE_SCHEMA)
+    points_path = folder / POINTS_FILE
+    points = read_points(points_path)
+    found = sha256_file(points_path)
+    if found != header.points_sha256:
+        raise InputError(
+            f"{folder / HEADER_FILE}: points_sha256: is {header.points_sha256!r} but "
+            f"{POINTS_FILE} has {found!r}; the points were changed after the bundle was written"
+        )
+    return Bundle(header, points, folder)
+
+
+def save_bundle_files(folder: Path, header: BundleHeader, points_csv: bytes) -> None:
+    """Write both files of a bundle into a folder; the points' bytes stay as they are."""
+    (folder / POINTS_FILE).write_bytes(points_csv)
+    digest = hashlib.sha256(points_csv).hexdigest()
+    write_yaml(folder / HEADER_FILE, replace(header, points_sha256=digest), BUNDLE_SCHEMA)

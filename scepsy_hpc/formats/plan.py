@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import read_yaml, record, write_yaml
-from scepsy_hpc.formats.topology import Link
+from scepsy_hpc.files import Count, Positive, read_yaml, record, write_yaml
+from scepsy_hpc.formats.parallelism import Link, SharePct
 from scepsy_hpc.formats.workflow import Agent, EngineArgs
 
-SCHEMA = "scepsy/plan/v1"
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-SharePct = Annotated[int, Field(ge=1, le=100)]
+PLAN_SCHEMA = "scepsy/plan/v1"
 
 
 @record
@@ -182,7 +176,7 @@ class Plan:
 
 def load_plan(path: Path | str) -> Plan:
     """Read and check ``plan.yaml``. Raises InputError."""
-    plan = read_yaml(path, Plan, SCHEMA)
+    plan = read_yaml(path, Plan, PLAN_SCHEMA)
     if not plan.llms and not plan.instances:
         raise InputError(f"{path}: has neither `llms` nor `instances`; a plan needs one of them")
     _check_names(plan, str(path))
@@ -212,4 +206,4 @@ def _check_names(plan: Plan, where: str) -> None:
 
 def save_plan(path: Path | str, plan: Plan) -> None:
     """Write ``plan.yaml`` atomically."""
-    write_yaml(path, plan, SCHEMA)
+    write_yaml(path, plan, PLAN_SCHEMA)

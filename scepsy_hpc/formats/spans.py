@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import uuid
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -91,3 +93,32 @@ def _line_number(path: Path | str, index: int) -> int:
 def save_spans(path: Path | str, spans: Iterable[Span]) -> None:
     """Write spans atomically."""
     write_jsonl(path, spans)
+
+
+def spans_of_workflow(spans: Sequence[Span], workflow: str) -> list[Span]:
+    """The spans of a workflow's runs.
+
+    A run belongs to the workflow that any of its spans names; runs that name none belong to
+    whichever is asked for. Raises InputError for a run whose spans name two, and for no run.
+    """
+    named: dict[str, str] = {}
+    for span in spans:
+        if span.workflow is None:
+            continue
+        first = named.setdefault(span.run_id, span.workflow)
+        if first != span.workflow:
+            raise InputError(
+                f"run {span.run_id!r}: its spans name two workflows, {first!r} and "
+                f"{span.workflow!r}; run ids must differ between workflows"
+            )
+    found = [s for s in spans if named.get(s.run_id, workflow) == workflow]
+    if not found:
+        known = ", ".join(sorted(set(named.values()))) or "none"
+        raise InputError(f"no run of workflow {workflow!r} in the spans; they name: {known}")
+    return found
+
+
+def new_run_id(task_id: str, attempt: int = 1) -> str:
+    """A run id that shows its task and attempt, is unique, and is safe in a URL."""
+    shown = re.sub(r"[^A-Za-z0-9._-]", "_", task_id)[:80]
+    return f"{shown}.{attempt}.{uuid.uuid4().hex[:8]}"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import read_yaml, record, write_yaml
+from scepsy_hpc.files import Positive, read_yaml, record, write_yaml
+from scepsy_hpc.formats.parallelism import Link
 
-SCHEMA = "scepsy/topology/v1"
-
-Link = Literal["nvlink", "pcie", "cross_numa"]
-LINKS: tuple[Link, ...] = ("nvlink", "pcie", "cross_numa")
+TOPOLOGY_SCHEMA = "scepsy/topology/v1"
 
 
 @record
@@ -31,11 +29,16 @@ class Node:
 
     name: str
     gpu_type: str
-    gpu_memory_gib: Annotated[float, Field(gt=0)]
+    gpu_memory_gib: Positive
     domains: tuple[Domain, ...] = ()
     nvlink_domains: tuple[tuple[int, ...], ...] = ()
     free_gpus: tuple[int, ...] | None = None
     mig: str | None = None
+
+    @property
+    def full_gpu_type(self) -> str:
+        """GPU type; a MIG instance is a type of its own."""
+        return f"{self.gpu_type}:{self.mig}" if self.mig else self.gpu_type
 
     @property
     def gpus(self) -> tuple[int, ...]:
@@ -91,13 +94,13 @@ def _no(name: str) -> Node:
 
 def load_topology(path: Path | str) -> Topology:
     """Read and check ``topology.yaml``. Raises InputError."""
-    raw = read_yaml(path, _TopologyFile, SCHEMA)
+    raw = read_yaml(path, _TopologyFile, TOPOLOGY_SCHEMA)
     return check_topology(raw.nodes, str(path), raw.note)
 
 
 def save_topology(path: Path | str, topology: Topology) -> None:
     """Write ``topology.yaml`` atomically."""
-    write_yaml(path, _TopologyFile(nodes=topology.nodes, note=topology.note), SCHEMA)
+    write_yaml(path, _TopologyFile(nodes=topology.nodes, note=topology.note), TOPOLOGY_SCHEMA)
 
 
 def check_topology(nodes: tuple[Node, ...], where: str, note: str | None = None) -> Topology:

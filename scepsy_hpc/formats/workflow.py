@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import read_yaml, record
+from scepsy_hpc.files import Count, Positive, read_yaml, record
+from scepsy_hpc.formats.parallelism import SharePct
 
-SCHEMA = "scepsy/workflow/v1"
+WORKFLOW_SCHEMA = "scepsy/workflow/v1"
 
 EngineArg = str | int | float | bool | tuple[str, ...]
 EngineArgs = dict[str, EngineArg]
@@ -22,9 +20,9 @@ class Llm:
     """One LLM of a workflow and the parallelism it may be given."""
 
     model: str
-    tp_degrees: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    gpu_shares_pct: tuple[Annotated[int, Field(ge=1, le=100)], ...] | None = None
-    min_memory_gib: Annotated[float, Field(gt=0)] | None = None
+    tp_degrees: tuple[Count, ...] | None = None
+    gpu_shares_pct: tuple[SharePct, ...] | None = None
+    min_memory_gib: Positive | None = None
     engine_args: EngineArgs = field(default_factory=dict)
 
 
@@ -60,7 +58,7 @@ class Workflow:
 def load_workflow(path: Path | str) -> Workflow:
     """Read and check ``workflow.yaml``. Raises InputError."""
     path = Path(path)
-    raw = read_yaml(path, _WorkflowFile, SCHEMA)
+    raw = read_yaml(path, _WorkflowFile, WORKFLOW_SCHEMA)
     if not raw.llms:
         raise InputError(f"{path}: llms: is empty; a workflow calls at least one LLM")
     return Workflow(raw.name, raw.llms, _check_agent(raw.agent, path), path)

@@ -23,7 +23,7 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check, to_plain
 from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.formats.plan import DemandSummary, LlmDemand, Plan
-from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.spans import Span, spans_of_workflow
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curves.curve import TokenLengths
@@ -50,7 +50,7 @@ def demands_of(
     for workflow in workflows:
         if not spans.get(workflow.name):
             raise InputError(f"workflow {workflow.name}: no spans were given for it")
-        named = spans_of(workflow.name, spans[workflow.name])
+        named = spans_of_workflow(spans[workflow.name], workflow.name)
         prefixes[workflow.name] = tuple(_unused_prefixes(workflow.name, named))
         parts[workflow.name] = [
             _task(demand_of, part, workflow.name, tuple(workflow.llms)) for part in _parts(named)
@@ -134,17 +134,6 @@ def _compute(tasks: Any, client: Any) -> Any:
 
         return dask.compute(tasks, scheduler=get_sync)[0]
     return dask.compute(tasks, scheduler=client)[0]
-
-
-def spans_of(workflow: str, spans: Sequence[Span]) -> list[Span]:
-    """Spans of the runs of one workflow; runs that name none are its own. Raises InputError."""
-    others = {s.run_id for s in spans if s.workflow not in (None, workflow)}
-    mine = {s.run_id for s in spans if s.workflow == workflow}
-    kept = [s for s in spans if s.run_id in mine or s.run_id not in others]
-    if not kept:
-        known = ", ".join(sorted({str(s.workflow) for s in spans}))
-        raise InputError(f"no run of workflow {workflow!r} in its spans; they name: {known}")
-    return kept
 
 
 def _parts(spans: list[Span]) -> list[list[Span]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scepsy_hpc.bundles.library import find_bundles, load_bundle
+from scepsy_hpc.bundles.library import find_bundles
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import sha256_file
-from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.bundle import Bundle, load_bundle
 from scepsy_hpc.formats.plan import Plan, PlanInput
-from scepsy_hpc.formats.spans import Span, load_spans
-
-POINTS_FILE = "points.csv"
+from scepsy_hpc.formats.points import POINTS_FILE
+from scepsy_hpc.formats.spans import Span, load_spans, spans_of_workflow
 
 
 def bundles_of(plan: Plan, profiles: Path | None = None) -> list[Bundle]:
@@ -33,7 +32,7 @@ def spans_of(plan: Plan) -> dict[str, list[Span]]:
     names = [workflow.name for workflow in plan.workflows]
     if len(names) == 1:
         return {names[0]: spans}
-    return {name: [span for span in spans if span.workflow == name] for name in names}
+    return {name: spans_of_workflow(spans, name) for name in names}
 
 
 def _unchanged(item: PlanInput) -> Path:

@@ -21,10 +21,10 @@ from scepsy_hpc.formats.plan import (
     PlanWorkflow,
     Predicted,
 )
-from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.spans import Span, spans_of_workflow
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import EngineArgs, Workflow
-from scepsy_hpc.planning.aggregate import demands_of, offers_of, spans_of
+from scepsy_hpc.planning.aggregate import demands_of, offers_of
 from scepsy_hpc.planning.choose import Choice, choose
 from scepsy_hpc.planning.curves.curve import TokenLengths
 from scepsy_hpc.planning.explain import explain
@@ -73,7 +73,7 @@ def make_plan(
         engine=engine,
         inputs=inputs,
         client=client,
-        tails=Tails.of({w.name: spans_of(w.name, spans[w.name]) for w, _ in workflows}),
+        tails=Tails.of({w.name: spans_of_workflow(spans[w.name], w.name) for w, _ in workflows}),
     )
 
 

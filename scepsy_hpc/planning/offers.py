@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from scepsy_hpc.errors import InfeasibleError
 from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.parallelism import Parallelism, can_be_shared
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence, Shelf, no_evidence
 from scepsy_hpc.planning.curves.making import NoCurveError, make_curve, with_engine_args
-from scepsy_hpc.planning.search.pools import Hole, gpu_type_of, holes_of, pools_of
-from scepsy_hpc.planning.search.problem import Parallelism
+from scepsy_hpc.planning.search.pools import Hole, holes_of, pools_of
 
 DEFAULT_SHARES_PCT = (25, 50, 100)
 
@@ -40,7 +40,7 @@ def shelf_for(bundles: Sequence[Bundle], topology: Topology, engine: str | None 
     """The bundles, with no more memory than the GPUs of the topology have."""
     memory_gib: dict[str, float] = {}
     for node in topology.nodes:
-        gpu_type = gpu_type_of(node)
+        gpu_type = node.full_gpu_type
         memory_gib[gpu_type] = min(node.gpu_memory_gib, memory_gib.get(gpu_type, math.inf))
     return Shelf(bundles, engine, memory_gib)
 
@@ -104,7 +104,7 @@ def _kinds(
     degrees = spec.tp_degrees or sorted({p.tp_degree for p in points})
     measured = {p.gpu_share_pct for p in points}
     shares = spec.gpu_shares_pct or sorted(measured | set(DEFAULT_SHARES_PCT))
-    if spec.gpu_shares_pct is None and (gpu_type == "cpu_slice" or ":" in gpu_type):
+    if spec.gpu_shares_pct is None and not can_be_shared(gpu_type):
         shares = sorted(measured)
     owned = {(p.tp_degree, p.gpu_share_pct) for p in points}
     found = []

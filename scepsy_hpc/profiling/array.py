@@ -16,7 +16,7 @@ from scepsy_hpc.bundles.library import save_bundle
 from scepsy_hpc.cluster.jobs.submit import ClusterName, dry_run, submit
 from scepsy_hpc.cluster.jobs.tasks import Jobs, JobsProgress, Resources, TaskOutcome
 from scepsy_hpc.cluster.site import Site
-from scepsy_hpc.engines.vllm import CPU_TYPE
+from scepsy_hpc.engines.vllm import takes_gpus
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import json_line, read_jsonl
 from scepsy_hpc.formats.bundle import Bundle
@@ -183,7 +183,7 @@ def _run(
 
 def _local_gpus(tasks: Sequence[SweepTask]) -> tuple[int, ...]:
     """Real GPUs of this machine that local tasks share out; none for engines without."""
-    if all(t.model.engine != "vllm" or t.gpu_type == CPU_TYPE for t in tasks):
+    if not any(takes_gpus(task.model.engine, task.gpu_type) for task in tasks):
         return ()
     from scepsy_hpc.cluster.discovery import discover_local
 

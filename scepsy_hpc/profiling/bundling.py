@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from scepsy_hpc import __version__
-from scepsy_hpc.bundles.library import load_bundle, resolve_bundle
+from scepsy_hpc.bundles.library import resolve_bundle
 from scepsy_hpc.files import sha256_file
-from scepsy_hpc.formats.bundle import BundleHeader, Point
+from scepsy_hpc.formats.bundle import BundleHeader, load_bundle
+from scepsy_hpc.formats.points import Point
 from scepsy_hpc.profiling.spec import ProfileSpec, SweepTask
 from scepsy_hpc.profiling.sweep import SweepResult
 

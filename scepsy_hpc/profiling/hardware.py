@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from scepsy_hpc.cluster.discovery import discover_local
-from scepsy_hpc.engines.vllm import CPU_TYPE
+from scepsy_hpc.engines.vllm import takes_gpus
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.formats.topology import Node
-from scepsy_hpc.profiling.spec import SweepTask, gpu_type_of
+from scepsy_hpc.profiling.spec import SweepTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def hardware_of(task: SweepTask, environ: Mapping[str, str] = os.environ) -> Har
     later plan. Raises RunError.
     """
     visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    if task.model.engine != "vllm" or task.gpu_type.split(":")[0] == CPU_TYPE:
+    if not takes_gpus(task.model.engine, task.gpu_type):
         made_up = [str(i) for i in range(task.tp_degree)]
         return Hardware(tuple((visible or made_up)[: task.tp_degree]))
     if len(visible) < task.tp_degree:
@@ -48,9 +48,9 @@ def hardware_of(task: SweepTask, environ: Mapping[str, str] = os.environ) -> Har
 
 def check_node(task: SweepTask, node: Node, given: tuple[str, ...]) -> None:
     """Raises RunError when the GPUs given are of another type or joined by another link."""
-    if gpu_type_of(node) != task.gpu_type:
+    if node.full_gpu_type != task.gpu_type:
         raise RunError(
-            f"{task.task_id}: ran on {gpu_type_of(node)}, not {task.gpu_type}; name the type in "
+            f"{task.task_id}: ran on {node.full_gpu_type}, not {task.gpu_type}; name the type in "
             "gpu_names of site.yaml"
         )
     if task.link is None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from scepsy_hpc.engines.process import EngineProcess
-from scepsy_hpc.formats.bundle import Point
+from scepsy_hpc.formats.points import Point
 from scepsy_hpc.profiling.load_generator import (
     Client,
     Endpoint,

@@ -5,23 +5,19 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from scepsy_hpc.bundles.library import load_bundle, resolve_bundle
-from scepsy_hpc.engines.vllm import RESERVE_GIB
+from scepsy_hpc.bundles.library import resolve_bundle
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import read_yaml, record
+from scepsy_hpc.files import Count, Positive, read_yaml, record
+from scepsy_hpc.formats.bundle import load_bundle
+from scepsy_hpc.formats.parallelism import Link, SharePct, usable_memory_gib
 from scepsy_hpc.formats.spans import load_spans
-from scepsy_hpc.formats.topology import Link, Node, Topology, load_topology
+from scepsy_hpc.formats.topology import Topology, load_topology
 from scepsy_hpc.formats.workflow import EngineArgs
 from scepsy_hpc.profiling.load_generator import Lengths
 
-SCHEMA = "scepsy/profile-spec/v1"
-
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[int, Field(ge=1, le=100)]
+SPEC_SCHEMA = "scepsy/profile-spec/v1"
 
 
 @record
@@ -34,13 +30,13 @@ class ModelSpec:
     model: str
     engine: Literal["vllm", "simulated"]
     engine_args: EngineArgs = field(default_factory=dict)
-    tp_degrees: tuple[Positive, ...] = (1,)
-    gpu_shares_pct: tuple[Share, ...] = (100,)
+    tp_degrees: tuple[Count, ...] = (1,)
+    gpu_shares_pct: tuple[SharePct, ...] = (100,)
     shared_tp: bool = False
     precision: str = "bf16"
     llm: str | None = None
-    weights_gib: Annotated[float, Field(gt=0)] | None = None
-    kv_bytes_per_token: Annotated[float, Field(gt=0)] | None = None
+    weights_gib: Positive | None = None
+    kv_bytes_per_token: Positive | None = None
     licence: str | None = None
     source: str | None = None
 
@@ -52,12 +48,12 @@ class Workload:
     """
 
     name: str
-    input_tokens: Positive | None = None
-    output_tokens: Positive | None = None
-    shapes: tuple[tuple[Positive, Positive], ...] | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    shapes: tuple[tuple[Count, Count], ...] | None = None
     spans: str | None = None
     llm: str | None = None
-    num_samples: Positive = 256
+    num_samples: Count = 256
 
 
 @record
@@ -67,11 +63,11 @@ class Loads:
     ``limit_s`` ends a point that takes longer; it then has fewer requests.
     """
 
-    concurrency: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64)
-    arrival_rate_rps: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    requests_per_point: Positive = 64
-    warmup_requests: Positive = 4
-    limit_s: Annotated[float, Field(gt=0)] = 600.0
+    concurrency: tuple[Count, ...] = (1, 2, 4, 8, 16, 32, 64)
+    arrival_rate_rps: tuple[Positive, ...] = ()
+    requests_per_point: Count = 64
+    warmup_requests: Count = 4
+    limit_s: Positive = 600.0
 
 
 @record
@@ -80,8 +76,8 @@ class _SpecFile:
     models: tuple[ModelSpec, ...]
     workload: Workload
     loads: Loads = field(default_factory=Loads)
-    time_min: Positive | None = None
-    ready_timeout_s: Annotated[float, Field(gt=0)] = 900.0
+    time_min: Count | None = None
+    ready_timeout_s: Positive = 900.0
     seed: int = 0
 
 
@@ -122,7 +118,7 @@ class ProfileSpec:
 def load_spec(path: Path | str) -> ProfileSpec:
     """Read and check a spec, its topology, spans and timing bundles. Raises InputError."""
     path = Path(path)
-    raw = read_yaml(path, _SpecFile, SCHEMA)
+    raw = read_yaml(path, _SpecFile, SPEC_SCHEMA)
     if not raw.models:
         raise InputError(f"{path}: models: is empty; name at least one model to measure")
     if not raw.loads.concurrency and not raw.loads.arrival_rate_rps:
@@ -197,7 +193,7 @@ def _places(
                     )
                 continue
             for gpu_type, memory_gib, link in offers:
-                room_gib = share / 100 * (memory_gib - RESERVE_GIB) * tp_degree
+                room_gib = usable_memory_gib(memory_gib, share, tp_degree)
                 if model.weights_gib is not None and model.weights_gib >= room_gib:
                     skipped.append(
                         f"{where}: weights of {model.weights_gib:g} GiB leave no room for a cache "
@@ -215,14 +211,9 @@ def _offers(topology: Topology, tp_degree: int) -> list[tuple[str, float, Link |
         for domain in node.domains:
             num_gpus = min(1, len(node.free_in(domain))) if node.mig else len(node.free_in(domain))
             if num_gpus >= tp_degree:
-                key = (gpu_type_of(node), domain.link if tp_degree > 1 else None)
+                key = (node.full_gpu_type, domain.link if tp_degree > 1 else None)
                 found[key] = min(found.get(key, float("inf")), node.gpu_memory_gib)
     return [(gpu_type, memory_gib, link) for (gpu_type, link), memory_gib in found.items()]
-
-
-def gpu_type_of(node: Node) -> str:
-    """GPU type of a node's GPUs; a MIG instance is a type of its own."""
-    return f"{node.gpu_type}:{node.mig}" if node.mig else node.gpu_type
 
 
 def _task_id(

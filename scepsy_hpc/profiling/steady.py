@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scepsy_hpc import metrics
-from scepsy_hpc.formats.bundle import Point
+from scepsy_hpc.formats.points import Point
 
 CLIENT_TOLERANCE = 0.3
 """A client that keeps less than 70% of the wanted calls in flight measures itself."""

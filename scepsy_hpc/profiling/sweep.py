@@ -15,10 +15,11 @@ from scepsy_hpc.cluster.mps import Sharing
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import is_free, spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
-from scepsy_hpc.engines.vllm import RESERVE_GIB, is_shared
+from scepsy_hpc.engines.vllm import is_shared
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import check, json_line, record, write_text
-from scepsy_hpc.formats.bundle import Point
+from scepsy_hpc.formats.parallelism import usable_memory_gib
+from scepsy_hpc.formats.points import Point
 from scepsy_hpc.profiling.hardware import Hardware, hardware_of
 from scepsy_hpc.profiling.loads import SERVED_NAME, OnPoint, measure_loads
 from scepsy_hpc.profiling.spec import SweepTask
@@ -120,7 +121,7 @@ def neighbours_of(task: SweepTask) -> tuple[int, ...]:
         return ()
     share = task.gpu_share_pct
     same, rest = (share,) * (100 // share - 1), 100 % share
-    room_gib = rest / 100 * (task.gpu_memory_gib - RESERVE_GIB) * task.tp_degree
+    room_gib = usable_memory_gib(task.gpu_memory_gib, rest, task.tp_degree)
     fits = (task.model.weights_gib or 0.0) < room_gib
     return (*same, rest) if fits and rest >= MIN_NEIGHBOUR_PCT else same
 

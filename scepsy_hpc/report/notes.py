@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scepsy_hpc.bundles.library import load_bundle, resolve_bundle
-from scepsy_hpc.engines.vllm import CPU_TYPE
+from scepsy_hpc.bundles.library import resolve_bundle
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.bundle import Bundle, load_bundle
+from scepsy_hpc.formats.parallelism import CPU_TYPE, is_cpu_type
 from scepsy_hpc.formats.plan import Deployment, Plan
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
 
@@ -60,7 +60,7 @@ def engine_notes(plan: Plan, bundles: Sequence[Bundle] = ()) -> list[str]:
         which = "The engines were real" if not simulated else f"Real engines: {', '.join(real)}"
         what = "; ".join(dict.fromkeys(_what_ran(llm, bundles) for llm in real.values()))
         notes.append(f"{which}: {what}.")
-    if any(llm.gpu_type == CPU_TYPE for llm in real.values()):
+    if any(is_cpu_type(llm.gpu_type) for llm in real.values()):
         notes.append(
             f"The GPUs of type {CPU_TYPE} are fixed fractions of a CPU core. The figures say how "
             "well prediction and run agree there, and nothing about GPUs."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,14 +14,13 @@ from matplotlib.patches import Patch
 
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.metrics import Floats
 
 COLOURS = ("#3b6fb6", "#d9822b", "#4c9a5f", "#a8485a", "#7a5ea8", "#6d6d6d")
 _DIGITS = re.compile(r"(\d+)")
 SIZE_IN = (6.4, 3.0)
 MOST_POINTS = 400
 """Of one line: enough for the eye, and the file stays small however long the batch."""
-
-Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 
 def colour_of(names: Sequence[str]) -> dict[str, str]:

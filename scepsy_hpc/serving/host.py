@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scepsy_hpc.cluster.jobs.tasks import rank
+from scepsy_hpc.engines.vllm import takes_gpus
 from scepsy_hpc.errors import RunError, ScepsyError
 from scepsy_hpc.formats.plan import Instance, Plan, load_plan
 from scepsy_hpc.serving.addresses import LOOPBACK, node_address, own_address
@@ -164,7 +165,7 @@ async def _nodes(run: Run) -> tuple[GrantedNode, ...]:
 
 def local_nodes(plan: Plan, hostname: str) -> tuple[GrantedNode, ...]:
     """Nodes when one machine acts for all: its real GPUs for real engines, else as planned."""
-    real = any(d.engine == "vllm" and d.gpu_type != "cpu_slice" for d in plan.llms.values())
+    real = any(takes_gpus(d.engine, d.gpu_type) for d in plan.llms.values())
     if not real:
         return pretended_nodes(plan, hostname)
     from scepsy_hpc.cluster.discovery import discover_local

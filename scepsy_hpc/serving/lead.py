@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,7 +12,7 @@ from typing import Any, TextIO
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.files import json_line, to_plain
 from scepsy_hpc.formats.plan import Plan
-from scepsy_hpc.formats.spans import Span, load_spans
+from scepsy_hpc.formats.spans import Span, load_spans, new_run_id
 from scepsy_hpc.formats.tasks import load_tasks
 from scepsy_hpc.serving.addresses import LOOPBACK
 from scepsy_hpc.serving.allocation import PlacedInstance
@@ -157,7 +156,7 @@ class Lead:
 
     async def _attempt(self, task: dict[str, Any], attempt: int) -> AttemptEnd:
         """Run the agent once."""
-        name, run_id = task["workflow"], f"{task['task_id']}.{attempt}.{uuid.uuid4().hex[:6]}"
+        name, run_id = task["workflow"], new_run_id(task["task_id"], attempt)
         environment = agent_environment(
             self._proxy.base_url(run_id),
             self._dispatcher.api_key,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.spans import Span, new_run_id
 from scepsy_hpc.formats.workflow import Agent, Workflow
 from scepsy_hpc.tracing.agents.pool import AgentOutcome, AgentPool, agent_environment
 from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
@@ -177,8 +175,3 @@ def run_span(run_id: str, workflow: str, outcome: AgentOutcome) -> Span:
         end_s=outcome.finished_s,
         status="ok" if outcome.error is None else "failed",
     )
-
-
-def new_run_id(task_id: str) -> str:
-    """A run id that shows its task and is unique and safe in a URL."""
-    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', task_id)[:80]}.{uuid.uuid4().hex[:8]}"

@@ -12,7 +12,8 @@ import pytest
 from scepsy_hpc.bundles.archive import export_bundles, import_bundles, verify_bundles
 from scepsy_hpc.bundles.library import find_bundles, save_bundle
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.bundle import Bundle, BundleHeader, Point
+from scepsy_hpc.formats.bundle import Bundle, BundleHeader
+from scepsy_hpc.formats.points import Point
 
 
 def _bundle(root: Path, model: str = "org/tiny", latency_s: float = 1.0) -> Bundle:

@@ -13,7 +13,8 @@ from scepsy_hpc.bundles.mps_slowdown import MEASURED_SLOWDOWN, slowdown
 from scepsy_hpc.bundles.step_time import EngineModel, kv_tokens_that_fit
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
-from scepsy_hpc.formats.bundle import Bundle, Point
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.points import Point
 
 TRUE = EngineModel(step_s=0.01, prefill_token_s=2e-5, sequence_s=1e-4, context_token_s=1e-8)
 SHAPES = ((512, 64), (2048, 64), (512, 256), (4096, 512))

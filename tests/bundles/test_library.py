@@ -7,16 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from scepsy_hpc.bundles.library import (
-    find_bundles,
-    load_bundle,
-    read_points,
-    resolve_bundle,
-    save_bundle,
-)
+from scepsy_hpc.bundles.library import find_bundles, resolve_bundle, save_bundle
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import sha256_file
-from scepsy_hpc.formats.bundle import BundleHeader, Point
+from scepsy_hpc.formats.bundle import BundleHeader, load_bundle
+from scepsy_hpc.formats.points import Point, read_points
 
 HEADER = BundleHeader(
     model="org/tiny",

@@ -11,10 +11,11 @@ from pathlib import Path
 import click
 import pytest
 
-from scepsy_hpc.bundles.library import POINTS_FILE, load_bundle
 from scepsy_hpc.cli.main import COMMANDS, run_line, scepsy
 from scepsy_hpc.cli.options import COUNT, DURATION, MINUTES, PERCENT, POSITIVE, print_json
 from scepsy_hpc.files import shipped_path
+from scepsy_hpc.formats.bundle import load_bundle
+from scepsy_hpc.formats.points import POINTS_FILE
 from scepsy_hpc.formats.spans import load_spans
 from scepsy_hpc.tracing.demand.demand import demand_of
 

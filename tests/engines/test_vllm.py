@@ -10,6 +10,7 @@ import pytest
 from scepsy_hpc.engines import vllm
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.parallelism import usable_memory_gib
 
 CONFIG = EngineConfig(
     instance_id="generator-0",
@@ -53,7 +54,7 @@ def test_key_is_not_on_the_command_line():
 def test_memory_follows_from_the_share(share, gib):
     """Memory is share x (GPU memory - 2 GiB), given to vLLM as a fraction of total memory."""
     config = replace(CONFIG, gpu_share_pct=share)
-    assert vllm.memory_gib(config) == pytest.approx(gib)
+    assert usable_memory_gib(config.gpu_memory_gib, share) == pytest.approx(gib)
     given = float(_value(vllm.vllm_command(config), "--gpu-memory-utilization"))
     assert gib - 0.01 < given * 80.0 <= gib
 

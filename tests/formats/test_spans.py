@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.spans import Prefix, Span, load_spans, save_spans
+from scepsy_hpc.formats.spans import (
+    Prefix,
+    Span,
+    load_spans,
+    new_run_id,
+    save_spans,
+    spans_of_workflow,
+)
 
 GOOD = '{"run_id":"r","span_id":"s1","kind":"run","start_s":0,"end_s":9.5,"status":"ok"}'
 LLM = (
@@ -67,3 +75,36 @@ def test_an_empty_file_says_how_to_fill_it(tmp_path: Path) -> None:
     (tmp_path / "spans.jsonl").write_text("\n")
     with pytest.raises(InputError, match="scepsy trace"):
         load_spans(tmp_path / "spans.jsonl")
+
+
+def _run_of(run_id: str, workflow: str | None, on_call: str | None = None) -> list[Span]:
+    common = {"run_id": run_id, "start_s": 0.0, "end_s": 1.0, "status": "ok"}
+    run = Span(span_id="run", kind="run", workflow=workflow, **common)
+    return [run, Span(span_id="call", kind="llm", llm="a", workflow=on_call, **common)]
+
+
+def test_a_workflow_named_once_in_a_run_names_all_of_it():
+    """Calls belong to the workflow that their run span names; unnamed runs to whoever asks."""
+    spans = [*_run_of("r1", "rag"), *_run_of("r2", "beam"), *_run_of("r3", None)]
+    mine = spans_of_workflow(spans, "rag")
+    assert {(s.run_id, s.span_id) for s in mine} == {
+        *(("r1", "run"), ("r1", "call"), ("r3", "run"), ("r3", "call"))
+    }
+    assert spans_of_workflow(_run_of("r1", None, on_call="rag"), "rag")
+
+
+def test_a_run_of_two_workflows_is_refused():
+    """A run id that two workflows share says which run, and what to do."""
+    with pytest.raises(
+        InputError, match="run 'r1': its spans name two workflows, 'rag' and 'beam'"
+    ):
+        spans_of_workflow(_run_of("r1", "rag", on_call="beam"), "rag")
+    with pytest.raises(InputError, match=r"no run of workflow 'rag'.*they name: beam"):
+        spans_of_workflow(_run_of("r1", "beam"), "rag")
+
+
+def test_run_ids_show_their_task_and_differ():
+    """A run id is safe in a URL, shows task and attempt, and is never given twice."""
+    first, second = new_run_id("a/b c", 2), new_run_id("a/b c", 2)
+    assert first != second
+    assert re.fullmatch(r"a_b_c\.2\.[0-9a-f]{8}", first)

@@ -1,9 +1,11 @@
 """topology.yaml: short forms, free GPUs, and what cannot be."""
 
+from dataclasses import replace
+
 import pytest
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.topology import Domain, load_topology, save_topology
+from scepsy_hpc.formats.topology import Domain, Node, check_topology, load_topology, save_topology
 
 HEAD = "schema: scepsy/topology/v1\nnodes:\n"
 
@@ -58,3 +60,20 @@ def test_names_must_differ(tmp_path):
     path.write_text(HEAD + node * 2)
     with pytest.raises(InputError, match="stands twice"):
         load_topology(path)
+
+
+def test_a_node_without_a_free_gpu_stays_so(tmp_path):
+    """What is written of a fully busy node is read back as busy, not as wholly free."""
+    busy = Node(
+        name="busy",
+        gpu_type="h100_sxm",
+        gpu_memory_gib=80,
+        domains=(Domain(gpus=(0, 1), link="nvlink"),),
+        free_gpus=(),
+    )
+    idle = replace(busy, name="idle", free_gpus=None)
+    path = tmp_path / "topology.yaml"
+    save_topology(path, check_topology((busy, idle), "test"))
+    found = load_topology(path)
+    assert [node.free for node in found.nodes] == [(), (0, 1)]
+    assert found.num_gpus == 2

@@ -14,7 +14,8 @@ import yaml
 
 from scepsy_hpc.bundles.library import find_bundles, save_bundle
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.formats.bundle import BundleHeader, Point
+from scepsy_hpc.formats.bundle import BundleHeader
+from scepsy_hpc.formats.points import Point
 from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.profiling.array import profile_all
 from scepsy_hpc.profiling.bundling import bundled

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from scepsy_hpc.bundles.step_time import EngineModel
-from scepsy_hpc.formats.bundle import Bundle, BundleHeader, Point
+from scepsy_hpc.formats.bundle import Bundle, BundleHeader
 from scepsy_hpc.formats.plan import DemandSummary, LlmDemand
+from scepsy_hpc.formats.points import Point
 from scepsy_hpc.formats.topology import Domain, Node, Topology, check_topology
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand

@@ -16,9 +16,7 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 
-from scepsy_hpc.bundles.step_time import EngineModel
-
-DEFAULT_NUM_SEQS = 256
+from scepsy_hpc.bundles.step_time import DEFAULT_NUM_SEQS, EngineModel
 
 
 @dataclass(slots=True, eq=False)

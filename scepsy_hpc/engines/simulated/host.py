@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from scepsy_hpc.bundles.step_time import JOIN_WINDOW_S
 from scepsy_hpc.engines.simulated.batching import RunningBatch, Sequence
 from scepsy_hpc.engines.simulated.settings import Settings
 
 STREAM_PAUSE_S = 0.01
-JOIN_WINDOW_S = 0.004
-"""What an answer and the next call over loopback take; see ``Batch.join_window_s``."""
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 

@@ -7,11 +7,10 @@ import os
 from dataclasses import dataclass, replace
 
 from scepsy_hpc.bundles.engine_model import fit_bundle
-from scepsy_hpc.bundles.library import load_bundle, resolve_bundle
-from scepsy_hpc.bundles.step_time import EngineModel
-from scepsy_hpc.engines.simulated.batching import DEFAULT_NUM_SEQS
+from scepsy_hpc.bundles.library import resolve_bundle
+from scepsy_hpc.bundles.step_time import DEFAULT_NUM_SEQS, EngineModel
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.bundle import Bundle, load_bundle
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scepsy_hpc.formats.bundle import Point
-from scepsy_hpc.planning.curves.queueing import Floats, Ints, Server, mean_latencies_s
-from scepsy_hpc.planning.search.problem import Parallelism
+from scepsy_hpc.formats.parallelism import Parallelism
+from scepsy_hpc.formats.points import Point
+from scepsy_hpc.metrics import Floats, Ints
+from scepsy_hpc.planning.curves.queueing import Server, mean_latencies_s
 
 MAX_UTILISATION = 0.95
 

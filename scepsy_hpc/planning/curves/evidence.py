@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from scepsy_hpc.bundles.model_sizes import ModelSizes, sizes_of
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.bundle import Bundle, Point
-from scepsy_hpc.formats.topology import Link
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.parallelism import Link
+from scepsy_hpc.formats.points import Point
 
 RUNNABLE_ENGINES = ("vllm", "simulated")
 """Engines that this package can start; others are for planning on paper."""

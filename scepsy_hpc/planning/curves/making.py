@@ -15,9 +15,10 @@ from functools import lru_cache
 import numpy as np
 
 from scepsy_hpc.bundles.engine_model import BadFitError, fit_bundle
-from scepsy_hpc.bundles.step_time import RESERVE_GIB, EngineModel, kv_tokens_that_fit
-from scepsy_hpc.formats.bundle import Bundle, Point
-from scepsy_hpc.formats.topology import Link
+from scepsy_hpc.bundles.step_time import EngineModel, kv_tokens_that_fit
+from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.parallelism import Link, Parallelism, can_be_shared, usable_memory_gib
+from scepsy_hpc.formats.points import Point
 from scepsy_hpc.formats.workflow import EngineArgs
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence
@@ -31,7 +32,6 @@ from scepsy_hpc.planning.curves.filling import (
     most_bent,
 )
 from scepsy_hpc.planning.curves.queueing import Server
-from scepsy_hpc.planning.search.problem import Parallelism
 
 SAME_SHAPE = 0.05
 """Token lengths within this part of each other are one shape."""
@@ -111,7 +111,7 @@ def _check_derivable(kind: Parallelism, whole: Sequence[Point]) -> None:
         raise NoCurveError(f"{what}, and there is no whole-GPU curve to derive it from")
     if kind.tp_degree > 1:
         raise NoCurveError(f"{what} at TP {kind.tp_degree}: groups share GPUs only where measured")
-    if kind.gpu_type == "cpu_slice" or ":" in kind.gpu_type:
+    if not can_be_shared(kind.gpu_type):
         raise NoCurveError(f"{what}, and {kind.gpu_type} is not shared by MPS")
 
 
@@ -119,27 +119,21 @@ def _calls_that_fit(
     evidence: Evidence, kind: Parallelism, tokens: TokenLengths, min_memory_gib: float | None
 ) -> float | None:
     """Calls whose KV cache fits beside the weights; None where the sizes are unknown."""
-    usable_gib = memory_gib(evidence, kind)
-    total_gib = usable_gib * kind.tp_degree
+    memory_gib = evidence.merged.header.gpu_memory_gib
+    total_gib = usable_memory_gib(memory_gib, kind.gpu_share_pct, kind.tp_degree)
     if min_memory_gib is not None and total_gib < min_memory_gib:
         raise NoCurveError(f"{total_gib:.1f} GiB is below min_memory_gib {min_memory_gib:g}")
     sizes = evidence.sizes
     if sizes is None:
         return None
-    memory = evidence.merged.header.gpu_memory_gib
     cache_tokens = kv_tokens_that_fit(
-        memory, kind.tp_degree, kind.gpu_share_pct, sizes.weights_gib, sizes.kv_bytes_per_token
+        memory_gib, kind.tp_degree, kind.gpu_share_pct, sizes.weights_gib, sizes.kv_bytes_per_token
     )
     calls = cache_tokens / max(tokens.inputs + tokens.outputs, 1.0)
     if calls < 1.0:
         needs = "weights" if cache_tokens <= 0 else "weights and the KV cache of one call"
         raise NoCurveError(f"{needs} do not fit {total_gib:.1f} GiB ({sizes.weights_gib:g} GiB)")
     return calls
-
-
-def memory_gib(evidence: Evidence, kind: Parallelism) -> float:
-    """Memory of each GPU that one instance may use: share x (GPU memory - reserve)."""
-    return kind.gpu_share_pct / 100.0 * (evidence.merged.header.gpu_memory_gib - RESERVE_GIB)
 
 
 def _lengths(point: Point) -> TokenLengths:
@@ -327,7 +321,7 @@ def _curve(
         tuple(t for _, t in closed.values()),
         tuple(flags),
         evidence.bundle_of(source).sha256,
-        memory_gib(evidence, kind),
+        usable_memory_gib(evidence.merged.header.gpu_memory_gib, kind.gpu_share_pct),
         open_rps,
         open_latency_s,
         held_at=tuple(k for k in closed if k in {*known, max(closed)}),

@@ -15,10 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from scepsy_hpc.metrics import Floats, Ints
 
 _HUGE = 1e200
 _IDLE_SHARE = 1e-9

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scepsy_hpc.planning.curves.queueing import Floats, Server
+from scepsy_hpc.metrics import Floats
+from scepsy_hpc.planning.curves.queueing import Server
 
 _MAX_POPULATION = 20_000
 _NUM_TILTS = 6

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from scepsy_hpc.bundles.step_time import RESERVE_GIB
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.parallelism import Parallelism, gpu_memory_of_gib
 from scepsy_hpc.formats.plan import Deployment, Plan, PlanWorkflow, Predicted
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
@@ -18,7 +18,6 @@ from scepsy_hpc.planning.curves.making import NoCurveError, make_curve, with_eng
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, deployments_of
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage, Use, WorkflowLoad
 from scepsy_hpc.planning.pipeline.predict import ClosedBatch, Hosted, predict_batch, predict_open
-from scepsy_hpc.planning.search.problem import Parallelism
 
 
 def predict_plan(
@@ -220,7 +219,7 @@ def _evidence(deployment: Deployment, bundles: Sequence[Bundle]) -> list[Evidenc
         engine = f"{deployment.engine}-{deployment.engine_version}"
     memory_gib = None
     if deployment.memory_gib is not None:
-        memory_gib = deployment.memory_gib * 100.0 / deployment.gpu_share_pct + RESERVE_GIB
+        memory_gib = gpu_memory_of_gib(deployment.memory_gib, deployment.gpu_share_pct)
     model, gpu_type = deployment.model, deployment.gpu_type
     found = list(evidence_for(model, gpu_type, bundles, engine, memory_gib))
     if deployment.bundle_sha256 is None:

@@ -8,15 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scepsy_hpc.formats.parallelism import Parallelism
+from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.search.pools import Pool, pools_of
-from scepsy_hpc.planning.search.problem import (
-    Floats,
-    Ints,
-    Option,
-    OptionTable,
-    Parallelism,
-    Problem,
-)
+from scepsy_hpc.planning.search.problem import Option, OptionTable, Problem
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from scepsy_hpc.formats.parallelism import Parallelism
+from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.search.pools import Hole, Pool, is_whole
-from scepsy_hpc.planning.search.problem import Floats, Ints, Parallelism
 
 MOST_MIXES = 3000
 _COST_STEPS = 2**31

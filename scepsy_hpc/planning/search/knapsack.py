@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from scepsy_hpc.planning.search.problem import Floats, Ints
+from scepsy_hpc.metrics import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)

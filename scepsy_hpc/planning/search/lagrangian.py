@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from scepsy_hpc.formats.parallelism import Parallelism
+from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.search import cp_sat
 from scepsy_hpc.planning.search.candidates import Candidates, Space
 from scepsy_hpc.planning.search.pools import Pool
-from scepsy_hpc.planning.search.problem import Floats, Ints, Parallelism
 
 FIRST_SLACK = 0.003  # of the bound; enough in most cases, and it grows by itself
 MOST_OPTIONS = 6000  # that the model gets; more would be slow to build

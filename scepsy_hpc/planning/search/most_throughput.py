@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from scepsy_hpc.metrics import Floats
 from scepsy_hpc.planning.search.candidates import Candidates
 from scepsy_hpc.planning.search.least_cost import Fitter, Found
-from scepsy_hpc.planning.search.problem import Floats
 from scepsy_hpc.planning.search.relaxation import gpus_needed, relax, room_for, throughputs
 
 

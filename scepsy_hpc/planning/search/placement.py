@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.planning.search.pools import Hole, Pool, pools_of
-from scepsy_hpc.planning.search.problem import Option, Parallelism
+from scepsy_hpc.planning.search.problem import Option
 
 if TYPE_CHECKING:
     from scepsy_hpc.planning.search.cp_sat import CellPacking

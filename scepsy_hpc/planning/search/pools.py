@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from scepsy_hpc.formats.topology import Link, Node, Topology
-from scepsy_hpc.planning.search.problem import Parallelism
+from scepsy_hpc.formats.parallelism import Link, Parallelism
+from scepsy_hpc.formats.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,6 @@ class Hole:
         )
 
 
-def gpu_type_of(node: Node) -> str:
-    """GPU type of the node's free GPUs; a MIG instance is a type of its own."""
-    return f"{node.gpu_type}:{node.mig}" if node.mig else node.gpu_type
-
-
 def holes_of(topology: Topology) -> tuple[Hole, ...]:
     """All holes that have a free GPU. A MIG instance is alone in its hole: its TP is 1."""
     found = []
@@ -47,7 +42,7 @@ def holes_of(topology: Topology) -> tuple[Hole, ...]:
         for domain in node.domains:
             free = node.free_in(domain)
             groups = [(gpu,) for gpu in free] if node.mig else [free] if free else []
-            found += [Hole(node.name, gpu_type_of(node), domain.link, gpus) for gpus in groups]
+            found += [Hole(node.name, node.full_gpu_type, domain.link, gpus) for gpus in groups]
     return tuple(found)
 
 

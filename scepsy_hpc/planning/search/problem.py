@@ -7,28 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scepsy_hpc.formats.parallelism import Link, Parallelism
 from scepsy_hpc.formats.plan import Instance
-from scepsy_hpc.formats.topology import Link, Topology
+from scepsy_hpc.formats.topology import Topology
+from scepsy_hpc.metrics import Floats, Ints
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Objective = Literal["min_cost", "max_throughput"]
 Method = Literal["dp", "cp_sat"]
-
-
-class Parallelism(NamedTuple):
-    """What one replica takes: ``gpu_share_pct`` of each of ``tp_degree`` GPUs of one domain.
-
-    ``link`` None means that the link does not matter, which only TP 1 may say. ``gpu_type`` is
-    ``placement.gpu_type_of(node)``: MIG instances are a type of their own.
-    """
-
-    gpu_type: str
-    link: Link | None
-    tp_degree: int
-    gpu_share_pct: int
 
 
 @dataclass(frozen=True, slots=True)

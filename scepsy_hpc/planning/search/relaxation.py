@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.search import knapsack
 from scepsy_hpc.planning.search.candidates import Candidates
 from scepsy_hpc.planning.search.knapsack import Items, KnapsackTable
 from scepsy_hpc.planning.search.pools import Pool
-from scepsy_hpc.planning.search.problem import Floats, Ints
 
 MOST_WORK = 2e8  # cells a table may touch: about half a second
 MOST_CELLS = 2e7  # cells it may hold: 160 MB

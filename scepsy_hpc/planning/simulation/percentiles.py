@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from scepsy_hpc.planning.curves.queueing import Floats
+from scepsy_hpc.metrics import Floats
 
 _NUM_RESAMPLES = 400
 _MOST_RESAMPLED = 4_000_000

@@ -19,8 +19,8 @@ import numpy as np
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import record
+from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.curves.curve import Curve
-from scepsy_hpc.planning.curves.queueing import Floats, Ints
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.pipeline.predict import Hosted
 from scepsy_hpc.planning.simulation.hosts import prompt_part, size_of

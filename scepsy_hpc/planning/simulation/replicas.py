@@ -22,12 +22,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
-from scepsy_hpc.bundles.step_time import EngineModel
-from scepsy_hpc.engines.simulated.batching import DEFAULT_NUM_SEQS
+from scepsy_hpc.bundles.step_time import DEFAULT_NUM_SEQS, JOIN_WINDOW_S, EngineModel
 from scepsy_hpc.planning.curves.queueing import Server
-
-JOIN_WINDOW_S = 0.004
-"""A call this soon after a step's start still joins it: see `engines.batching.Batch`."""
 
 
 class Size(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from scepsy_hpc.files import record
-from scepsy_hpc.planning.curves.queueing import Floats
+from scepsy_hpc.metrics import Floats
 from scepsy_hpc.planning.simulation.hosts import Host
 from scepsy_hpc.planning.simulation.percentiles import bootstrap_intervals, latency_figures
 

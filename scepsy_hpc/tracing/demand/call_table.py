@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.spans import Span, spans_of_workflow
+from scepsy_hpc.metrics import Floats, Ints
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 NO_ROLE = "-"
 _FIGURES = attrgetter("start_s", "end_s", "input_tokens", "output_tokens", "cached_tokens")
 
@@ -43,7 +42,7 @@ class CallTable:
 
 def read_calls(spans: Sequence[Span], workflow: str, aliases: Sequence[str] | None) -> CallTable:
     """The calls of ``workflow``'s runs. Raises InputError, see ``demand_of``."""
-    mine = _of_workflow(spans, workflow)
+    mine = spans_of_workflow(spans, workflow)
     for span in mine:
         if span.end_s < span.start_s:
             raise InputError(
@@ -75,24 +74,6 @@ def read_calls(spans: Sequence[Span], workflow: str, aliases: Sequence[str] | No
         output_tokens=figures[3],
         cached_tokens=figures[4],
     )
-
-
-def _of_workflow(spans: Sequence[Span], workflow: str) -> list[Span]:
-    named: dict[str, str] = {}
-    for span in spans:
-        if span.workflow is None:
-            continue
-        first = named.setdefault(span.run_id, span.workflow)
-        if first != span.workflow:
-            raise InputError(
-                f"run {span.run_id!r}: its spans name two workflows, {first!r} and "
-                f"{span.workflow!r}; run ids must differ between workflows"
-            )
-    found = [s for s in spans if named.get(s.run_id, workflow) == workflow]
-    if not found:
-        known = ", ".join(sorted(set(named.values()))) or "none"
-        raise InputError(f"no run of workflow {workflow!r} in the spans; they name: {known}")
-    return found
 
 
 def _windows(spans: Sequence[Span]) -> dict[str, tuple[float, float]]:

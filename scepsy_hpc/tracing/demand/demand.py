@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.tracing.demand.bursts import Bursts, bursts_of
-from scepsy_hpc.tracing.demand.call_table import CallTable, Floats, Ints, read_calls
+from scepsy_hpc.tracing.demand.call_table import CallTable, read_calls
 from scepsy_hpc.tracing.demand.stability import UNSTABLE_CV, runs_needed
 
 QUANTILES_PCT = (5, 50, 95)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from scepsy_hpc.tracing.demand.call_table import Floats
+from scepsy_hpc.metrics import Floats
 
 # Above this the share of an LLM is no longer "nearly the same in every run".
 UNSTABLE_CV = 0.3

@@ -22,12 +22,13 @@ import openai
 import pytest
 
 from scepsy_hpc.bundles.engine_model import fit_bundle
-from scepsy_hpc.bundles.library import load_bundle, resolve_bundle
+from scepsy_hpc.bundles.library import resolve_bundle
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.simulated.command import simulated_command
 from scepsy_hpc.engines.simulated.requests import ApiError, parse_generation
 from scepsy_hpc.engines.simulated.settings import Settings
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.bundle import load_bundle
 
 TIMING = "h100_sxm/Qwen__Qwen3-0.6B/vllm-0.24.0/token-grid"
 KEY = "a-key-for-tests"

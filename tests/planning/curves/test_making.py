@@ -11,10 +11,10 @@ from planning_cases import ENGINE, bundle, engine_points, open_point, point
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import evidence_for, no_evidence
 from scepsy_hpc.planning.curves.making import NoCurveError, make_curve
-from scepsy_hpc.planning.search.problem import Parallelism
 
 SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))
 TOKENS = TokenLengths(1000.0, 100.0)

@@ -9,6 +9,7 @@ import pytest
 from planning_cases import bundle, calls, demand, point, workflow
 
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.plan import Predicted
 from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
@@ -17,7 +18,6 @@ from scepsy_hpc.planning.curves.making import make_curve
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, deployments_of, pipeline_of
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.pipeline.predict import Hosted, predict_open
-from scepsy_hpc.planning.search.problem import Parallelism
 
 LLM = Llm(model="org/model")
 

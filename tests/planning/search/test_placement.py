@@ -7,11 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from scepsy_hpc.formats.parallelism import Link, Parallelism
 from scepsy_hpc.formats.plan import Instance
-from scepsy_hpc.formats.topology import Domain, Link, Node, Topology
+from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.planning.search.placement import num_gpus, place
 from scepsy_hpc.planning.search.pools import divisible_units, pools_of
-from scepsy_hpc.planning.search.problem import Option, Parallelism
+from scepsy_hpc.planning.search.problem import Option
 
 
 def option(

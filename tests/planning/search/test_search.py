@@ -11,15 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scepsy_hpc.formats.topology import Domain, Link, Node, Topology
-from scepsy_hpc.planning.search.problem import (
-    Option,
-    OptionTable,
-    Parallelism,
-    Problem,
-    Solution,
-    tables_of,
-)
+from scepsy_hpc.formats.parallelism import Link, Parallelism
+from scepsy_hpc.formats.topology import Domain, Node, Topology
+from scepsy_hpc.planning.search.problem import Option, OptionTable, Problem, Solution, tables_of
 from scepsy_hpc.planning.search.search import best_choices, solve
 
 Room = tuple[tuple[str, str, tuple[int, ...]], ...]  # holes: GPU type, link, room in % per GPU

@@ -14,11 +14,11 @@ from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.engines.simulated.batching import RunningBatch, Sequence
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check, to_plain
+from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.queueing import Server
-from scepsy_hpc.planning.search.problem import Parallelism
 from scepsy_hpc.planning.simulation.events import simulate_plan, simulate_timeline
 from scepsy_hpc.planning.simulation.flows import Closed, Open, sampled
 from scepsy_hpc.planning.simulation.hosts import closed_load_rps, engine_on, mean_sizes, size_of

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.queueing import Server
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage, Use, WorkflowLoad
 from scepsy_hpc.planning.pipeline.predict import Hosted
-from scepsy_hpc.planning.search.problem import Parallelism
 from scepsy_hpc.planning.simulation.percentiles import run_intervals
 from scepsy_hpc.planning.simulation.replay import CallLoad, Replay, loads_on, names_in
 from scepsy_hpc.planning.simulation.run_graph import run_graphs
