@@ -18,22 +18,22 @@ from scepsy_hpc.errors import ScepsyError
 # Command to the module that holds it, and what the list of commands says of it: a command imports
 # only what it needs, and the list imports none of them.
 COMMANDS = {
-    "doctor": ("machine", "What is missing on this machine or site, and the fix."),
-    "topology": ("machine", "Write down what GPUs and links there are."),
-    "profile": ("evidence", "Measure models under every parallelism of a topology."),
-    "trace": ("evidence", "Run a few tasks of a workflow and record their calls."),
-    "demand": ("evidence", "What the recorded calls say about each LLM."),
-    "plan": ("planning", "Find and place the best allocation of GPUs."),
-    "predict": ("planning", "Throughput and latency of any allocation."),
-    "simulate": ("planning", "Simulate the recorded runs on a plan: percentiles."),
-    "run": ("running", "Host a plan's engines and work a batch off."),
-    "serve": ("running", "Host a plan's engines without a batch."),
-    "status": ("running", "How far a run is and how its engines are."),
-    "logs": ("running", "The last lines of a run's logs."),
-    "stop": ("running", "Ask a run to end in order."),
-    "report": ("running", "One HTML file: predicted beside measured."),
-    "bundle": ("bundles", "List, check, import and share profile bundles."),
-    "demo": ("demonstration", "All of it on this machine, with simulated engines."),
+    "doctor": ("topology", "What is missing on this machine or site, and the fix."),
+    "topology": ("topology", "Write down what GPUs and links there are."),
+    "profile": ("trace_command", "Measure models under every parallelism of a topology."),
+    "trace": ("trace_command", "Run a few tasks of a workflow and record their calls."),
+    "demand": ("trace_command", "What the recorded calls say about each LLM."),
+    "plan": ("plan", "Find and place the best allocation of GPUs."),
+    "predict": ("plan", "Throughput and latency of any allocation."),
+    "simulate": ("plan", "Simulate the recorded runs on a plan: percentiles."),
+    "run": ("run", "Host a plan's engines and work a batch off."),
+    "serve": ("run", "Host a plan's engines without a batch."),
+    "status": ("run", "How far a run is and how its engines are."),
+    "logs": ("run", "The last lines of a run's logs."),
+    "stop": ("run", "Ask a run to end in order."),
+    "report": ("run", "One HTML file: predicted beside measured."),
+    "bundle": ("bundle", "List, check, import and share profile bundles."),
+    "demo": ("demo", "All of it on this machine, with simulated engines."),
 }
 
 

@@ -206,7 +206,7 @@ def _hosted(
     runs_in_flight: int,
     timeout_s: float | None,
 ) -> tuple[list[Any], dict[str, str]]:
-    from scepsy_hpc.cli.running import show_status
+    from scepsy_hpc.cli.run import show_status
     from scepsy_hpc.cluster.site import load_site
     from scepsy_hpc.report.progress import ProgressBar
     from scepsy_hpc.serving.recording import record_hosted
