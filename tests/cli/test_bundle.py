@@ -11,6 +11,12 @@ from command_cases import BUNDLE, error_lines
 from scepsy_hpc.bundles.library import POINTS_FILE, load_bundle
 from scepsy_hpc.cli.main import run_line
 
+ROW_HEADS = (
+    "gpu_type,engine,engine_version,model,tp_degree,input_tokens,output_tokens,concurrency,"
+    "throughput_rps,ttft_s,tpot_s,latency_s\n"
+)
+ROW = "h100_sxm,vllm,0.24.0,Qwen/Qwen3-8B,1,100,10,1,0.5,0.1,0.2,2.0\n"
+
 
 def test_bundles_travel_by_archive(tmp_path, capsys):
     """Export, verify, import and list: the points arrive byte by byte."""
@@ -54,17 +60,27 @@ def test_an_archive_is_told_apart_from_a_table(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_rows_left_out_of_a_table_are_counted(tmp_path, capsys):
+    """`bundle import --table` says how many rows became no point, and why; a missing file is 2."""
+    table, out = tmp_path / "t.csv", tmp_path / "profiles"
+    table.write_text(ROW_HEADS + 2 * ROW)
+    line = ["bundle", "import", "--table", "silicon", str(table), "-o", str(out)]
+    assert run_line(line) == 0
+    assert "left out 1 rows: repeats an operating point" in capsys.readouterr().err
+    assert run_line([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == {"repeats an operating point": 1}
+    table.unlink()
+    assert run_line(line) == 2
+    assert len(error_lines(capsys)) == 1
+
+
 def test_bundles_with_other_points_are_replaced_on_purpose_only(tmp_path, capsys):
     """Import refuses to write over other points; --replace does it."""
     there = tmp_path / "profiles"
     archive, other = tmp_path / "a.tar.gz", tmp_path / "b.tar.gz"
     assert run_line(["bundle", "export", str(BUNDLE), "-o", str(archive)]) == 0
     table = tmp_path / "t.csv"
-    table.write_text(
-        "gpu_type,engine,engine_version,model,tp_degree,input_tokens,output_tokens,concurrency,"
-        "throughput_rps,ttft_s,tpot_s,latency_s\n"
-        "h100_sxm,vllm,0.24.0,Qwen/Qwen3-8B,1,100,10,1,0.5,0.1,0.2,2.0\n"
-    )
+    table.write_text(ROW_HEADS + ROW)
     made = str(tmp_path / "made")
     assert run_line(["bundle", "import", "--table", "modelled", str(table), "-o", made]) == 0
     assert run_line(["bundle", "export", made, "-o", str(other)]) == 0
