@@ -33,6 +33,7 @@ COMMANDS = {
     "stop": "Ask a run to end in order.",
     "report": "One HTML file: predicted beside measured.",
     "bundle": "List, check, import and share profile bundles.",
+    "spans": "Take over what other tools recorded of agents.",
     "demo": "All of it on this machine, with simulated engines.",
 }
 # A module `profile` or `trace` shadows the standard library's when a script runs beside it.

@@ -58,7 +58,7 @@ def test_bad_usage_is_one_line(line, words, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("line", [[], ["bundle"]])
+@pytest.mark.parametrize("line", [[], ["bundle"], ["spans"]])
 def test_a_group_alone_shows_its_help(line, capsys):
     """Exit code 2: the help on stderr, and one line that says what is missing."""
     assert run_line(line) == 2
