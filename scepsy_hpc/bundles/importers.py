@@ -1,9 +1,8 @@
 """Turn tables of curves from elsewhere into profile bundles.
 
-``python -m scepsy_hpc.bundles.importers silicon FILE.csv profiles/`` (or ``modelled``). Both kinds
-have one row per closed-loop operating point: gpu_type, engine, engine_version, model, tp_degree,
-input_tokens, output_tokens, concurrency, throughput_rps, ttft_s, tpot_s, latency_s, and
-``precision`` where it is known.
+Both kinds, ``silicon`` and ``modelled``, have one row per closed-loop operating point: gpu_type,
+engine, engine_version, model, tp_degree, input_tokens, output_tokens, concurrency, throughput_rps,
+ttft_s, tpot_s, latency_s, and ``precision`` where it is known.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import csv
 import datetime
 import io
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from pathlib import Path
 from scepsy_hpc.bundles.library import save_bundle
 from scepsy_hpc.bundles.published_sizes import published_kv_bytes_per_token, published_weights_gib
 from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
-from scepsy_hpc.errors import InputError, ScepsyError
+from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import read_text
 from scepsy_hpc.formats.bundle import Bundle, BundleHeader, How
 from scepsy_hpc.formats.points import LITTLE_TOLERANCE, Point, operating_point
@@ -79,16 +77,6 @@ class Imported:
     bundles: tuple[Bundle, ...]
     num_points: int
     dropped: Mapping[str, int]
-
-
-def import_silicon_csv(path: Path | str, out_root: Path | str) -> Imported:
-    """Measured curves (kind ``silicon``) as bundles below ``out_root``. Raises InputError."""
-    return import_csv("silicon", path, out_root)
-
-
-def import_modelled_csv(path: Path | str, out_root: Path | str) -> Imported:
-    """Modelled curves (kind ``modelled``) as bundles below ``out_root``. Raises InputError."""
-    return import_csv("modelled", path, out_root)
 
 
 def import_csv(
@@ -234,26 +222,3 @@ def _save(
         ),
     )
     return save_bundle(out_root, header, ordered, workload)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Import one table and say what became of its rows; returns the exit code."""
-    if len(arguments) != 3:
-        print(
-            f"usage: python -m scepsy_hpc.bundles.importers {'|'.join(KINDS)} FILE.csv FOLDER",
-            file=sys.stderr,
-        )
-        return 2
-    try:
-        done = import_csv(*arguments)
-    except ScepsyError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(f"{done.num_points} points in {len(done.bundles)} bundles")
-    for reason, count in sorted(done.dropped.items()):
-        print(f"left out {count}: {reason}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

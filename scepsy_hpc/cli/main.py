@@ -15,26 +15,29 @@ import click
 from scepsy_hpc import __version__
 from scepsy_hpc.errors import ScepsyError
 
-# Command to the module that holds it, and what the list of commands says of it: a command imports
-# only what it needs, and the list imports none of them.
+# What the list of commands says of each, in the order of the data. A command stands in the module
+# of its name and is imported when it is asked for; the list imports none of them.
 COMMANDS = {
-    "doctor": ("machine", "What is missing on this machine or site, and the fix."),
-    "topology": ("machine", "Write down what GPUs and links there are."),
-    "profile": ("evidence", "Measure models under every parallelism of a topology."),
-    "trace": ("evidence", "Run a few tasks of a workflow and record their calls."),
-    "demand": ("evidence", "What the recorded calls say about each LLM."),
-    "plan": ("planning", "Find and place the best allocation of GPUs."),
-    "predict": ("planning", "Throughput and latency of any allocation."),
-    "simulate": ("planning", "Simulate the recorded runs on a plan: percentiles."),
-    "run": ("running", "Host a plan's engines and work a batch off."),
-    "serve": ("running", "Host a plan's engines without a batch."),
-    "status": ("running", "How far a run is and how its engines are."),
-    "logs": ("running", "The last lines of a run's logs."),
-    "stop": ("running", "Ask a run to end in order."),
-    "report": ("running", "One HTML file: predicted beside measured."),
-    "bundle": ("bundles", "List, check, import and share profile bundles."),
-    "demo": ("demonstration", "All of it on this machine, with simulated engines."),
+    "doctor": "What is missing on this machine or site, and the fix.",
+    "topology": "Write down what GPUs and links there are.",
+    "profile": "Measure models under every parallelism of a topology.",
+    "trace": "Run a few tasks of a workflow and record their calls.",
+    "demand": "What the recorded calls say about each LLM.",
+    "plan": "Find and place the best allocation of GPUs.",
+    "predict": "Throughput and latency of any allocation.",
+    "simulate": "Simulate the recorded runs on a plan: percentiles.",
+    "run": "Host a plan's engines and work a batch off.",
+    "serve": "Host a plan's engines without a batch.",
+    "status": "How far a run is and how its engines are.",
+    "logs": "The last lines of a run's logs.",
+    "stop": "Ask a run to end in order.",
+    "report": "One HTML file: predicted beside measured.",
+    "bundle": "List, check, import and share profile bundles.",
+    "spans": "Take over what other tools recorded of agents.",
+    "demo": "All of it on this machine, with simulated engines.",
 }
+# A module `profile` or `trace` shadows the standard library's when a script runs beside it.
+_MODULES = {"profile": "profile_command", "trace": "trace_command"}
 
 
 class Lazy(click.Group):
@@ -48,14 +51,14 @@ class Lazy(click.Group):
         """The command of that name."""
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"scepsy_hpc.cli.{COMMANDS[name][0]}")
+        module = importlib.import_module(f"scepsy_hpc.cli.{_MODULES.get(name, name)}")
         found: click.Command = getattr(module, name)
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One line each, whole."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

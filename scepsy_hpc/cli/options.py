@@ -98,6 +98,7 @@ class WholeNumber(click.ParamType[int]):
         return int(text)
 
 
+PROFILES_HELP = "Folder of bundles.  [default: those the plan names]"
 DURATION, MINUTES, PERCENT = Duration(), Minutes(), Percent()
 POSITIVE, COUNT = PositiveNumber(), WholeNumber()
 

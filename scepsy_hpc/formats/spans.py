@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import read_jsonl, read_text, record, write_jsonl
+from scepsy_hpc.files import check, read_jsonl, read_text, record, to_plain, write_jsonl
 
 Tokens = Annotated[int, Field(ge=0)]
 
@@ -72,6 +72,16 @@ def load_spans(path: Path | str) -> list[Span]:
             raise InputError(f"{path} line {_line_number(path, number)}: {problem}")
         seen.add((span.run_id, span.span_id))
     return spans
+
+
+def checked_span(span: Span, where: Path | str, seen: set[tuple[str, str]]) -> Span:
+    """The span, as one that `load_spans` would read; adds it to ``seen``. Raises InputError."""
+    read = check(to_plain(span), Span, f"{where}: span {span.span_id!r}")
+    problem = _problem(read, seen)
+    if problem:
+        raise InputError(f"{where}: {problem}")
+    seen.add((span.run_id, span.span_id))
+    return read
 
 
 def _problem(span: Span, seen: set[tuple[str, str]]) -> str | None:

@@ -1,4 +1,4 @@
-"""Tables of what there is: GPUs and profile bundles."""
+"""Tables of what there is: GPUs, profile bundles, imported traces."""
 
 from __future__ import annotations
 
@@ -65,3 +65,20 @@ def profile_parts(result: ProfileResult) -> list[Any]:
     parts.append(f"{what}; at most {result.gpu_hours:.2f} GPU-hours")
     parts += [f"skipped: {line}" for line in result.skipped]
     return parts
+
+
+def imported_parts(summary: dict[str, Any]) -> list[Any]:
+    """What was imported of each LLM, and its flags."""
+    rows = [
+        (
+            llm,
+            of["num_calls"],
+            of["num_unfinished"],
+            f"{of['input_tokens_mean']:,.0f}",
+            f"{of['output_tokens_mean']:,.0f}",
+        )
+        for llm, of in summary["llms"].items()
+    ]
+    heads = ("LLM", "calls", "unfinished", "tokens\nin", "tokens\nout")
+    made = table(f"Imported: {summary['num_runs']} runs", heads, rows)
+    return [made, *(f"flag: {flag}" for flag in summary["flags"])]

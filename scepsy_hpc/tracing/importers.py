@@ -12,9 +12,11 @@ from typing import Any
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import read_text
-from scepsy_hpc.formats.spans import Prefix, Span
+from scepsy_hpc.formats.spans import Prefix, Span, checked_span
 
 UNFINISHED = "unfinished"
+# What plain data raises that is not of the shape wanted.
+_MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
 
 
 def import_agent_traces(
@@ -27,9 +29,42 @@ def import_agent_traces(
     Each model is an LLM (``aliases`` may rename it), a sub-agent's type the role of its calls; the
     time before a call that the trace calls think time is a tool span. A call without duration
     (streams that were cut off) gets status `unfinished` and its output tokens times the model's
-    median seconds per token, at most until the next call. Raises InputError.
+    median seconds per token, at most until the next call. Raises InputError, also for a session
+    that is given twice and for an alias of a model that no trace has.
     """
-    return [s for path in paths for s in _Trace(path, workflow, aliases or {}).spans()]
+    aliases = aliases or {}
+    traces = [_Trace(path, workflow, aliases) for path in paths]
+    models = sorted({str(model) for trace in traces for model in trace.models})
+    strange = [model for model in aliases if model not in models]
+    if strange:
+        raise InputError(f"model {strange[0]!r} is in no trace; they have {', '.join(models)}")
+    seen: set[tuple[str, str]] = set()
+    return [checked_span(span, t.path, seen) for t in traces for span in t.spans()]
+
+
+def import_summary(spans: Sequence[Span]) -> dict[str, Any]:
+    """Runs, and calls and mean tokens of each LLM, with flags, as plain data."""
+    calls = defaultdict(list)
+    for span in spans:
+        if span.kind == "llm":
+            calls[str(span.llm)].append(span)
+    llms = {
+        llm: {
+            "num_calls": len(of),
+            "num_unfinished": sum(span.status == UNFINISHED for span in of),
+            "input_tokens_mean": statistics.fmean(span.input_tokens or 0 for span in of),
+            "output_tokens_mean": statistics.fmean(span.output_tokens or 0 for span in of),
+        }
+        for llm, of in calls.items()
+    }
+    flags = [
+        f"{of['num_unfinished']} of {of['num_calls']} calls of {llm} are `unfinished`: the trace "
+        "has no end for them; their durations are estimates"
+        for llm, of in llms.items()
+        if of["num_unfinished"]
+    ]
+    num_runs = len({span.run_id for span in spans})
+    return {"num_runs": num_runs, "llms": llms, "flags": flags}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +82,26 @@ class _Call:
 
 class _Trace:
     def __init__(self, path: Path | str, workflow: str, aliases: Mapping[str, str]) -> None:
-        self._path, self._workflow, self._aliases = path, workflow, aliases
+        self.path, self._workflow, self._aliases = path, workflow, aliases
         try:
             trace = json.loads(read_text(path))
             self._run_id = str(trace["id"])
             self._requests: list[dict[str, Any]] = trace["requests"]
             timed = defaultdict(list)
+            self.models = set()
             for request in _flat(self._requests):
+                self.models.add(request["model"])
                 if request.get("api_time") is not None and request["out"] > 0:
                     timed[request["model"]].append(request["api_time"] / request["out"])
         except json.JSONDecodeError as error:
             raise InputError(f"{path} line {error.lineno}: not JSON: {error.msg}") from None
-        except (KeyError, TypeError) as error:
+        except _MALFORMED as error:
             raise self._malformed(error) from None
         self._seconds_per_token = {m: statistics.median(v) for m, v in timed.items()}
 
     def _malformed(self, error: Exception) -> InputError:
         return InputError(
-            f"{self._path}: not an agent trace: {type(error).__name__} {error}; needs `id` and "
+            f"{self.path}: not an agent trace: {type(error).__name__} {error}; needs `id` and "
             "`requests` of {t, model, in, out, id, api_time, think_time}"
         )
 
@@ -72,10 +109,10 @@ class _Trace:
         try:
             calls = list(self._calls(self._requests, 0.0, None, ()))
             found = [s for call in calls for s in self._spans_of(call)]
-        except (KeyError, TypeError, ValueError) as error:
+        except _MALFORMED as error:
             raise self._malformed(error) from None
         if not calls:
-            raise InputError(f"{self._path}: has no calls; nothing to import")
+            raise InputError(f"{self.path}: has no calls; nothing to import")
         run = Span(
             run_id=self._run_id,
             span_id=f"{self._run_id}.run",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scepsy_hpc.bundles.importers import TABLE_COLUMNS, import_csv, import_modelled_csv, main
+from scepsy_hpc.bundles.importers import TABLE_COLUMNS, import_csv
 from scepsy_hpc.bundles.library import find_bundles
 from scepsy_hpc.bundles.published_sizes import published_kv_bytes_per_token, published_weights_gib
 from scepsy_hpc.errors import InputError
@@ -42,7 +42,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path: Path) -> None:
     broken = "h100_sxm,vllm,0.1,org/tiny,1,512,64,16,9.0,0.5,0.02,2.0"
     lacking = "h100_sxm,vllm,0.1,org/tiny,1,512,64,16,,0.5,0.02,2.0"
     path = _table(tmp_path / "t.csv", _row(), broken, lacking, _row())
-    done = import_modelled_csv(path, tmp_path / "out")
+    done = import_csv("modelled", path, tmp_path / "out")
     assert done.num_points == 1
     assert sorted(done.dropped.values()) == [1, 1, 1]
     assert "breaks Little's law by more than 5%" in done.dropped
@@ -51,7 +51,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_modelled_rows_must_fit_the_memory(tmp_path: Path) -> None:
     """A modelled 70B in 16 bits on one 80 GiB GPU is left out: it could not run."""
     path = _table(tmp_path / "t.csv", _row("meta-llama/Llama-3.1-70B"))
-    done = import_modelled_csv(path, tmp_path / "out")
+    done = import_csv("modelled", path, tmp_path / "out")
     assert done.bundles == ()
     assert done.dropped == {"the weights do not fit the GPU memory": 1}
 
@@ -76,17 +76,6 @@ def test_nonsense_names_its_line(tmp_path: Path, rows: list[str], message: str) 
     """A cell that is not what its column holds is an error with file and line."""
     with pytest.raises(InputError, match=message):
         import_csv("silicon", _table(tmp_path / "t.csv", *rows), tmp_path / "out")
-
-
-def test_the_module_reports_what_it_dropped(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Run as a module it prints the counts, and one line with exit code 2 for a missing file."""
-    path = _table(tmp_path / "t.csv", _row(), _row())
-    assert main(["silicon", str(path), str(tmp_path / "out")]) == 0
-    assert "left out 1: repeats an operating point" in capsys.readouterr().out
-    assert main(["silicon", str(tmp_path / "none.csv"), str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_shipped_bundles_read_and_say_what_they_are() -> None:

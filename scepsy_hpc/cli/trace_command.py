@@ -1,4 +1,4 @@
-"""``profile``, ``trace`` and ``demand``."""
+"""``trace``: run a few tasks and record every call."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from scepsy_hpc.cli.hosting import show_progress
 from scepsy_hpc.cli.options import (
     COUNT,
     DURATION,
@@ -20,52 +21,6 @@ from scepsy_hpc.cli.options import (
     say,
 )
 from scepsy_hpc.cluster.jobs.submit import ClusterName
-
-
-@click.command(epilog=example("scepsy profile jobs/profile.yaml -o profiles/ --dry-run"))
-@click.argument("spec", type=FILE)
-@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of profiles to write to.")
-@cluster_options("slurm")
-@click.option("--dry-run", is_flag=True, help="Print the sbatch text and the GPU-hours; no job.")
-@json_option
-def profile(
-    spec: Path,
-    output: Path,
-    cluster: ClusterName,
-    site: Path | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """Measure every model of SPEC under every parallelism its topology offers.
-
-    SPEC is a profile.yaml: topology, models, workload and loads. One array task for each (model,
-    TP degree, share, link) starts its engine once and sweeps the load. A task that fails loses
-    only its own points; the same command again measures what is missing.
-    """
-    from scepsy_hpc.cluster.site import load_site
-    from scepsy_hpc.profiling.array import profile_all
-    from scepsy_hpc.report import inventory, tables
-    from scepsy_hpc.report.progress import ProgressBar
-
-    with ProgressBar("load points") as progress:
-        found = profile_all(
-            spec,
-            output,
-            cluster,
-            load_site(site),
-            dry_run,
-            lambda p: progress.update(p.num_points, p.num_points_wanted, _tasks_ended(p)),
-        )
-    if as_json:
-        print_json(found)
-    else:
-        tables.show(*inventory.profile_parts(found))
-    found.raise_if_failed()
-
-
-def _tasks_ended(progress: Any) -> str:
-    failed = f", {progress.num_failed} failed" if progress.num_failed else ""
-    return f"({progress.num_ended} of {progress.num_tasks} tasks{failed}) {progress.note}".rstrip()
 
 
 @click.command(
@@ -206,7 +161,6 @@ def _hosted(
     runs_in_flight: int,
     timeout_s: float | None,
 ) -> tuple[list[Any], dict[str, str]]:
-    from scepsy_hpc.cli.running import show_status
     from scepsy_hpc.cluster.site import load_site
     from scepsy_hpc.report.progress import ProgressBar
     from scepsy_hpc.serving.recording import record_hosted
@@ -219,27 +173,5 @@ def _hosted(
             load_site(site),
             runs_in_flight,
             timeout_s,
-            lambda status, note: show_status(progress, status, note),
+            lambda status, note: show_progress(progress, status, note),
         )
-
-
-@click.command(epilog=example("scepsy demand --workflow workflow.yaml --spans spans.jsonl"))
-@click.option("--workflow", type=FILE, required=True, help="workflow.yaml that was traced.")
-@click.option("--spans", type=FILE, required=True, help="spans.jsonl that `scepsy trace` wrote.")
-@json_option
-def demand(workflow: Path, spans: Path, as_json: bool) -> None:
-    """Say what the spans show about each LLM: calls, parallelism, share of LLM time, tokens.
-
-    Needs no profile.
-    """
-    from scepsy_hpc.formats.spans import load_spans
-    from scepsy_hpc.formats.workflow import load_workflow
-    from scepsy_hpc.report import tables
-    from scepsy_hpc.tracing.demand.demand import demand_of
-
-    checked = load_workflow(workflow)
-    found = demand_of(load_spans(spans), checked.name, tuple(checked.llms))
-    if as_json:
-        print_json(found.summary())
-    else:
-        tables.show(*tables.demand_parts(found))

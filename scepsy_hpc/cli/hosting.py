@@ -1,0 +1,98 @@
+"""Host a plan's engines and follow them to the end, as several commands do."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scepsy_hpc.cli.options import say
+from scepsy_hpc.cluster.jobs.submit import ClusterName
+
+
+def host_plan(
+    plan: Path,
+    tasks: Path | None,
+    output: Path,
+    settings: Any,
+    cluster: ClusterName,
+    site: Path | None,
+    resume: bool,
+    time_min: int | None,
+) -> dict[str, Any]:
+    """Submit the job and follow it; its last status. Without ``tasks`` until it is stopped.
+
+    Raises InputError where nothing was submitted; then no new ``output`` is left either.
+    """
+    from scepsy_hpc.cluster.site import load_site
+    from scepsy_hpc.errors import InputError
+    from scepsy_hpc.report.progress import ProgressBar
+    from scepsy_hpc.serving import run as runs
+
+    checked_site = load_site(site)
+    was_there = output.exists()
+    folder = runs.prepare(plan, tasks, output, settings, resume)
+    try:
+        jobs = runs.launch(folder, cluster, checked_site, time_min)
+    except InputError:
+        if not was_there:  # nothing half-written: no run was ever submitted from it
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+    say(f"{'serving' if settings.serve else 'running'} in {output} ({cluster} {jobs.ids[0]})")
+    try:
+        with _ends_as_by_hand(), ProgressBar("tasks" if tasks else "engines ready") as progress:
+            return runs.follow(folder, jobs, lambda s, note: show_progress(progress, s, note))
+    except KeyboardInterrupt:
+        if cluster == "slurm":
+            say(f"the job goes on; `scepsy status {output}`, `scepsy stop {output}`")
+        else:
+            runs.end_in_order(folder, jobs)
+            say("the same command with --resume goes on with what is not recorded")
+        raise
+
+
+@contextlib.contextmanager
+def _ends_as_by_hand() -> Iterator[None]:
+    """SIGTERM (Slurm at the end of a job) and SIGHUP act like Ctrl-C: nothing is left running."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def show_progress(progress: Any, status: dict[str, Any] | None, note: str) -> None:
+    """Tasks done, or engines ready while there are none; ``note`` says why that takes time."""
+    if status is None:
+        return
+    counts = status.get("tasks")
+    if counts:
+        done = counts["recorded_before"] + counts["ok"] + counts["failed"]
+        failed = f", {counts['failed']} failed" if counts["failed"] else ""
+        progress.update(done, counts["total"], f"{counts['in_flight']} in flight{failed}")
+        return
+    instances = status.get("instances", [])
+    ready = sum(i["state"] == "ready" for i in instances)
+    progress.update(
+        0, None, note or f"{status['state']}, {ready} of {len(instances)} engines ready"
+    )
+
+
+def show_status(status: dict[str, Any]) -> None:
+    """How far a run is and how its engines are, for a person."""
+    from scepsy_hpc.report import tables
+
+    tables.show(*tables.status_tables(status))
+    for alert in status.get("alerts", []):
+        say(f"alert: {alert}")

@@ -1,0 +1,61 @@
+"""Workflows and spans as commands take them: ``[NAME=]FILE[@RATE]``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scepsy_hpc.cli.options import named
+
+
+def load_workflows(values: tuple[str, ...]) -> tuple[list[tuple[Any, float | None]], list[Path]]:
+    """Workflows with their rates, and their paths."""
+    from scepsy_hpc.formats.workflow import load_workflow
+
+    flows, paths = [], []
+    for name, value in named(values, "workflow").items():
+        match = re.fullmatch(r"(.+?)(?:@([\d.eE+-]+))?", value)
+        assert match is not None
+        flow = load_workflow(match[1])
+        if name is not None and name != flow.name:
+            raise click.UsageError(f"--workflow {name}={value}: its `name:` is {flow.name!r}")
+        flows.append((flow, _rate(match[2], value)))
+        paths.append(Path(match[1]))
+    return flows, paths
+
+
+def _rate(text: str | None, value: str) -> float | None:
+    if text is None:
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise click.UsageError(f"--workflow {value}: rate {text!r} must be above 0 runs per second")
+    return rate
+
+
+def load_spans_by_workflow(
+    values: tuple[str, ...], flows: Sequence[Any]
+) -> tuple[dict[str, Any], list[Path]]:
+    """Spans by workflow name, and their paths."""
+    from scepsy_hpc.formats.spans import load_spans
+
+    found: dict[str, Any] = {}
+    paths: list[Path] = []
+    known = ", ".join(flow.name for flow in flows)
+    for name, value in named(values, "spans").items():
+        wanted = name or (str(flows[0].name) if len(flows) == 1 else "")
+        if wanted not in {flow.name for flow in flows}:
+            raise click.UsageError(f"--spans {value}: write NAME={value}; NAME is one of {known}")
+        found[wanted] = load_spans(value)
+        paths.append(Path(value))
+    for flow in flows:
+        if flow.name not in found:
+            raise click.UsageError(f"--spans {flow.name}=FILE is missing")
+    return found, paths

@@ -1,0 +1,145 @@
+"""``plan``: aggregate, search every allocation, place the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scepsy_hpc.cli.inputs import load_spans_by_workflow, load_workflows
+from scepsy_hpc.cli.options import (
+    COUNT,
+    DURATION,
+    FILE,
+    FOLDER,
+    PERCENT,
+    POSITIVE,
+    example,
+    json_option,
+    print_json,
+    say,
+)
+
+
+@click.command(
+    epilog=example(
+        "scepsy plan --workflow workflow.yaml --spans spans.jsonl \\",
+        "    --profiles profiles/ --topology topology.yaml --rate 2 -o plan.yaml",
+    )
+)
+@click.option(
+    "--workflow",
+    "workflows",
+    multiple=True,
+    required=True,
+    metavar="[NAME=]FILE[@RATE]",
+    help="workflow.yaml; repeat for several, each with its rate in runs per second.",
+)
+@click.option(
+    "--spans",
+    multiple=True,
+    required=True,
+    metavar="[NAME=]FILE",
+    help="spans.jsonl of its traced runs; NAME is its workflow's, where there are several.",
+)
+@click.option("--profiles", type=FOLDER, required=True, help="Folder of profile bundles.")
+@click.option("--topology", type=FILE, required=True, help="topology.yaml: the GPUs to use.")
+@click.option("--rate", type=POSITIVE, help="Target: lowest latency at so many runs per second.")
+@click.option("--max-throughput", is_flag=True, help="Target: highest rate.")
+@click.option("--tasks", type=COUNT, help="Target: a batch of so many tasks, with --deadline.")
+@click.option("--deadline", type=DURATION, help="The batch ends within this time, such as 8h.")
+@click.option("--gpus", type=COUNT, help="Limit: at most so many GPUs.")
+@click.option("--latency-limit", type=DURATION, help="Limit: mean run latency, such as 30s.")
+@click.option("--p95-limit", type=DURATION, help="Limit: 95% of runs end within this time.")
+@click.option("--within", type=PERCENT, help="The fewest GPUs within so many percent of the best.")
+@click.option(
+    "--engine", metavar="NAME", help="Only profiles of this engine: vllm, or vllm-0.24.0."
+)
+@click.option(
+    "--dask",
+    metavar="WHERE",
+    default="none",
+    show_default=True,
+    help="Aggregate on Dask workers: local, slurm or a scheduler's address.",
+)
+@click.option("-o", "--output", type=FILE, required=True, help="plan.yaml to write.")
+@json_option
+def plan(
+    workflows: tuple[str, ...],
+    spans: tuple[str, ...],
+    profiles: Path,
+    topology: Path,
+    rate: float | None,
+    max_throughput: bool,
+    tasks: int | None,
+    deadline: float | None,
+    gpus: int | None,
+    latency_limit: float | None,
+    p95_limit: float | None,
+    within: float | None,
+    engine: str | None,
+    dask: str,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Aggregate spans and profiles, search every allocation, place the best.
+
+    Without a target, the rates given with --workflow count. Exit code 3 where nothing meets the
+    target: the message names the nearest that is feasible, and nothing is written.
+    """
+    from scepsy_hpc.bundles.library import find_bundles
+    from scepsy_hpc.formats.plan import save_plan
+    from scepsy_hpc.formats.topology import load_topology
+    from scepsy_hpc.planning.aggregate import dask_workers
+    from scepsy_hpc.planning.make_plan import make_plan
+    from scepsy_hpc.planning.targets import Limits
+
+    target = _target(rate, max_throughput, tasks, deadline)
+    flows, paths = load_workflows(workflows)
+    recorded, span_paths = load_spans_by_workflow(spans, [flow for flow, _ in flows])
+    limits = Limits(gpus, latency_limit, p95_limit, within)
+    with dask_workers(dask) as client:
+        made = make_plan(
+            flows,
+            recorded,
+            find_bundles(profiles.absolute()),
+            load_topology(topology),
+            target,
+            limits,
+            engine=engine,
+            # Absolute: `scepsy report` looks for them from the results folder of a later day.
+            inputs=[path.absolute() for path in (*paths, *span_paths, topology)],
+            client=client,
+        )
+    save_plan(output, made)
+    if as_json:
+        print_json(made)
+    else:
+        _show_plan(made)
+        say(f"wrote {output}")
+
+
+def _show_plan(made: Any) -> None:
+    from scepsy_hpc.report import tables
+
+    tables.show(tables.deployments_table(made))
+    if made.predicted:
+        tables.show(tables.predicted_table(made.predicted), tables.llm_table(made.predicted))
+    tables.show(*made.explanation)
+    if made.certificate:
+        c = made.certificate
+        tables.show(f"certificate: {c.metric} {c.value:.4g}, bound {c.bound:.4g}, gap {c.gap:.2%}")
+
+
+def _target(rate: float | None, most: bool, tasks: int | None, deadline: float | None) -> Any:
+    from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Rate
+
+    if (tasks is None) != (deadline is None):
+        raise click.UsageError("--tasks and --deadline belong together")
+    given = (rate is not None, most, tasks is not None)
+    if given.count(True) > 1:
+        raise click.UsageError("give one of --rate, --max-throughput, --tasks with --deadline")
+    if tasks is not None and deadline is not None:
+        return Deadline(tasks, deadline)
+    return MaxThroughput() if most else Rate(rate)

@@ -1,0 +1,87 @@
+"""``run``: host a plan's engines and work a batch off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scepsy_hpc.cli.hosting import host_plan, show_status
+from scepsy_hpc.cli.options import (
+    COUNT,
+    DURATION,
+    FILE,
+    FOLDER,
+    MINUTES,
+    POSITIVE,
+    cluster_options,
+    example,
+    json_option,
+    print_json,
+    say,
+)
+from scepsy_hpc.cluster.jobs.submit import ClusterName
+
+
+@click.command(epilog=example("scepsy run plan.yaml tasks.jsonl -o results/ --cluster slurm"))
+@click.argument("plan", type=FILE)
+@click.argument("tasks", type=FILE)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Results folder, shared by nodes.")
+@cluster_options("local")
+@click.option("--resume", is_flag=True, help="Go on with the tasks not recorded in the folder.")
+@click.option("--runs-in-flight", type=COUNT, help="Runs at a time.  [default: the plan's, or 8]")
+@click.option("--rate", type=POSITIVE, help="Runs per second instead, Poisson arrivals.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the arrivals.")
+@click.option("--task-timeout", type=DURATION, help="Limit for one attempt, such as 30min.")
+@click.option("--time", "time_min", type=MINUTES, help="Time limit of the job, such as 8h.")
+@json_option
+def run(
+    plan: Path,
+    tasks: Path,
+    output: Path,
+    cluster: ClusterName,
+    site: Path | None,
+    resume: bool,
+    runs_in_flight: int | None,
+    rate: float | None,
+    seed: int,
+    task_timeout: float | None,
+    time_min: int | None,
+    as_json: bool,
+) -> int:
+    """Host the plan's engines and work the batch TASKS off.
+
+    Each task that ended stands once in results.jsonl of the folder, and is never run again.
+    Interrupted? The same command with --resume goes on with the others.
+    """
+    from scepsy_hpc.serving.settings import RunSettings
+
+    settings = RunSettings(
+        max_runs_in_flight=runs_in_flight,
+        rate_rps=rate,
+        seed=seed,
+        task_timeout_s=task_timeout,
+        cluster=cluster,
+    )
+    status = host_plan(plan, tasks, output, settings, cluster, site, resume, time_min)
+    return _conclude(output, status, as_json)
+
+
+def _conclude(output: Path, status: dict[str, Any], as_json: bool) -> int:
+    from scepsy_hpc.serving.run import read_status
+    from scepsy_hpc.serving.run_folder import RunFolder, read_json
+
+    status = read_status(output) if output.exists() else status
+    counts = status.get("tasks") or {}
+    if as_json:
+        measured = read_json(RunFolder(output.absolute()).measured)
+        print_json({"status": status, "measured": measured})
+    else:
+        show_status(status)
+    left = counts.get("waiting", 0) + counts.get("in_flight", 0)
+    if left:
+        say(f"error: {left} tasks are not recorded; the same command with --resume runs them")
+    if counts.get("failed"):
+        say(f"error: {counts['failed']} tasks failed; see {output}/results.jsonl")
+    return int(bool(left or counts.get("failed")))

@@ -1,0 +1,56 @@
+"""`demand`: figures as JSON, and bad spans or workflows named in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from command_cases import FLOW, error_lines
+
+from scepsy_hpc.cli.main import run_line
+from scepsy_hpc.formats.spans import load_spans
+from scepsy_hpc.tracing.demand.demand import demand_of
+
+CALL = '{"run_id":"r","span_id":"s","kind":"llm","llm":"generator","start_s":1,"end_s":2,'
+
+
+def test_demand_as_json(capsys):
+    """`demand --json` prints what the spans say, and nothing else on stdout."""
+    line = ["demand", "--workflow", str(FLOW / "workflow.yaml"), "--json"]
+    assert run_line([*line, "--spans", str(FLOW / "spans.jsonl")]) == 0
+    expected = demand_of(load_spans(FLOW / "spans.jsonl"), "rag_rerank").llms["generator"]
+    shown = json.loads(capsys.readouterr().out)["llms"]["generator"]
+    assert shown["calls_per_run"] == pytest.approx(expected.calls_per_run)
+    assert shown["share_mean"] == pytest.approx(expected.share_mean)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"run_id": "x", broken', ["line 2", "JSON"]),
+        (CALL + '"status":"ok","colour":1}', ["line 2", "colour", "unknown key", "start_s"]),
+        (CALL.replace("1,", "NaN,") + '"status":"ok"}', ["line 2", "start_s", "NaN"]),
+        (CALL.replace('"end_s":2', '"end_s":"2s"') + '"status":"ok"}', ["line 2", "end_s", "2s"]),
+        (CALL.replace("generator", "writer") + '"status":"ok"}', ["writer", "reranker, generator"]),
+    ],
+)
+def test_bad_spans(line, words, tmp_path, capsys):
+    """The file, line, key, value and what is allowed, in one line."""
+    spans = tmp_path / "spans.jsonl"
+    good = CALL.replace('"s"', '"first"') + '"status":"ok"}'
+    spans.write_text(f"{good}\n{line}\n")
+    done = run_line(["demand", "--workflow", str(FLOW / "workflow.yaml"), "--spans", str(spans)])
+    assert done == 2
+    (shown,) = error_lines(capsys)
+    for word in words:
+        assert word in shown
+
+
+def test_a_key_that_no_workflow_has(tmp_path, capsys):
+    """An unknown key of workflow.yaml is named with the known ones."""
+    flow = tmp_path / "workflow.yaml"
+    flow.write_text((FLOW / "workflow.yaml").read_text().replace("tp_degrees", "tp_degree"))
+    line = ["demand", "--workflow", str(flow), "--spans", str(FLOW / "spans.jsonl")]
+    assert run_line(line) == 2
+    (shown,) = error_lines(capsys)
+    assert "workflow.yaml: llms.reranker.tp_degree: unknown key; known keys: model" in shown

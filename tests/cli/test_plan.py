@@ -1,0 +1,128 @@
+"""`plan`: targets, topologies, what is infeasible, and what it need not load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_cases import FLOW, H100, error_lines
+
+from scepsy_hpc.cli.main import run_line
+from scepsy_hpc.formats.plan import load_plan
+
+NODE = "  - {name: a, gpu_type: %s, gpu_memory_gib: 80, nvlink_domains: [[0, 1]]}\n"
+
+
+@pytest.fixture
+def topology(tmp_path: Path) -> Path:
+    """Two H100 on one node."""
+    path = tmp_path / "topology.yaml"
+    path.write_text("schema: scepsy/topology/v1\nnodes:\n" + NODE % "h100_sxm")
+    return path
+
+
+def plan_line(topology: Path, out: Path, *more: str) -> list[str]:
+    """A `scepsy plan` of the shipped workflow on the shipped H100 profiles."""
+    return [
+        *("plan", "--workflow", str(FLOW / "workflow.yaml"), "--spans", str(FLOW / "spans.jsonl")),
+        *("--profiles", str(H100), "--topology", str(topology), "-o", str(out), *more),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--rate", "-1"], "-1"),
+        (["--rate", "nan"], "nan"),
+        (["--tasks", "5"], "--deadline"),
+        (["--tasks", "5", "--deadline", "30"], "30"),
+        (["--rate", "1", "--latency-limit", "5x"], "5x"),
+        (["--rate", "1", "--max-throughput"], "one of"),
+        (["--rate", "1", "--engine", "warp"], "warp"),
+    ],
+)
+def test_bad_targets(more, words, topology, tmp_path, capsys):
+    """A target that means nothing is refused, and an existing plan stays as it was."""
+    out = tmp_path / "plan.yaml"
+    out.write_text("mine")
+    assert run_line(plan_line(topology, out, *more)) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert words in error
+    assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("h100_sxm", "warp_9"), ["warp_9", "h100_sxm"]),
+        (("gpu_memory_gib", "memory"), ["memory", "unknown key", "gpu_memory_gib"]),
+        (("[[0, 1]]", "[]"), ["no free GPU"]),
+        (("80", "80GB"), ["gpu_memory_gib", "80GB"]),
+    ],
+)
+def test_bad_topologies(change, words, topology, tmp_path, capsys):
+    """No profile for the GPU, a wrong key, no GPU, a unit where a number belongs."""
+    topology.write_text(topology.read_text().replace(*change))
+    assert run_line(plan_line(topology, tmp_path / "plan.yaml", "--rate", "1")) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    for word in words:
+        assert word in error
+    assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_a_model_without_a_profile(tmp_path, capsys):
+    """`plan` names the model and the GPU type, what there is, and how to get it."""
+    flow, topology, out = (tmp_path / n for n in ("workflow.yaml", "topology.yaml", "plan.yaml"))
+    flow.write_text((FLOW / "workflow.yaml").read_text().replace("Qwen/Qwen3-8B", "org/none"))
+    topology.write_text(
+        "schema: scepsy/topology/v1\n"
+        "nodes: [{name: a, gpu_type: h100_sxm, gpu_memory_gib: 80, nvlink_domains: [[0]]}]\n"
+    )
+    line = ["plan", "--workflow", str(flow), "--spans", str(FLOW / "spans.jsonl"), "--rate", "1"]
+    line += ["--profiles", str(H100), "--topology", str(topology), "-o", str(out)]
+    assert run_line(line) == 2
+    (shown,) = error_lines(capsys)
+    for word in ("org/none", "h100_sxm", "Qwen/Qwen3-8B", "scepsy profile"):
+        assert word in shown
+    assert not out.exists()
+
+
+def test_an_infeasible_rate_names_the_nearest(topology, tmp_path, capsys):
+    """Exit code 3; the message holds the nearest rate, which is then feasible."""
+    out = tmp_path / "plan.yaml"
+    assert run_line(plan_line(topology, out, "--rate", "100000")) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "nearest" in error
+    assert not out.exists()
+
+
+def test_json_is_all_of_stdout(topology, tmp_path, capsys):
+    """--json prints one document with the plan's figures; messages go to stderr."""
+    out = tmp_path / "plan.yaml"
+    assert run_line(plan_line(topology, out, "--rate", "1", "--json")) == 0
+    shown = json.loads(capsys.readouterr().out)
+    plan = load_plan(out)
+    assert plan.predicted is not None
+    assert shown["predicted"]["latency_mean_s"] == pytest.approx(plan.predicted.latency_mean_s)
+    assert {i["llm"] for i in shown["instances"]} == set(plan.llms)
+    assert run_line(["predict", str(out), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["latency_mean_s"] == pytest.approx(plan.predicted.latency_mean_s, rel=1e-3)
+
+
+def test_planning_loads_no_heavy_modules(topology, tmp_path):
+    """`scepsy plan` on shipped profiles needs no plots, solver, server or cluster modules."""
+    code = (
+        "import sys\nfrom scepsy_hpc.cli.main import run_line\n"
+        f"assert run_line({plan_line(topology, tmp_path / 'plan.yaml', '--rate', '1')!r}) == 0\n"
+        "heavy = {'matplotlib', 'ortools', 'aiohttp', 'submitit', 'distributed'}\n"
+        "sys.exit(repr(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
