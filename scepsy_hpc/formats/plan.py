@@ -8,6 +8,7 @@ from typing import Literal
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import Count, Positive, read_yaml, record, write_yaml
+from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.parallelism import Link, SharePct
 from scepsy_hpc.formats.workflow import Agent, EngineArgs
 
@@ -80,40 +81,6 @@ class Routing:
 
 
 @record
-class LlmFigures:
-    """Predicted figures of one deployment."""
-
-    utilisation: float | None = None
-    latency_mean_s: float | None = None
-    share_of_latency: float | None = None
-
-
-@record
-class WorkflowFigures:
-    """Predicted figures of one workflow; null is unknown."""
-
-    throughput_rps: float | None = None
-    latency_mean_s: float | None = None
-    latency_p50_s: float | None = None
-    latency_p95_s: float | None = None
-    makespan_s: float | None = None
-
-
-@record
-class Predicted:
-    """Predicted figures of the plan; ``flags`` say what they rest on."""
-
-    throughput_rps: float | None = None
-    latency_mean_s: float | None = None
-    latency_p50_s: float | None = None
-    latency_p95_s: float | None = None
-    makespan_s: float | None = None
-    per_workflow: dict[str, WorkflowFigures] = field(default_factory=dict)
-    per_llm: dict[str, LlmFigures] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
-
-
-@record
 class LlmDemand:
     """What the spans say about one LLM.
 
@@ -167,7 +134,7 @@ class Plan:
     instances: tuple[Instance, ...] = ()
     allocation: Allocation | None = None
     routing: Routing = field(default_factory=Routing)
-    predicted: Predicted | None = None
+    predicted: Figures | None = None
     demand: dict[str, DemandSummary] = field(default_factory=dict)
     certificate: Certificate | None = None
     inputs: tuple[PlanInput, ...] = ()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from scepsy_hpc.formats.plan import Predicted
+from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.planning.choose import Choice
 from scepsy_hpc.planning.offers import Offers
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
@@ -21,7 +21,7 @@ _NO_CHANGE = "no change"
 def explain(
     choice: Choice,
     offers: Mapping[str, Offers],
-    predicted: Predicted,
+    predicted: Figures,
     demands: Mapping[str, WorkflowDemand],
 ) -> tuple[str, ...]:
     """One line per LLM, then the target's notes, the frontier, and what was refused and why."""
@@ -37,7 +37,7 @@ def explain(
     return tuple(lines)
 
 
-def _llm_line(choice: Choice, name: str, offers: Offers, predicted: Predicted) -> str:
+def _llm_line(choice: Choice, name: str, offers: Offers, predicted: Figures) -> str:
     option = choice.solution.chosen[name]
     offer = next(o for o in offers.found if o.curve is option.payload)
     figures = predicted.per_llm[name]

@@ -9,7 +9,8 @@ from scepsy_hpc.bundles.engine_model import BadFitError, fit_bundle
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle
-from scepsy_hpc.formats.plan import Plan, Predicted
+from scepsy_hpc.formats.figures import Figures
+from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.aggregate import demands_of
@@ -17,15 +18,14 @@ from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.pipeline.of_plan import hosted_of, predict_plan
 from scepsy_hpc.planning.simulation.events import simulate_plan
 from scepsy_hpc.planning.simulation.flows import Arrivals, Closed
-from scepsy_hpc.planning.simulation.results import SimulationResult
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """Both predictions of one plan under one load."""
 
-    pipeline: Predicted
-    simulation: SimulationResult
+    pipeline: Figures
+    simulation: Figures
 
 
 def outlook(
@@ -75,7 +75,7 @@ def simulated(
     bundles: Sequence[Bundle],
     arrivals: Arrivals | Mapping[str, Arrivals],
     seed: int = 0,
-) -> SimulationResult:
+) -> Figures:
     """Discrete-event simulation of the traced runs on the plan. Raises InputError."""
     demands = demands_in_spans(plan, spans)
     _, hosted = hosted_of(plan, demands, bundles, 1.0)

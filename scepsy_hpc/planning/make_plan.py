@@ -11,6 +11,7 @@ from typing import Any
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.files import sha256_file
 from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.plan import (
     Allocation,
     Component,
@@ -19,7 +20,6 @@ from scepsy_hpc.formats.plan import (
     Plan,
     PlanInput,
     PlanWorkflow,
-    Predicted,
 )
 from scepsy_hpc.formats.spans import Span, spans_of_workflow
 from scepsy_hpc.formats.topology import Topology
@@ -193,7 +193,7 @@ def deployment_of(offer: Offer, num_replicas: int, engine_args: EngineArgs) -> D
     )
 
 
-def _predicted(choice: Choice, target: Target, lengths: tuple[float, ...]) -> Predicted:
+def _predicted(choice: Choice, target: Target, lengths: tuple[float, ...]) -> Figures:
     if isinstance(target, Deadline):
         in_flight = choice.max_runs_in_flight or 1
         batch = ClosedBatch(target.num_tasks, in_flight, lengths)
@@ -201,7 +201,7 @@ def _predicted(choice: Choice, target: Target, lengths: tuple[float, ...]) -> Pr
     return predict_open(choice.pipeline, choice.hosted)
 
 
-def _in_flight(choice: Choice, predicted: Predicted, workflow: str) -> int | None:
+def _in_flight(choice: Choice, predicted: Figures, workflow: str) -> int | None:
     """Runs in flight of a closed batch: the deadline's, else what the rate means (Little's law)."""
     if choice.max_runs_in_flight is not None:
         return choice.max_runs_in_flight

@@ -6,19 +6,19 @@ from the run itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from scepsy_hpc.errors import InputError, ScepsyError
 from scepsy_hpc.files import check, record
 from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.plan import Plan, PlanWorkflow, load_plan
 from scepsy_hpc.planning.forecast import Outlook, outlook
 from scepsy_hpc.planning.inputs import bundles_of, spans_of
 from scepsy_hpc.planning.simulation.flows import Arrivals, Closed, Open
 from scepsy_hpc.report.notes import engine_notes, share_notes
-from scepsy_hpc.serving.measured import Measured
+from scepsy_hpc.serving.measured import MeasuredRun
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
 from scepsy_hpc.serving.settings import RunSettings, load_settings
 
@@ -73,7 +73,7 @@ class Comparison:
 
     rows: tuple[Row, ...]
     llms: tuple[LlmRow, ...]
-    measured: tuple[Measured, ...]
+    measured: dict[str, Figures]
     pace: dict[str, str]
     notes: tuple[str, ...]
     flags: tuple[str, ...]
@@ -94,16 +94,16 @@ def compare_run(root: Path, again: Sequence[Path] = ()) -> Comparison:
     outlooks, problem = _outlooks(plan, settings, measured, bundles)
     notes = [*engine_notes(plan, bundles), *share_notes(folder), *([problem] if problem else [])]
     rows, llms = [], []
-    for one in measured:
-        expected = _expected(plan, one, settings, outlooks.get(one.workflow))
-        rows += _rows(one, expected, [m for run in others for m in run])
-        llms += _llm_rows(plan, one, outlooks.get(one.workflow))
+    for name, one in measured.items():
+        expected = _expected(plan, name, one, settings, outlooks.get(name))
+        rows += _rows(name, one, expected, [run[name] for run in others if name in run])
+        llms += _llm_rows(plan, name, one, outlooks.get(name))
     flags = sorted({f for o in outlooks.values() for f in (*o.pipeline.flags, *o.simulation.flags)})
     return Comparison(
         rows=tuple(rows),
         llms=tuple(llms),
-        measured=tuple(measured),
-        pace={one.workflow: _pace(settings) for one in measured},
+        measured=measured,
+        pace=dict.fromkeys(measured, _pace(settings)),
         notes=tuple(notes),
         flags=tuple(flags or (plan.predicted.flags if plan.predicted else ())),
         explanation=_explanation(bool(outlooks), len(again)),
@@ -119,13 +119,13 @@ def _bundles(plan: Plan) -> list[Bundle]:
 
 
 def _outlooks(
-    plan: Plan, settings: RunSettings, measured: Sequence[Measured], bundles: Sequence[Bundle]
+    plan: Plan, settings: RunSettings, measured: Mapping[str, Figures], bundles: Sequence[Bundle]
 ) -> tuple[dict[str, Outlook], str | None]:
     """Predictions for this run's own load by workflow, or why there are none."""
     if len(plan.workflows) != 1:
         return {}, "several workflows at once: predicted figures are those stored in the plan"
     try:
-        load, spans = _load(settings, measured[0]), spans_of(plan)
+        load, spans = _load(settings, next(iter(measured.values()))), spans_of(plan)
         found = outlook(plan, spans, bundles or bundles_of(plan), load, settings.seed)
     except ScepsyError as error:
         why = str(error).partition(";")[0]
@@ -133,7 +133,7 @@ def _outlooks(
     return {plan.workflows[0].name: found}, None
 
 
-def _again(path: Path, plan: Plan) -> list[Measured]:
+def _again(path: Path, plan: Plan) -> dict[str, Figures]:
     """Figures of another run. Raises InputError where it ran another plan."""
     folder = RunFolder(path.absolute())
     if load_plan(folder.plan).instances != plan.instances:
@@ -141,16 +141,15 @@ def _again(path: Path, plan: Plan) -> list[Measured]:
     return _measured(folder)
 
 
-def _measured(folder: RunFolder) -> list[Measured]:
+def _measured(folder: RunFolder) -> dict[str, Figures]:
     data = read_json(folder.measured)
     if data is None:
         raise InputError(f"{folder.measured}: not there; the run has not ended, or ran no task")
-    found = data["workflows"].values()
-    return [check(figures, Measured, str(folder.measured)) for figures in found]
+    return check(data, MeasuredRun, str(folder.measured)).workflows
 
 
-def _load(settings: RunSettings, measured: Measured) -> Arrivals:
-    num_runs = measured.num_ok + measured.num_failed
+def _load(settings: RunSettings, measured: Figures) -> Arrivals:
+    num_runs = measured.num_runs or 0
     if settings.rate_rps:
         return Open(num_runs, settings.rate_rps)
     return Closed(num_runs, settings.max_runs_in_flight or 1)
@@ -172,9 +171,8 @@ class _Expected:
 
 
 def _expected(
-    plan: Plan, measured: Measured, settings: RunSettings, seen: Outlook | None
+    plan: Plan, name: str, measured: Figures, settings: RunSettings, seen: Outlook | None
 ) -> _Expected:
-    name = measured.workflow
     if seen is None:
         planned = next((w for w in plan.workflows if w.name == name), None)
         stored = plan.predicted.per_workflow.get(name) if plan.predicted else None
@@ -184,14 +182,13 @@ def _expected(
     figures = _offered(_figures(pipeline), settings)
     if pipeline.makespan_s:
         # Over the whole batch, as measured: fill and drain included.
-        num_runs = measured.num_ok + measured.num_failed
-        figures["throughput_rps"] = num_runs / pipeline.makespan_s
+        figures["throughput_rps"] = (measured.num_runs or 0) / pipeline.makespan_s
     return _Expected(
         pipeline=figures, simulation=_figures(simulation), intervals=simulation.intervals
     )
 
 
-def _figures(found: Any) -> dict[str, float]:
+def _figures(found: RunFigures | None) -> dict[str, float]:
     values = {key: getattr(found, key, None) for _, key, _ in METRICS}
     return {key: value for key, value in values.items() if value is not None}
 
@@ -212,15 +209,16 @@ def _is_planned_load(planned: PlanWorkflow | None, settings: RunSettings) -> boo
     return planned.max_runs_in_flight == settings.max_runs_in_flight
 
 
-def _rows(measured: Measured, expected: _Expected, others: Sequence[Measured]) -> list[Row]:
-    same = [m for m in others if m.workflow == measured.workflow]
+def _rows(
+    name: str, measured: Figures, expected: _Expected, others: Sequence[Figures]
+) -> list[Row]:
     rows = []
     for metric, key, unit in METRICS:
         value = getattr(measured, key)
         pipeline, simulation = expected.pipeline.get(key), expected.simulation.get(key)
         rows.append(
             Row(
-                workflow=measured.workflow,
+                workflow=name,
                 metric=metric,
                 unit=unit,
                 measured=value,
@@ -229,27 +227,27 @@ def _rows(measured: Measured, expected: _Expected, others: Sequence[Measured]) -
                 interval=expected.intervals.get(key),
                 pipeline_error=_error(pipeline, value),
                 simulation_error=_error(simulation, value),
-                noise=_noise([value, *(getattr(m, key) for m in same)]),
+                noise=_noise([value, *(getattr(m, key) for m in others)]),
             )
         )
     return rows
 
 
-def _llm_rows(plan: Plan, measured: Measured, seen: Outlook | None) -> list[LlmRow]:
-    planned = next((w for w in plan.workflows if w.name == measured.workflow), None)
+def _llm_rows(plan: Plan, name: str, measured: Figures, seen: Outlook | None) -> list[LlmRow]:
+    planned = next((w for w in plan.workflows if w.name == name), None)
     hosts = planned.llms if planned else {}
     rows = []
-    for alias, llm in measured.llms.items():
-        name, value = hosts.get(alias, alias), llm.latency_mean_s
-        by_pipeline = seen.pipeline.per_llm.get(name) if seen else None
-        by_simulation = seen.simulation.per_llm.get(name) if seen else None
+    for alias, llm in measured.per_llm.items():
+        host, value = hosts.get(alias, alias), llm.latency_mean_s
+        by_pipeline = seen.pipeline.per_llm.get(host) if seen else None
+        by_simulation = seen.simulation.per_llm.get(host) if seen else None
         pipeline_s = by_pipeline.latency_mean_s if by_pipeline else None
         simulation_s = by_simulation.latency_mean_s if by_simulation else None
         rows.append(
             LlmRow(
-                workflow=measured.workflow,
+                workflow=name,
                 llm=alias,
-                num_calls=llm.num_calls,
+                num_calls=llm.num_calls or 0,
                 measured_s=value,
                 pipeline_s=pipeline_s,
                 simulation_s=simulation_s,

@@ -91,9 +91,9 @@ def _day(spans: Sequence[Span]) -> str:
 
 def _what_ran(comparison: Comparison) -> str:
     parts = [
-        f"{m.num_ok} runs of {m.workflow} ended well and {m.num_failed} failed, "
-        f"{comparison.pace[m.workflow]}, in {m.makespan_s:.1f} s"
-        for m in comparison.measured
+        f"{m.num_ok} runs of {name} ended well and {m.num_failed} failed, "
+        f"{comparison.pace[name]}, in {m.makespan_s or 0.0:.1f} s"
+        for name, m in comparison.measured.items()
     ]
     return "; ".join(parts)
 
@@ -156,7 +156,7 @@ def _runs(comparison: Comparison, spans: Sequence[Span]) -> Section:
     runs = [s for s in spans if s.kind == "run" and s.status == "ok"]
     if not runs:
         return Section(title="Runs")
-    names = [m.workflow for m in comparison.measured]
+    names = list(comparison.measured)
     by_name = {n: [s.duration_s for s in runs if s.workflow == n] for n in names}
     predicted = {}
     if len(names) == 1:
@@ -185,7 +185,7 @@ def _habits(plan: Plan, spans: Sequence[Span], several: bool) -> Section:
 
 
 def _calls(comparison: Comparison, spans: Sequence[Span]) -> Section:
-    of = {(m.workflow, alias): llm for m in comparison.measured for alias, llm in m.llms.items()}
+    of = {(n, a): llm for n, m in comparison.measured.items() for a, llm in m.per_llm.items()}
     rows: list[Sequence[str]] = [
         (
             row.workflow,

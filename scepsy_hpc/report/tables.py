@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scepsy_hpc.formats.plan import Plan, Predicted, WorkflowFigures
+from scepsy_hpc.formats.figures import Figures, RunFigures
+from scepsy_hpc.formats.plan import Plan
 
 if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
-    from scepsy_hpc.planning.simulation.results import SimulationResult
+    from scepsy_hpc.formats.figures import Figures
     from scepsy_hpc.report.comparison import Comparison
     from scepsy_hpc.report.doctor import Finding
     from scepsy_hpc.tracing.demand.demand import Demand
@@ -163,10 +164,10 @@ def deployments_table(plan: Plan) -> Table:
     return table("Deployments", heads, rows)
 
 
-def predicted_table(predicted: Predicted, title: str = "Predicted") -> Table:
+def predicted_table(predicted: Figures, title: str = "Predicted") -> Table:
     """Throughput and latency, whole and by workflow."""
     rows = []
-    parts: dict[str, Predicted | WorkflowFigures] = {**predicted.per_workflow}
+    parts: dict[str, RunFigures] = {**predicted.per_workflow}
     for name, part in (parts or {"all": predicted}).items():
         rows.append(
             (
@@ -182,7 +183,7 @@ def predicted_table(predicted: Predicted, title: str = "Predicted") -> Table:
     return table(title, heads, rows)
 
 
-def llm_table(predicted: Predicted) -> Table:
+def llm_table(predicted: Figures) -> Table:
     """Utilisation and call latency of each deployment."""
     rows = [
         (name, pct(f.utilisation), number(f.latency_mean_s, "s"), pct(f.share_of_latency))
@@ -192,7 +193,7 @@ def llm_table(predicted: Predicted) -> Table:
     return table("Predicted by LLM", heads, rows)
 
 
-def simulated_table(found: SimulationResult) -> Table:
+def simulated_table(found: Figures) -> Table:
     """Simulated figures with their 95% intervals."""
     rows = []
     for name, flow in found.per_workflow.items():

@@ -20,7 +20,7 @@ from scepsy_hpc.serving.batch import AttemptEnd, Batch
 from scepsy_hpc.serving.dispatcher import Dispatcher, routes_of
 from scepsy_hpc.serving.engine_view import EngineView
 from scepsy_hpc.serving.ledger import Ledger, cut_torn_line
-from scepsy_hpc.serving.measured import measured_of
+from scepsy_hpc.serving.measured import MeasuredRun, measured_of
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, no_status, write_json
 from scepsy_hpc.serving.settings import RunSettings
 from scepsy_hpc.tracing.agents.pool import AgentPool, agent_environment
@@ -216,8 +216,9 @@ class Lead:
             return
         spans = [s for s in load_spans(self.folder.spans) if s.start_s >= self._started_s - 1.0]
         names = [workflow.name for workflow in self.plan.workflows]
-        figures = {name: to_plain(found) for name in names if (found := measured_of(spans, name))}
-        write_json(self.folder.measured, {"since_s": self._started_s, "workflows": figures})
+        figures = {name: found for name in names if (found := measured_of(spans, name))}
+        measured = MeasuredRun(since_s=self._started_s, workflows=figures)
+        write_json(self.folder.measured, to_plain(measured))
 
     async def _keep_status(self) -> None:
         while True:

@@ -5,69 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scepsy_hpc.files import record
-from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.figures import Figures, LlmFigures
+from scepsy_hpc.formats.spans import Span, spans_of_workflow
 from scepsy_hpc.metrics import percentile
 
 
 @record
-class MeasuredLlm:
-    """Figures of one alias over a batch."""
+class MeasuredRun:
+    """``measured.json``: figures of the runs since one start, by workflow; LLMs by alias."""
 
-    num_calls: int
-    num_failed: int
-    latency_mean_s: float | None
-    input_tokens: int
-    output_tokens: int
-    calls_in_flight_mean: float
+    since_s: float
+    workflows: dict[str, Figures]
 
 
-@record
-class Measured:
-    """Figures of one workflow over a batch. Failed runs count in ``num_failed`` alone.
-
-    ``makespan_s`` runs from the first start to the last end, fill and drain included;
-    ``throughput_rps`` is successful runs over it.
-    """
-
-    workflow: str
-    num_ok: int
-    num_failed: int
-    makespan_s: float
-    throughput_rps: float
-    latency_mean_s: float | None
-    latency_p50_s: float | None
-    latency_p95_s: float | None
-    llms: dict[str, MeasuredLlm]
-
-
-def measured_of(spans: Sequence[Span], workflow: str) -> Measured | None:
+def measured_of(spans: Sequence[Span], workflow: str) -> Figures | None:
     """Figures of one workflow's runs; None when there was no run."""
-    mine = [span for span in spans if span.workflow == workflow]
-    runs = [span for span in mine if span.kind == "run"]
-    if not runs:
+    if not any(span.kind == "run" and span.workflow == workflow for span in spans):
         return None
+    mine = spans_of_workflow(spans, workflow)
+    runs = [span for span in mine if span.kind == "run"]
     ok = [run for run in runs if run.status == "ok"]
     latencies = [run.duration_s for run in ok]
     makespan_s = max(run.end_s for run in runs) - min(run.start_s for run in runs)
     calls = [span for span in mine if span.kind == "llm"]
     aliases = sorted({span.llm for span in calls if span.llm})
-    return Measured(
-        workflow=workflow,
-        num_ok=len(ok),
+    return Figures(
+        how="measured",
+        num_runs=len(runs),
         num_failed=len(runs) - len(ok),
         makespan_s=makespan_s,
         throughput_rps=len(ok) / makespan_s if makespan_s > 0 else 0.0,
         latency_mean_s=sum(latencies) / len(latencies) if latencies else None,
         latency_p50_s=percentile(latencies, 50),
         latency_p95_s=percentile(latencies, 95),
-        llms={a: _llm([c for c in calls if c.llm == a], makespan_s) for a in aliases},
+        per_llm={a: _llm([c for c in calls if c.llm == a], makespan_s) for a in aliases},
     )
 
 
-def _llm(calls: Sequence[Span], window_s: float) -> MeasuredLlm:
+def _llm(calls: Sequence[Span], window_s: float) -> LlmFigures:
     ok = [call for call in calls if call.status == "ok"]
     busy_s = sum(call.duration_s for call in calls)
-    return MeasuredLlm(
+    return LlmFigures(
         num_calls=len(calls),
         num_failed=len(calls) - len(ok),
         latency_mean_s=sum(c.duration_s for c in ok) / len(ok) if ok else None,

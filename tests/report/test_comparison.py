@@ -14,15 +14,8 @@ from report_case import make_run, plan_of
 from scepsy_hpc.cli.main import run_line
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path, to_plain
-from scepsy_hpc.formats.plan import (
-    DemandSummary,
-    LlmDemand,
-    Plan,
-    Predicted,
-    WorkflowFigures,
-    load_plan,
-    save_plan,
-)
+from scepsy_hpc.formats.figures import Figures, RunFigures
+from scepsy_hpc.formats.plan import DemandSummary, LlmDemand, Plan, load_plan, save_plan
 from scepsy_hpc.formats.spans import Span, load_spans, save_spans
 from scepsy_hpc.report import plots
 from scepsy_hpc.report.comparison import compare_run
@@ -36,12 +29,12 @@ FLOW = shipped_path("workflows") / "rag_rerank"
 TIMING = "h100_sxm/Qwen__Qwen3-8B/vllm-0.24.0/token-grid"
 
 
-def with_prediction(folder: Path, figures: WorkflowFigures, **load: float) -> None:
+def with_prediction(folder: Path, figures: RunFigures, **load: float) -> None:
     """Store figures in the run's plan, for the load given as keys of its workflow."""
     path = RunFolder(folder).plan
     plan = load_plan(path)
     workflow = replace(plan.workflows[0], **load)
-    predicted = Predicted(per_workflow={"rag": figures}, flags=("rag: modelled: by someone",))
+    predicted = Figures(per_workflow={"rag": figures}, flags=("rag: modelled: by someone",))
     save_plan(path, replace(plan, workflows=(workflow,), predicted=predicted))
 
 
@@ -54,7 +47,7 @@ def test_stored_figures_count_for_the_load_they_are_for(tmp_path):
     """Runs of 2 to 11 s, one at a time: mean 6.5 s, in all 65 s; errors against these."""
     folder = make_run(tmp_path / "run")
     with_prediction(
-        folder, WorkflowFigures(latency_mean_s=7.8, throughput_rps=0.2), max_runs_in_flight=1
+        folder, RunFigures(latency_mean_s=7.8, throughput_rps=0.2), max_runs_in_flight=1
     )
     rows = rows_of(folder)
     assert rows["mean latency"].pipeline == 7.8
@@ -63,7 +56,7 @@ def test_stored_figures_count_for_the_load_they_are_for(tmp_path):
     assert rows["p95 latency"].measured == pytest.approx(10.55)
     assert rows["p95 latency"].pipeline is None
     assert rows["makespan"].noise is None
-    with_prediction(folder, WorkflowFigures(latency_mean_s=7.8), max_runs_in_flight=2)
+    with_prediction(folder, RunFigures(latency_mean_s=7.8), max_runs_in_flight=2)
     assert rows_of(folder)["mean latency"].pipeline is None
 
 
@@ -71,7 +64,7 @@ def test_no_more_runs_end_than_arrive(tmp_path):
     """Under Poisson arrivals the rate is predicted, where the plan could take more."""
     folder = make_run(tmp_path / "run")
     save_settings(RunFolder(folder).settings, RunSettings(rate_rps=0.16))
-    with_prediction(folder, WorkflowFigures(throughput_rps=50.0), rate_rps=0.16)
+    with_prediction(folder, RunFigures(throughput_rps=50.0), rate_rps=0.16)
     row = rows_of(folder)["throughput"]
     assert row.pipeline == 0.16
     assert row.pipeline_error == pytest.approx(0.16 * 6.5 - 1.0)
@@ -120,7 +113,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_report_predicts_as_predict_does(planned, capsys):
     """The pipeline's figures are those of `scepsy predict` for the run's own load."""
-    num_runs = compare_run(planned).measured[0].num_ok
+    num_runs = next(iter(compare_run(planned).measured.values())).num_ok
     line = ["predict", str(planned.parent / "plan.yaml"), "--tasks", str(num_runs), "--json"]
     line += ["--spans", str(FLOW / "spans.jsonl"), "--runs-in-flight", "4"]
     assert run_line(line) == 0

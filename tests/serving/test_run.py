@@ -142,7 +142,7 @@ def test_an_agent_that_fails_by_itself(tmp_path, capsys):
         calls = [s for s in spans if s.kind == "llm" and s.run_id == run.run_id]
         assert all(run.start_s < c.start_s <= c.end_s < run.end_s for c in calls)
     measured = json.loads((out / "measured.json").read_text())["workflows"]["tiny"]
-    assert (measured["num_ok"], measured["num_failed"]) == (1, 1)
+    assert (measured["num_runs"], measured["num_failed"]) == (2, 1)
 
 
 def test_bad_input_writes_nothing(tmp_path, capsys):

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.parallelism import Parallelism, gpu_memory_of_gib
-from scepsy_hpc.formats.plan import Deployment, Plan, PlanWorkflow, Predicted
+from scepsy_hpc.formats.plan import Deployment, Plan, PlanWorkflow
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence, evidence_for, no_evidence
@@ -26,7 +27,7 @@ def predict_plan(
     bundles: Sequence[Bundle],
     rate_rps: float | None = None,
     num_tasks: int | None = None,
-) -> Predicted:
+) -> Figures:
     """What a complete plan reaches (see ``complete``).
 
     Open arrivals at ``rate_rps`` (runs per second of all workflows, in the plan's mix), else at
@@ -49,7 +50,7 @@ def predict_plan(
     return found if num_tasks is not None else _without_makespan(found)
 
 
-def _without_makespan(found: Predicted) -> Predicted:
+def _without_makespan(found: Figures) -> Figures:
     workflows = {n: replace(w, makespan_s=None) for n, w in found.per_workflow.items()}
     flags = tuple(flag for flag in found.flags if not flag.startswith("makespan_s"))
     return replace(found, makespan_s=None, per_workflow=workflows, flags=flags)

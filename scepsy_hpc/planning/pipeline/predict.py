@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scepsy_hpc.formats.plan import LlmFigures, Predicted, WorkflowFigures
+from scepsy_hpc.formats.figures import Figures, LlmFigures, RunFigures
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION, Curve
 from scepsy_hpc.planning.pipeline.closed_network import ClosedStage, ClosedState, closed_batch
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage
@@ -36,7 +36,7 @@ class ClosedBatch:
     run_lengths_s: tuple[float, ...] = ()
 
 
-def predict_open(pipeline: Pipeline, hosted: Sequence[Hosted]) -> Predicted:
+def predict_open(pipeline: Pipeline, hosted: Sequence[Hosted]) -> Figures:
     """Figures under Poisson arrivals at the pipeline's rates; null where a stage is overloaded."""
     rates = pipeline.rates_rps
     latency_s: dict[str, float] = {}
@@ -60,14 +60,14 @@ def _load(host: Hosted, rates: Mapping[str, float]) -> tuple[float, int]:
 
 def _figures(
     pipeline: Pipeline, hosted: Sequence[Hosted], latency_s: dict[str, float], flags: list[str]
-) -> Predicted:
+) -> Figures:
     rates = pipeline.rates_rps
     theta = {h.stage.name: pipeline.theta(h.stage, h.curve, h.num_replicas) for h in hosted}
     workflows = {}
     for load in pipeline.workflows:
         used = [h.stage for h in hosted if any(u.workflow == load.name for u in h.stage.uses)]
         factor = min((theta[stage.name] for stage in used), default=math.inf)
-        workflows[load.name] = WorkflowFigures(
+        workflows[load.name] = RunFigures(
             throughput_rps=_finite(factor * load.rate_rps),
             latency_mean_s=_finite(pipeline.latency_s(load.name, latency_s)),
         )
@@ -85,7 +85,7 @@ def _figures(
         )
         for h in hosted
     }
-    return Predicted(
+    return Figures(
         throughput_rps=_finite(min(theta.values(), default=math.inf) * pipeline.total_rps),
         latency_mean_s=_finite(total_s),
         per_workflow=workflows,
@@ -98,7 +98,7 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def predict_batch(pipeline: Pipeline, hosted: Sequence[Hosted], batch: ClosedBatch) -> Predicted:
+def predict_batch(pipeline: Pipeline, hosted: Sequence[Hosted], batch: ClosedBatch) -> Figures:
     """Figures of one workflow's batch, a fixed number of runs in flight, with its makespan."""
     state, flags = closed_state(pipeline, hosted, batch.max_runs_in_flight)
     makespan_s, more = makespan(state, batch)
@@ -108,10 +108,10 @@ def predict_batch(pipeline: Pipeline, hosted: Sequence[Hosted], batch: ClosedBat
     at_rate = pipeline.at_rates(state.throughput_rps / pipeline.total_rps)
     found = _figures(at_rate, hosted, latency_s, [*flags, *more])
     name = pipeline.workflows[0].name
-    figures = WorkflowFigures(
+    figures = RunFigures(
         throughput_rps=state.throughput_rps, latency_mean_s=state.run_s, makespan_s=makespan_s
     )
-    return Predicted(
+    return Figures(
         throughput_rps=state.throughput_rps,
         latency_mean_s=state.run_s,
         makespan_s=makespan_s,

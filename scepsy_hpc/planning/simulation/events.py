@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from scepsy_hpc.bundles.step_time import EngineModel
+from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve
@@ -34,7 +35,7 @@ from scepsy_hpc.planning.simulation.flows import (
 )
 from scepsy_hpc.planning.simulation.hosts import Host
 from scepsy_hpc.planning.simulation.replicas import Replica
-from scepsy_hpc.planning.simulation.results import SimulationResult, Timeline, result_of
+from scepsy_hpc.planning.simulation.results import Timeline, result_of
 from scepsy_hpc.planning.simulation.run_graph import graph_flags, run_graphs
 
 
@@ -47,7 +48,7 @@ def simulate_plan(
     seed: int = 0,
     engine_models: Mapping[str, EngineModel] | None = None,
     profiled_on_spans: Collection[str] = (),
-) -> SimulationResult:
+) -> Figures:
     """Simulate traced runs on a plan; figures of the runs and of each deployment.
 
     ``curves`` and ``engine_models`` are by deployment; a deployment without an engine model is a

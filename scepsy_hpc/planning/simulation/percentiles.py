@@ -6,26 +6,25 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from scepsy_hpc.formats.figures import Intervals, RunFigures
 from scepsy_hpc.metrics import Floats
 
 _NUM_RESAMPLES = 400
 _MOST_RESAMPLED = 4_000_000
 _MOST_POOLED = 40_000
 
-Intervals = dict[str, tuple[float, float]]
 
-
-def latency_figures(latency_s: Floats) -> dict[str, float]:
-    """Mean and percentiles; empty without runs."""
+def latency_figures(latency_s: Floats) -> RunFigures:
+    """Mean and percentiles; unknown without runs."""
     if not len(latency_s):
-        return {}
+        return RunFigures()
     p50, p95, p99 = np.percentile(latency_s, (50, 95, 99))
-    return {
-        "latency_mean_s": float(latency_s.mean()),
-        "latency_p50_s": float(p50),
-        "latency_p95_s": float(p95),
-        "latency_p99_s": float(p99),
-    }
+    return RunFigures(
+        latency_mean_s=float(latency_s.mean()),
+        latency_p50_s=float(p50),
+        latency_p95_s=float(p95),
+        latency_p99_s=float(p99),
+    )
 
 
 def bootstrap_intervals(latency_s: Floats, seed: int) -> Intervals:

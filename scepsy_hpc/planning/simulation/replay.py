@@ -13,12 +13,12 @@ draws depend on seed and call alone: candidates are compared under the same luck
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import record
+from scepsy_hpc.formats.figures import RunFigures
 from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.curves.curve import Curve
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
@@ -30,23 +30,6 @@ from scepsy_hpc.planning.simulation.run_graph import RunGraph
 NUM_DRAWS = 200
 NUM_BINS = 2048
 _DRAWS_AT_ONCE = 16
-
-
-@record
-class ReplayedWorkflow:
-    """Run latency of one workflow by replay. Null, and flagged, where a deployment is overloaded.
-
-    ``intervals`` are 95% bootstrap intervals over the traced runs, by figure.
-    """
-
-    num_runs: int
-    num_draws: int
-    latency_mean_s: float | None = None
-    latency_p50_s: float | None = None
-    latency_p95_s: float | None = None
-    latency_p99_s: float | None = None
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,28 +125,24 @@ class Replay:
         seed: int = 0,
         num_draws: int = NUM_DRAWS,
         with_intervals: bool = True,
-    ) -> dict[str, ReplayedWorkflow]:
-        """Figures of each workflow with its deployments under these loads. Raises InputError."""
-        overloaded = self._overloaded(loads)
-        if overloaded:
-            flag = f"overloaded: {', '.join(overloaded)}"
+    ) -> dict[str, RunFigures]:
+        """Run latency of each workflow with its deployments under these loads. Raises InputError.
+
+        Null where a deployment is overloaded. Intervals are bootstrapped over the traced runs.
+        """
+        if self._is_overloaded(loads):
             counts = np.bincount(self.run_workflow, minlength=len(self.workflows))
             return {
-                name: ReplayedWorkflow(num_runs=int(n), num_draws=0, flags=(flag,))
+                name: RunFigures(num_runs=int(n))
                 for name, n in zip(self.workflows, counts, strict=True)
             }
         lengths_s = self.draw(loads, seed, num_draws)
         found = {}
         for index, name in enumerate(self.workflows):
             mine = lengths_s[self.run_workflow == index]
-            figures = latency_figures(mine.ravel())
-            found[name] = ReplayedWorkflow(
+            found[name] = replace(
+                latency_figures(mine.ravel()),
                 num_runs=len(mine),
-                num_draws=num_draws,
-                latency_mean_s=figures.get("latency_mean_s"),
-                latency_p50_s=figures.get("latency_p50_s"),
-                latency_p95_s=figures.get("latency_p95_s"),
-                latency_p99_s=figures.get("latency_p99_s"),
                 intervals=run_intervals(mine, seed) if with_intervals else {},
             )
         return found
@@ -193,15 +172,14 @@ class Replay:
         used = set(np.unique(self.deployment).tolist())
         return [(i, name) for i, name in enumerate(self.deployments) if i in used]
 
-    def _overloaded(self, loads: Mapping[str, CallLoad]) -> list[str]:
-        found = []
+    def _is_overloaded(self, loads: Mapping[str, CallLoad]) -> bool:
         for _, name in self._called():
             if name not in loads:
                 raise InputError(f"{name}: has no load; replay needs one for each LLM called")
             load = loads[name]
             if load.arrivals_rps >= load.curve.server.limit_rps * (1.0 - 1e-9):
-                found.append(name)
-        return found
+                return True
+        return False
 
     def _tables(self, loads: Mapping[str, CallLoad]) -> tuple[Floats, Floats]:
         """Time of a mean call's prompt and of its output by (deployment, bin), flat.

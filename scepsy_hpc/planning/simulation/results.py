@@ -3,74 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from scepsy_hpc.files import record
+from scepsy_hpc.formats.figures import Figures, LlmFigures, RunFigures
 from scepsy_hpc.metrics import Floats
 from scepsy_hpc.planning.simulation.hosts import Host
 from scepsy_hpc.planning.simulation.percentiles import bootstrap_intervals, latency_figures
 
 _FEW_RUNS = 200
-
-
-@record
-class SimulatedWorkflow:
-    """Figures of one workflow's runs; failed runs load the engines but count in nothing else.
-
-    ``makespan_s`` is from the first arrival to the last end, fill and drain included, and
-    ``throughput_rps`` successful runs over it. ``intervals`` are 95% bootstrap intervals over
-    runs, by figure. Null is unknown.
-    """
-
-    num_runs: int
-    num_failed: int
-    makespan_s: float
-    throughput_rps: float
-    latency_mean_s: float | None = None
-    latency_p50_s: float | None = None
-    latency_p95_s: float | None = None
-    latency_p99_s: float | None = None
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-
-@record
-class SimulatedLlm:
-    """Figures of one deployment. ``utilisation`` is calls served over what its capacity allows.
-
-    ``server`` says what a replica was taken for: an engine's steps, or a processor-sharing
-    server that follows the curve.
-    """
-
-    num_calls: int
-    num_replicas: int
-    server: Literal["continuous_batching", "processor_sharing"]
-    utilisation: float
-    calls_in_flight_mean: float
-    latency_mean_s: float | None = None
-    latency_p50_s: float | None = None
-    latency_p95_s: float | None = None
-
-
-@record
-class SimulationResult:
-    """Simulated figures of a plan; nothing in it was measured. ``flags`` say what it rests on."""
-
-    how: Literal["simulated"]
-    seed: int
-    num_runs: int
-    makespan_s: float
-    throughput_rps: float
-    per_workflow: dict[str, SimulatedWorkflow]
-    per_llm: dict[str, SimulatedLlm]
-    latency_mean_s: float | None = None
-    latency_p50_s: float | None = None
-    latency_p95_s: float | None = None
-    latency_p99_s: float | None = None
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -128,54 +71,46 @@ class Timeline:
         self.call_end_s[call] = now_s
 
 
-def result_of(timeline: Timeline, seed: int) -> SimulationResult:
+def result_of(timeline: Timeline, seed: int) -> Figures:
     """Figures of a timeline."""
     start_s, end_s = np.array(timeline.run_start_s), np.array(timeline.run_end_s)
     ok, workflow = np.array(timeline.run_is_ok), np.array(timeline.run_workflow)
     per_workflow = {}
     for index, name in enumerate(timeline.workflows):
         mine = workflow == index
-        per_workflow[name] = _workflow(start_s[mine], end_s[mine], ok[mine], seed)
-    overall = _workflow(start_s, end_s, ok, seed)
+        per_workflow[name] = _runs(start_s[mine], end_s[mine], ok[mine], seed)
+    overall = _runs(start_s, end_s, ok, seed)
     flags = list(timeline.flags)
-    few = [n for n, w in per_workflow.items() if w.num_runs - w.num_failed < _FEW_RUNS]
+    few = [n for n, w in per_workflow.items() if w.num_ok < _FEW_RUNS]
     if few:
         flags.append(
             f"few_runs: {', '.join(few)}: fewer than {_FEW_RUNS} runs; read p95 and p99 with their "
             "intervals"
         )
-    return SimulationResult(
+    return Figures.of(
+        overall,
         how="simulated",
         seed=seed,
-        num_runs=len(start_s),
-        makespan_s=overall.makespan_s,
-        throughput_rps=overall.throughput_rps,
         per_workflow=per_workflow,
-        per_llm=_llms(timeline, overall.makespan_s),
-        latency_mean_s=overall.latency_mean_s,
-        latency_p50_s=overall.latency_p50_s,
-        latency_p95_s=overall.latency_p95_s,
-        latency_p99_s=overall.latency_p99_s,
-        intervals=overall.intervals,
+        per_llm=_llms(timeline, overall.makespan_s or 0.0),
         flags=tuple(dict.fromkeys(flags)),
     )
 
 
-def _workflow(start_s: Floats, end_s: Floats, ok: Any, seed: int) -> SimulatedWorkflow:
+def _runs(start_s: Floats, end_s: Floats, ok: Any, seed: int) -> RunFigures:
     makespan_s = float(end_s.max() - start_s.min())
     latency_s = (end_s - start_s)[ok]
-    figures = latency_figures(latency_s)
-    return SimulatedWorkflow(
+    return replace(
+        latency_figures(latency_s),
         num_runs=len(start_s),
         num_failed=int((~ok).sum()),
         makespan_s=makespan_s,
         throughput_rps=int(ok.sum()) / makespan_s if makespan_s > 0 else 0.0,
-        **figures,
         intervals=bootstrap_intervals(latency_s, seed),
     )
 
 
-def _llms(timeline: Timeline, window_s: float) -> dict[str, SimulatedLlm]:
+def _llms(timeline: Timeline, window_s: float) -> dict[str, LlmFigures]:
     names = np.array(timeline.call_deployment)
     latency_s = np.array(timeline.call_end_s) - np.array(timeline.call_start_s)
     found = {}
@@ -183,14 +118,14 @@ def _llms(timeline: Timeline, window_s: float) -> dict[str, SimulatedLlm]:
         mine = latency_s[names == name] if len(names) else latency_s
         capacity = window_s * host.num_replicas * host.curve.capacity_rps
         figures = latency_figures(mine)
-        found[name] = SimulatedLlm(
+        found[name] = LlmFigures(
             num_calls=len(mine),
             num_replicas=host.num_replicas,
             server="processor_sharing" if host.engine is None else "continuous_batching",
             utilisation=len(mine) / capacity if capacity > 0 else 0.0,
             calls_in_flight_mean=float(mine.sum()) / window_s if window_s > 0 else 0.0,
-            latency_mean_s=figures.get("latency_mean_s"),
-            latency_p50_s=figures.get("latency_p50_s"),
-            latency_p95_s=figures.get("latency_p95_s"),
+            latency_mean_s=figures.latency_mean_s,
+            latency_p50_s=figures.latency_p50_s,
+            latency_p95_s=figures.latency_p95_s,
         )
     return found

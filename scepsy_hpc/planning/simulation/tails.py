@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from scepsy_hpc.formats.plan import Predicted
+from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.pipeline.predict import Hosted
-from scepsy_hpc.planning.simulation.replay import Replay, ReplayedWorkflow, loads_on, names_in
+from scepsy_hpc.planning.simulation.replay import Replay, loads_on, names_in
 from scepsy_hpc.planning.simulation.run_graph import RunGraph, run_graphs
 
 MOST_CALLS = 20_000
@@ -35,7 +35,7 @@ class Tails:
 
     def figures(
         self, pipeline: Pipeline, hosted: Sequence[Hosted], with_intervals: bool = True
-    ) -> dict[str, ReplayedWorkflow]:
+    ) -> dict[str, RunFigures]:
         """Percentiles of each workflow at the pipeline's rates. Raises InputError."""
         loads = loads_on(pipeline, hosted)
         return self._replay(names_in(pipeline)).figures(loads, with_intervals=with_intervals)
@@ -59,7 +59,7 @@ def _thinned(graphs: Sequence[RunGraph]) -> list[RunGraph]:
     return list(graphs[::step])
 
 
-def with_tails(predicted: Predicted, found: Mapping[str, ReplayedWorkflow]) -> Predicted:
+def with_tails(predicted: Figures, found: Mapping[str, RunFigures]) -> Figures:
     """The prediction with replayed percentiles; unknown ones, and those of one run, stay null."""
     workflows = dict(predicted.per_workflow)
     flags = list(predicted.flags)
@@ -83,11 +83,9 @@ def with_tails(predicted: Predicted, found: Mapping[str, ReplayedWorkflow]) -> P
     )
 
 
-def _notes(name: str, figures: ReplayedWorkflow) -> Iterator[str]:
+def _notes(name: str, figures: RunFigures) -> Iterator[str]:
     low_s, high_s = figures.intervals.get("latency_p95_s", (float("nan"), float("nan")))
     yield (
         f"{name}: latency_p50_s, latency_p95_s: by replay of {figures.num_runs} runs; 95% interval "
         f"of the latter {low_s:.4g} to {high_s:.4g} s"
     )
-    for flag in figures.flags:
-        yield f"{name}: {flag}"

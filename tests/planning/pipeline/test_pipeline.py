@@ -9,8 +9,8 @@ import pytest
 from planning_cases import bundle, calls, demand, point, workflow
 
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.parallelism import Parallelism
-from scepsy_hpc.formats.plan import Predicted
 from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import evidence_for
@@ -34,7 +34,7 @@ def _one(needs: WorkflowDemand, rate_rps: float) -> Pipeline:
     return pipeline_of([flow], {"w": needs}, {"w": rate_rps})
 
 
-def _predict(pipeline: Pipeline, curves: dict[str, Curve], replicas: int = 1) -> Predicted:
+def _predict(pipeline: Pipeline, curves: dict[str, Curve], replicas: int = 1) -> Figures:
     return predict_open(
         pipeline, [Hosted(stage, curves[stage.name], replicas) for stage in pipeline.stages]
     )

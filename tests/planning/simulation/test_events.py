@@ -14,6 +14,7 @@ from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.engines.simulated.batching import RunningBatch, Sequence
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import check, to_plain
+from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow
 from scepsy_hpc.formats.spans import Span
@@ -29,7 +30,7 @@ from scepsy_hpc.planning.simulation.replicas import (
     ProcessorSharing,
     Size,
 )
-from scepsy_hpc.planning.simulation.results import SimulationResult, Timeline, result_of
+from scepsy_hpc.planning.simulation.results import Timeline, result_of
 
 MODEL = EngineModel(
     step_s=0.01,
@@ -359,7 +360,7 @@ def test_the_seed_decides() -> None:
     shape = curve((1.0, 8.0), (1.0, 4.0), TokenLengths(150.0, 40.0))
     curves = {"a": shape, "b": shape}
 
-    def at(seed: int, num_replicas: int = 1) -> SimulationResult:
+    def at(seed: int, num_replicas: int = 1) -> Figures:
         plan = plan_of("a", "b", num_replicas=num_replicas)
         return simulate_plan(plan, {"w": spans}, curves, Open(50, 0.1), seed=seed)
 
@@ -440,7 +441,7 @@ def test_figures_say_what_they_rest_on() -> None:
         engine_models={"a": MODEL},
     )
     plain = json.loads(json.dumps(to_plain(result)))
-    assert check(plain, SimulationResult, "result") == result
+    assert check(plain, Figures, "result") == result
     assert plain["how"] == "simulated"
     kinds = [flag.split(":")[1].strip() for flag in result.flags if flag.startswith("w:")]
     assert kinds == ["inferred", "failed_runs", "resampled"]
