@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from scepsy_hpc.serving.ledger import Ledger, TaskResult
+from scepsy_hpc.formats.results import TaskResult
+from scepsy_hpc.formats.status import TaskCounts
+from scepsy_hpc.formats.tasks import Task
+from scepsy_hpc.serving.ledger import Ledger
+from scepsy_hpc.tracing.agents.pool import AgentOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +30,16 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptEnd:
+class AttemptEnd(AgentOutcome):
     """How one attempt ended; Unix seconds. ``faulted``: an engine fault may be the reason."""
 
-    started_s: float
-    finished_s: float
-    result: Any = None
-    error: str | None = None
     faulted: bool = False
 
 
 class RunsTask(Protocol):
     """Runs one attempt of a task to its end."""
 
-    def __call__(self, task: dict[str, Any], attempt: int, /) -> Awaitable[AttemptEnd]: ...
+    def __call__(self, task: Task, attempt: int, /) -> Awaitable[AttemptEnd]: ...
 
 
 class Batch:
@@ -47,24 +47,23 @@ class Batch:
 
     def __init__(
         self,
-        tasks: Sequence[dict[str, Any]],
+        tasks: Sequence[Task],
         ledger: Ledger,
         run_task: RunsTask,
         pace: Pace,
         max_attempts: int = 3,
-        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         """Take what the ledger has not recorded yet, in file order."""
         done = ledger.recorded
-        self.todo = [task for task in tasks if task["task_id"] not in done]
+        self.todo = [task for task in tasks if task.task_id not in done]
         self.num_total = len(tasks)
         self.num_skipped = self.num_total - len(self.todo)
-        self.in_flight: dict[str, float] = {}
+        self.in_flight: set[str] = set()
         self.num_ok = 0
         self.num_failed = 0
         self.num_retried = 0
         self._ledger, self._run_task, self._pace = ledger, run_task, pace
-        self._max_attempts, self._on_change = max_attempts, on_change
+        self._max_attempts = max_attempts
         self._draining = asyncio.Event()
         self._broken: BaseException | None = None
 
@@ -72,6 +71,18 @@ class Batch:
     def num_left(self) -> int:
         """Tasks without a record."""
         return len(self.todo) - self.num_ok - self.num_failed
+
+    def counts(self) -> TaskCounts:
+        """How far it is."""
+        return TaskCounts(
+            total=self.num_total,
+            recorded_before=self.num_skipped,
+            ok=self.num_ok,
+            failed=self.num_failed,
+            in_flight=len(self.in_flight),
+            waiting=self.num_left - len(self.in_flight),
+            retried=self.num_retried,
+        )
 
     def drain(self) -> None:
         """Admit no more runs."""
@@ -103,7 +114,7 @@ class Batch:
             self._broken = self._broken or job.exception()
             self.drain()
 
-    async def _admitted(self, jobs: set[asyncio.Task[None]]) -> Any:
+    async def _admitted(self, jobs: set[asyncio.Task[None]]) -> AsyncIterator[Task]:
         chance = random.Random(self._pace.seed)
         next_s = time.monotonic()
         for task in self.todo:
@@ -124,10 +135,9 @@ class Batch:
             except TimeoutError:
                 return
 
-    async def _work_off(self, task: dict[str, Any]) -> None:
-        task_id, first_s = task["task_id"], 0.0
-        self.in_flight[task_id] = time.time()
-        self._on_change()
+    async def _work_off(self, task: Task) -> None:
+        first_s = 0.0
+        self.in_flight.add(task.task_id)
         try:
             for attempt in range(1, self._max_attempts + 1):
                 end = await self._run_task(task, attempt)
@@ -136,10 +146,9 @@ class Batch:
                     break
                 self.num_retried += 1
                 await asyncio.sleep(min(2.0 ** (attempt - 1), 10.0))
-            self._record(task_id, attempt, first_s, end)
+            self._record(task.task_id, attempt, first_s, end)
         finally:
-            self.in_flight.pop(task_id, None)
-            self._on_change()
+            self.in_flight.discard(task.task_id)
 
     def _record(self, task_id: str, attempts: int, first_s: float, end: AttemptEnd) -> None:
         ok = end.error is None

@@ -20,12 +20,16 @@ from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.engines.vllm import is_shared
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.formats.plan import Deployment
+from scepsy_hpc.formats.status import EngineState
 from scepsy_hpc.serving.allocation import PlacedInstance
+from scepsy_hpc.serving.engine_view import EngineReport
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, write_json
 
 MAX_STARTS = 4
 # After so long in service a death counts as the first again: a run may last for days.
 STEADY_S = 600.0
+LOOK_S = 0.5
+FIRST_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,12 @@ class Kept:
     """
 
     placed: PlacedInstance
-    state: str = "waiting"
+    state: EngineState = "waiting"
     process: EngineProcess | None = None
     starts: int = 0
     starts_in_row: int = 0
     ready_since_s: float | None = None
-    error: str | None = None
+    error: str = ""
     time_sliced: str | None = None
 
 
@@ -119,17 +123,17 @@ class NodeAgent:
                 alive = kept.process is not None and kept.process.is_alive()
                 if not alive and kept.state != "failed":
                     await self._start(kept)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(LOOK_S)
 
     async def _start(self, kept: Kept) -> None:
         """Start an instance, or start it again; the failure of a start is noted, not raised."""
         try:
             await self._clear_away(kept)
-            if kept.starts_in_row >= MAX_STARTS:
+            pause_s = pause_before_start_s(kept.starts_in_row)
+            if pause_s is None:
                 self._report(kept, "failed")
                 return
-            if kept.starts_in_row > 0:
-                await asyncio.sleep(min(2.0 ** (kept.starts_in_row - 1), 10.0))
+            await asyncio.sleep(pause_s)
             async with self._starting:
                 kept.starts += 1
                 kept.starts_in_row += 1
@@ -142,12 +146,12 @@ class NodeAgent:
         except ScepsyError as error:
             kept.error = str(error)
             # What is wrong with the plan does not get better by trying.
-            if isinstance(error, InputError) or kept.starts_in_row >= MAX_STARTS:
+            if isinstance(error, InputError) or pause_before_start_s(kept.starts_in_row) is None:
                 await self._give_up(kept)
             else:
                 self._report(kept, "restarting")
             return
-        kept.ready_since_s, kept.error = time.monotonic(), None
+        kept.ready_since_s, kept.error = time.monotonic(), ""
         self._report(kept, "ready")
 
     async def _give_up(self, kept: Kept) -> None:
@@ -199,22 +203,28 @@ class NodeAgent:
             mps_environment=self._mps.environment(placed.gpus) if self._mps else {},
         )
 
-    def _report(self, kept: Kept, state: str) -> None:
-        placed, kept.state = kept.placed, state
-        report = {
-            "instance": placed.instance.id,
-            "llm": placed.instance.llm,
-            "host": placed.host,
-            "gpus": list(placed.gpus),
-            "state": state,
-            "since_s": time.time(),
-            "starts": kept.starts,
-            "error": kept.error,
-            "time_sliced": kept.time_sliced,
-        }
-        if kept.process is not None:
-            report |= {"base_url": kept.process.base_url, "pid": kept.process.pid}
-        write_json(self.hosting.attempt.engine(placed.instance.id), report)
+    def _report(self, kept: Kept, state: EngineState) -> None:
+        placed, process, kept.state = kept.placed, kept.process, state
+        report = EngineReport(
+            id=placed.instance.id,
+            llm=placed.instance.llm,
+            host=placed.host,
+            gpus=placed.gpus,
+            state=state,
+            starts=kept.starts,
+            error=kept.error,
+            time_sliced=kept.time_sliced,
+            base_url=process.base_url if process else "",
+            pid=process.pid if process else None,
+        )
+        write_json(self.hosting.attempt.engine(report.id), report)
+
+
+def pause_before_start_s(starts_in_row: int) -> float | None:
+    """Seconds to wait before a start that follows so many in a row; None to give up."""
+    if starts_in_row >= MAX_STARTS:
+        return None
+    return FIRST_PAUSE_S * 2.0 ** (starts_in_row - 1) if starts_in_row else 0.0
 
 
 def _sharing(instances: Sequence[PlacedInstance]) -> list[list[PlacedInstance]]:

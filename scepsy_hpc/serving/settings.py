@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.files import check, record, to_plain
+from scepsy_hpc.files import record
 from scepsy_hpc.serving.batch import Pace
 from scepsy_hpc.serving.run_folder import read_json, write_json
 
@@ -42,12 +42,12 @@ class RunSettings:
 
 def save_settings(path: Path, settings: RunSettings) -> None:
     """Write the settings of a run."""
-    write_json(path, to_plain(settings))
+    write_json(path, settings)
 
 
 def load_settings(path: Path) -> RunSettings:
     """Read the settings of a run. Raises RunError when the folder holds none."""
-    data = read_json(path)
-    if data is None:
+    found = read_json(path, RunSettings)
+    if found is None:
         raise RunError(f"{path}: no settings; this is no results folder of `scepsy run`")
-    return check(data, RunSettings, str(path))
+    return found

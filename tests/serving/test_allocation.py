@@ -47,14 +47,17 @@ def test_what_slurm_says_it_gave(environment, expected):
 def test_shared_gpus_stay_shared():
     """Two instances that share a logical GPU share a real one, and others do not join them."""
     plan = plan_of(("a", "x", (0,)), ("b", "x", (0,)), ("c", "x", (1,)))
-    placed = {p.instance.id: p.gpus for p in place_on(plan, (GrantedNode(0, "h", (("4", "7"),)),))}
+    placed = {
+        p.instance.id: p.gpus
+        for p in place_on(plan, (GrantedNode(rank=0, host="h", domains=(("4", "7"),)),))
+    }
     assert placed["a"] == placed["b"] != placed["c"]
 
 
 def test_a_tensor_parallel_group_stays_inside_one_domain():
     """A group of two does not straddle domains though indices in order would."""
     plan = plan_of(("single", "x", (0,)), ("pair", "x", (1, 2)))
-    node = GrantedNode(0, "h", (("0", "1"), ("2", "3")))
+    node = GrantedNode(rank=0, host="h", domains=(("0", "1"), ("2", "3")))
     placed = {p.instance.id: p.gpus for p in place_on(plan, (node,))}
     assert set(placed["pair"]) in ({"0", "1"}, {"2", "3"})
     assert placed["single"][0] not in placed["pair"]
@@ -63,7 +66,10 @@ def test_a_tensor_parallel_group_stays_inside_one_domain():
 def test_the_larger_plan_node_gets_the_larger_real_node():
     """Logical names mean nothing; sizes decide."""
     plan = plan_of(("big", "node1", (0, 1)), ("small", "node2", (0,)))
-    nodes = (GrantedNode(0, "tiny", (("0",),)), GrantedNode(1, "wide", (("0", "1"),)))
+    nodes = (
+        GrantedNode(rank=0, host="tiny", domains=(("0",),)),
+        GrantedNode(rank=1, host="wide", domains=(("0", "1"),)),
+    )
     hosts = {p.instance.id: (p.host, p.rank) for p in place_on(plan, nodes)}
     assert hosts == {"big": ("wide", 1), "small": ("tiny", 0)}
 
@@ -72,7 +78,7 @@ def test_too_small_a_grant_is_said_before_anything_runs():
     """The message names what is needed and what is there."""
     plan = plan_of(("pair", "x", (0, 1)))
     with pytest.raises(RunError, match=r"needs 2 GPUs.*Nothing was run"):
-        place_on(plan, (GrantedNode(0, "h", (("0",), ("1",))),))
+        place_on(plan, (GrantedNode(rank=0, host="h", domains=(("0",), ("1",))),))
 
 
 def test_random_grants_keep_every_invariant():
@@ -85,7 +91,7 @@ def test_random_grants_keep_every_invariant():
             instances.append((f"i{number}", "x", tuple(range(first, first + int(size)))))
             first += int(size)
         labels = [str(g) for g in chance.permutation(8)]
-        node = GrantedNode(0, "h", (tuple(labels[:4]), tuple(labels[4:])))
+        node = GrantedNode(rank=0, host="h", domains=(tuple(labels[:4]), tuple(labels[4:])))
         try:
             placed = place_on(plan_of(*instances), (node,))
         except RunError:

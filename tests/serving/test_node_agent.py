@@ -13,10 +13,12 @@ import psutil
 import pytest
 
 from scepsy_hpc.formats.plan import Deployment, Instance
+from scepsy_hpc.formats.status import RunStatus
 from scepsy_hpc.report.notes import share_notes
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.engine_view import EngineView
 from scepsy_hpc.serving.node_agent import Hosting, NodeAgent
+from scepsy_hpc.serving.routing import Routes
 from scepsy_hpc.serving.run_folder import RunFolder, write_json
 
 SHARES = {"judge-0": (50, "0"), "judge-1": (50, "0"), "writer-0": (100, "1")}
@@ -32,10 +34,12 @@ def host(folder: Path) -> tuple[EngineView, dict[str, dict[str, str]]]:
     attempt = run.attempt("a-0")
     placed = [
         PlacedInstance(
-            Instance(id=name, llm=name.split("-")[0], node="n", gpus=(0,), gpu_share_pct=share),
-            0,
-            "host",
-            (gpu,),
+            instance=Instance(
+                id=name, llm=name.split("-")[0], node="n", gpus=(0,), gpu_share_pct=share
+            ),
+            rank=0,
+            host="host",
+            gpus=(gpu,),
         )
         for name, (share, gpu) in SHARES.items()
     ]
@@ -56,11 +60,12 @@ def host(folder: Path) -> tuple[EngineView, dict[str, dict[str, str]]]:
     async def main() -> dict[str, dict[str, str]]:
         stopping = asyncio.Event()
         agent = asyncio.ensure_future(NodeAgent(hosting, placed).run(stopping))
-        while {r["state"] for r in view.reports.values()} != {"ready"} and not agent.done():
+        while {r.state for r in view.reports.values()} != {"ready"} and not agent.done():
             await asyncio.sleep(0.1)
             view.look()
-        found = {n: psutil.Process(r["pid"]).environ() for n, r in view.reports.items()}
-        write_json(run.status, {"instances": view.states(), "alerts": view.alerts()})
+        found = {n: psutil.Process(r.pid).environ() for n, r in view.reports.items()}
+        status = RunStatus(attempt="a-0", instances=view.states(Routes({})))
+        write_json(run.status, status.plain())
         stopping.set()
         await agent
         return found
@@ -91,7 +96,7 @@ def test_parts_of_a_gpu_are_attached_to_one_daemon(tmp_path, monkeypatch, good_v
     assert pipes["writer-0"] is None
     assert environs["judge-1"]["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
     assert environs["writer-0"]["CUDA_VISIBLE_DEVICES"] == "1"
-    assert view.alerts() == []
+    assert view.alerts() == ()
     assert not psutil.pid_exists(seen_by(seen)["pid"])
     assert (tmp_path / "results" / "logs" / "mps-host" / "control.log").exists()
 
@@ -100,7 +105,7 @@ def test_parts_without_mps_are_flagged_everywhere(tmp_path, monkeypatch, good_vl
     """Where no daemon works, status, alerts and the report call those engines time-sliced."""
     fake_mps.install(tmp_path, monkeypatch, "dies")
     view, _ = host(tmp_path)
-    sliced = {state["id"] for state in view.states() if state["time_sliced"]}
+    sliced = {one.id for one in view.reports.values() if one.time_sliced}
     assert sliced == {"judge-0", "judge-1"}
     alert = "judge-0 on host: time-sliced, not held to its 50% of the GPU: the MPS daemon ended"
     assert any(line.startswith(alert) for line in view.alerts())
