@@ -87,7 +87,7 @@ class Routes:
             if state is None:
                 self.instances[instance_id] = InstanceState(instance_id, deployment, base_url)
             else:
-                state.base_url, state.ready = base_url, True
+                state.base_url = base_url
         for instance_id, state in self.instances.items():
             state.ready = instance_id in endpoints
 

@@ -35,6 +35,15 @@ def test_least_in_flight_then_longest_idle():
     assert made.pick("generator", 0.0, NONE).instance_id == second
 
 
+def test_one_that_was_never_picked_goes_first():
+    """It has waited longest, also beside one whose suspicion has passed."""
+    made = routes("a", "b", "c")
+    for name in ("a", "b", "c"):
+        assert made.pick("generator", 0.5, NONE).instance_id == name
+        made.release(name)
+        made.suspect(name, 0.2)
+
+
 def test_a_failed_replica_is_avoided_while_another_is_there():
     """The call that failed goes elsewhere even if that is busier; alone it must do."""
     made = routes("a", "b")
