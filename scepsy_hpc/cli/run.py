@@ -61,7 +61,6 @@ def run(
         rate_rps=rate,
         seed=seed,
         task_timeout_s=task_timeout,
-        cluster=cluster,
     )
     host_plan(plan, tasks, output, settings, cluster, site, resume, time_min)
     return _conclude(output, as_json)

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field
 from typing import Any, Literal
 
 from scepsy_hpc.files import record
 
 EngineState = Literal["waiting", "starting", "ready", "restarting", "failed", "stopped", "lost"]
-RunState = Literal[
-    "waiting",
-    "starting",
-    "serving",
-    "running",
-    "ending",
-    "ended",
-    "stopped",
-    "interrupted",
-    "failed",
-    "lost",
-]
+FinalState = Literal["ended", "stopped", "interrupted", "failed"]
+RunState = Literal["waiting", "starting", "serving", "running", "ending", "lost", FinalState]
 
 
 @record
@@ -93,9 +83,3 @@ class WatchedRun(RunStatus):
     recorded: int
     alive: bool | None
     cluster: str
-
-    @classmethod
-    def of(cls, status: RunStatus, recorded: int, alive: bool | None, cluster: str) -> WatchedRun:
-        """A status with what is known beside it."""
-        known: dict[str, Any] = {f.name: getattr(status, f.name) for f in fields(RunStatus)}
-        return cls(**known, recorded=recorded, alive=alive, cluster=cluster)

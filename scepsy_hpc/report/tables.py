@@ -18,7 +18,6 @@ from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.status import WatchedRun
 
 if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
-    from scepsy_hpc.formats.figures import Figures
     from scepsy_hpc.report.comparison import Comparison
     from scepsy_hpc.report.doctor import Finding
     from scepsy_hpc.tracing.demand.demand import Demand

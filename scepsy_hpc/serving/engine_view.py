@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scepsy_hpc.files import record
+from scepsy_hpc.files import extended, record
 from scepsy_hpc.formats.status import EngineStatus, InstanceStatus
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.beats import Pulse
@@ -115,15 +115,10 @@ class EngineView:
     def states(self, routes: Routes) -> tuple[InstanceStatus, ...]:
         """Each instance as `status.json` shows it, with the calls that ``routes`` counts."""
         return tuple(
-            InstanceStatus(
-                id=report.id,
-                llm=report.llm,
-                host=report.host,
-                gpus=report.gpus,
-                state=report.state,
-                starts=report.starts,
+            extended(
+                InstanceStatus,
+                report,
                 error=_first_line(report.error, ""),
-                time_sliced=report.time_sliced,
                 calls_in_flight=route.in_flight if route else 0,
                 num_calls=route.num_calls if route else 0,
             )

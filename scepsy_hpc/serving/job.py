@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 import psutil
 
@@ -13,10 +14,10 @@ from scepsy_hpc.cluster.jobs import slurm
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import record
-from scepsy_hpc.formats.status import RunStatus
+from scepsy_hpc.formats.status import FinalState, RunStatus
 from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
 
-FINAL_STATES = ("ended", "stopped", "interrupted", "failed")
+FINAL_STATES = get_args(FinalState)
 # A status file is rewritten every second; another node may see it a minute late.
 FRESH_S = 90.0
 
@@ -47,19 +48,9 @@ def remember_job(folder: RunFolder, cluster: str, ids: Sequence[str]) -> None:
     write_json(folder.job, job)
 
 
-def forget_job(folder: RunFolder) -> None:
-    """A new one is about to be submitted."""
-    folder.job.unlink(missing_ok=True)
-
-
-def read_job(folder: RunFolder) -> Job | None:
-    """What was submitted last; None while there is nothing."""
-    return read_json(folder.job, Job)
-
-
 def is_alive(folder: RunFolder) -> bool | None:
     """Whether the job of a run lives. None where neither its machine nor the queue can be asked."""
-    job, status = read_job(folder), read_json(folder.status, RunStatus)
+    job, status = read_json(folder.job, Job), read_json(folder.status, RunStatus)
     if job is None or status is None:
         return None if status and _is_fresh(status.updated_s) else False
     if job.cluster == "slurm":

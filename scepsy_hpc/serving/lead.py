@@ -10,7 +10,6 @@ from typing import TextIO
 
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import json_line
-from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import Span, load_spans
 from scepsy_hpc.formats.tasks import load_tasks
 from scepsy_hpc.serving.addresses import LOOPBACK
@@ -21,8 +20,8 @@ from scepsy_hpc.serving.dispatcher import dispatcher_of
 from scepsy_hpc.serving.engine_view import EngineView
 from scepsy_hpc.serving.ledger import Ledger, cut_torn_line
 from scepsy_hpc.serving.measured import MeasuredRun, measured_of
-from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, write_json
-from scepsy_hpc.serving.settings import RunSettings
+from scepsy_hpc.serving.run_folder import write_json
+from scepsy_hpc.serving.start import Run
 from scepsy_hpc.serving.status import LiveStatus
 from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
 
@@ -36,20 +35,16 @@ class Lead:
 
     def __init__(
         self,
-        folder: RunFolder,
-        attempt: AttemptFolder,
-        plan: Plan,
-        settings: RunSettings,
+        run: Run,
         placed: Sequence[PlacedInstance],
         interrupted: asyncio.Event,
         address: str = LOOPBACK,
     ) -> None:
         """``address`` is where the dispatcher listens. Nothing starts before ``run``."""
-        self._folder, self._attempt, self._plan = folder, attempt, plan
-        self._settings, self._interrupted, self._address = settings, interrupted, address
-        self._engines = EngineView(attempt, placed, settings.node_lost_s)
-        key = folder.key.read_text().strip()
-        self._dispatcher = dispatcher_of(plan, key, settings.ready_timeout_s)
+        self._run, self._interrupted, self._address = run, interrupted, address
+        self._engines = EngineView(run.attempt, placed, run.settings.node_lost_s)
+        key = run.folder.key.read_text().strip()
+        self._dispatcher = dispatcher_of(run.plan, key, run.settings.ready_timeout_s)
         self._proxy = RecordingProxy(
             self._dispatcher,
             self._record,
@@ -58,7 +53,7 @@ class Lead:
         )
         self._spans: TextIO | None = None
         routes = self._dispatcher.routes
-        self.status = LiveStatus(folder, attempt, self._engines, routes, interrupted)
+        self.status = LiveStatus(run, self._engines, routes, interrupted)
 
     async def run(self) -> None:
         """Return when the batch is worked off or the run is stopped. Raises RunError."""
@@ -70,11 +65,11 @@ class Lead:
             ]
             stack.push_async_callback(_cancel, background)
             # What can fail at once goes before the long wait for engines.
-            batch = None if self._settings.serve else await self._prepare_batch(stack)
+            batch = None if self._run.settings.serve else await self._prepare_batch(stack)
             await self._wait_for_engines()
             if self._is_stopped():
                 return
-            self._spans = stack.enter_context(_open_spans(self._folder.spans))
+            self._spans = stack.enter_context(_open_spans(self._run.folder.spans))
             await self._proxy.start(self._address)
             stack.push_async_callback(self._proxy.stop)
             self.status.url = self._proxy.base_url("RUN_ID")
@@ -85,25 +80,20 @@ class Lead:
 
     async def _prepare_batch(self, stack: contextlib.AsyncExitStack) -> Batch:
         """Tasks, ledger and agents. Raises InputError and RunError."""
-        settings = self._settings
-        tasks = load_tasks(self._folder.tasks, tuple(w.name for w in self._plan.workflows))
-        ledger = stack.enter_context(contextlib.closing(Ledger(self._folder.results)))
+        folder, settings = self._run.folder, self._run.settings
+        tasks = load_tasks(folder.tasks, tuple(w.name for w in self._run.plan.workflows))
+        ledger = stack.enter_context(contextlib.closing(Ledger(folder.results)))
         agents = AgentRuns(
-            self._dispatcher,
-            self._proxy,
-            self._record,
-            self._interrupted,
-            settings.task_timeout_s,
+            self._run, self._dispatcher, self._proxy, self._record, self._interrupted
         )
-        num_seats = min(settings.pace.max_runs_in_flight or MAX_AGENTS, len(tasks))
-        await agents.start(self._plan, self._folder, num_seats, stack)
-        batch = Batch(tasks, ledger, agents.run, settings.pace, settings.max_attempts)
+        await agents.start(min(settings.max_runs_in_flight or MAX_AGENTS, len(tasks)), stack)
+        batch = Batch(tasks, ledger, agents.run, settings)
         self.status.batch = batch
         return batch
 
     async def _wait_for_engines(self) -> None:
         """Until every LLM is served. Raises RunError when one never will be."""
-        llms = tuple(self._plan.llms)
+        llms = tuple(self._run.plan.llms)
         while not self._is_stopped():
             if self._engines.is_hosted(llms):
                 return
@@ -112,7 +102,7 @@ class Lead:
             await asyncio.sleep(LOOK_S)
 
     def _is_stopped(self) -> bool:
-        return self._interrupted.is_set() or self._attempt.is_stopped()
+        return self._interrupted.is_set() or self._run.attempt.is_stopped()
 
     async def _serve(self) -> None:
         self.status.write("serving")
@@ -124,7 +114,7 @@ class Lead:
         self.status.write("running")
         working, reason = asyncio.create_task(batch.run()), None
         while not working.done():
-            reason = self._engines.dead(tuple(self._plan.llms))
+            reason = self._engines.dead(tuple(self._run.plan.llms))
             if reason or self._is_stopped():
                 working.cancel()  # Once: what is unrecorded runs again with --resume.
                 await asyncio.wait([working])
@@ -145,13 +135,13 @@ class Lead:
 
     def _write_measured(self) -> None:
         """Figures of this attempt's runs, by workflow."""
-        if not self._folder.spans.stat().st_size:
+        if not self._run.folder.spans.stat().st_size:
             return
         since_s = self.status.started_s
-        spans = [s for s in load_spans(self._folder.spans) if s.start_s >= since_s - 1.0]
-        names = [workflow.name for workflow in self._plan.workflows]
+        spans = [s for s in load_spans(self._run.folder.spans) if s.start_s >= since_s - 1.0]
+        names = [workflow.name for workflow in self._run.plan.workflows]
         figures = {name: found for name in names if (found := measured_of(spans, name))}
-        write_json(self._folder.measured, MeasuredRun(since_s=since_s, workflows=figures))
+        write_json(self._run.folder.measured, MeasuredRun(since_s=since_s, workflows=figures))
 
 
 def _open_spans(path: Path) -> TextIO:

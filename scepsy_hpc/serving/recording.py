@@ -38,9 +38,7 @@ def record_hosted(
     made = Path(tempfile.mkdtemp(prefix=".scepsy-trace-", dir=parent or Path.cwd()))
     save_plan(made / "wanted.yaml", replace(plan, predicted=None, certificate=None, explanation=()))
     write_jsonl(made / "wanted.jsonl", (task.data for task in tasks))
-    settings = RunSettings(
-        max_runs_in_flight=runs_in_flight, task_timeout_s=timeout_s, cluster=cluster
-    )
+    settings = RunSettings(max_runs_in_flight=runs_in_flight, task_timeout_s=timeout_s)
     folder = runs.prepare(made / "wanted.yaml", made / "wanted.jsonl", made / "run", settings)
     jobs = runs.launch(folder, cluster, site)
     try:

@@ -14,23 +14,23 @@ from scepsy_hpc.cluster.jobs.submit import ClusterName, submit
 from scepsy_hpc.cluster.jobs.tasks import Jobs, JobsProgress, Resources
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
-from scepsy_hpc.files import read_jsonl_data, read_text, write_text
+from scepsy_hpc.files import extended, read_jsonl_data, read_text, write_text
 from scepsy_hpc.formats.plan import Component, Plan, load_plan, save_plan
 from scepsy_hpc.formats.status import RunStatus, WatchedRun
 from scepsy_hpc.formats.tasks import load_tasks
-from scepsy_hpc.serving.host import Start, host
+from scepsy_hpc.serving.host import host
 from scepsy_hpc.serving.job import (
     FINAL_STATES,
+    Job,
     check_idle,
-    forget_job,
     is_alive,
     is_pending,
-    read_job,
     remember_job,
 )
 from scepsy_hpc.serving.ledger import num_recorded
 from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
+from scepsy_hpc.serving.start import Start
 
 DEFAULT_RUNS_IN_FLIGHT = 8
 # On one's own machine nobody waits for the end of the allocation.
@@ -113,7 +113,7 @@ def launch(
     resources = _resources(plan, site, time_min, pretended)
     attempt = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
     start = Start(str(folder.root), attempt, pretended)
-    forget_job(folder)
+    folder.job.unlink(missing_ok=True)
     waiting = RunStatus(attempt=f"{attempt}-0")
     write_json(folder.status, waiting.plain())
     try:
@@ -212,9 +212,14 @@ def read_status(root: Path) -> WatchedRun:
     if alive is False and status.state not in FINAL_STATES:
         gone = "its job is gone without a word: killed, or its machine failed"
         status = replace(status, state="lost", alerts=(*status.alerts, gone))
-    job = read_job(folder)
-    cluster = job.cluster if job else "unknown"
-    return WatchedRun.of(status, num_recorded(folder.results), alive, cluster)
+    job = read_json(folder.job, Job)
+    return extended(
+        WatchedRun,
+        status,
+        recorded=num_recorded(folder.results),
+        alive=alive,
+        cluster=job.cluster if job else "unknown",
+    )
 
 
 def ask_to_stop(root: Path) -> str:
@@ -223,7 +228,7 @@ def ask_to_stop(root: Path) -> str:
     Returns what was done, in a sentence. Raises InputError.
     """
     folder = RunFolder(root.absolute())
-    status, job = read_status(root), read_job(folder)
+    status, job = read_status(root), read_json(folder.job, Job)
     if status.alive is False:
         return f"{root}: has ended already ({status.state})"
     write_json(folder.attempt(status.attempt).asked, {"since_s": time.time()})

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import record
-from scepsy_hpc.serving.batch import Pace
 from scepsy_hpc.serving.run_folder import read_json, write_json
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -17,7 +16,9 @@ Seconds = Annotated[float, Field(gt=0)]
 
 @record
 class RunSettings:
-    """Times in seconds. ``serve`` hosts the engines until stopped, without a batch.
+    """Times in seconds. Runs enter ``max_runs_in_flight`` at a time, or by chance at ``rate_rps``.
+
+    ``serve`` hosts the engines until stopped, without a batch.
 
     ``node_lost_s``: a node that was silent for that long counts as dead.
     """
@@ -32,12 +33,6 @@ class RunSettings:
     nodes_timeout_s: Seconds = 300.0
     starts_at_once: Annotated[int, Field(ge=1)] = 4
     node_lost_s: Seconds = 120.0
-    cluster: str = "local"
-
-    @property
-    def pace(self) -> Pace:
-        """How runs enter."""
-        return Pace(self.max_runs_in_flight, self.rate_rps, self.seed)
 
 
 def save_settings(path: Path, settings: RunSettings) -> None:

@@ -5,61 +5,60 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import dataclass, field
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.status import RunState, RunStatus
 from scepsy_hpc.serving.batch import Batch
 from scepsy_hpc.serving.engine_view import EngineView
 from scepsy_hpc.serving.routing import Routes
-from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, write_json
+from scepsy_hpc.serving.run_folder import write_json
+from scepsy_hpc.serving.start import Run
 
 WRITE_S = 1.0
 
 
+@dataclass(slots=True)
 class LiveStatus:
-    """The status of one start; ``url`` and ``batch`` are set when they are there."""
+    """The status of one start; ``url`` and ``batch`` are set when they are there.
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        attempt: AttemptFolder,
-        engines: EngineView,
-        routes: Routes,
-        interrupted: asyncio.Event,
-    ) -> None:
-        """Nothing is written before ``write`` or ``keep``."""
-        self._folder, self._attempt = folder, attempt
-        self._engines, self._routes, self._interrupted = engines, routes, interrupted
-        self.started_s = time.time()
-        self.state: RunState = "starting"
-        self.url: str | None = None
-        self.batch: Batch | None = None
+    Nothing is written before ``write`` or ``keep``.
+    """
+
+    run: Run
+    engines: EngineView
+    routes: Routes
+    interrupted: asyncio.Event
+    started_s: float = field(default_factory=time.time)
+    state: RunState = "starting"
+    url: str | None = None
+    batch: Batch | None = None
 
     def now(self) -> RunStatus:
         """How far the run is."""
         return RunStatus(
             state=self.state,
-            attempt=self._attempt.root.name,
+            attempt=self.run.attempt.root.name,
             started_s=self.started_s,
             url=self.url,
             tasks=self.batch.counts() if self.batch else None,
-            instances=self._engines.states(self._routes),
-            alerts=self._engines.alerts(),
+            instances=self.engines.states(self.routes),
+            alerts=self.engines.alerts(),
         )
 
     def write(self, state: RunState) -> None:
         """Look at the engines once more and rewrite the file."""
         self.state = state
-        self._engines.look()
-        write_json(self._folder.status, self.now().plain())
+        self.engines.look()
+        write_json(self.run.folder.status, self.now().plain())
 
     def last_state(self) -> RunState:
         """How it ended: `ended`, or what cut it short: `stopped` by the user, `interrupted`."""
         if self.batch is not None and self.batch.num_left == 0:
             return "ended"
-        if self._attempt.asked.exists():
+        if self.run.attempt.asked.exists():
             return "stopped"
-        return "interrupted" if self._interrupted.is_set() else "ended"
+        return "interrupted" if self.interrupted.is_set() else "ended"
 
     async def keep(self) -> None:
         """Rewrite the file about every second, until cancelled."""
@@ -71,5 +70,5 @@ class LiveStatus:
 
     async def say_when_interrupted(self) -> None:
         """At once: whoever sent the signal may send SIGKILL within a second."""
-        await self._interrupted.wait()
+        await self.interrupted.wait()
         self.write(self.last_state())

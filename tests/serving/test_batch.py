@@ -6,18 +6,20 @@ import json
 import pytest
 
 from scepsy_hpc.formats.tasks import Task
-from scepsy_hpc.serving.batch import AttemptEnd, Batch, Pace
+from scepsy_hpc.serving.batch import AttemptEnd, Batch
 from scepsy_hpc.serving.ledger import Ledger
+from scepsy_hpc.serving.settings import RunSettings
 
 TASKS = [Task(f"t{i}", "rag", {"task_id": f"t{i}"}) for i in range(20)]
 
 
-def work_off(tmp_path, run_task, tasks=TASKS, pace=None, **more):
+def work_off(tmp_path, run_task, tasks=TASKS, **settings):
     """Run a batch to its end; returns it and the recorded lines."""
 
     async def go():
         ledger = Ledger(tmp_path / "results.jsonl")
-        batch = Batch(tasks, ledger, run_task, pace or Pace(max_runs_in_flight=4), **more)
+        asked = RunSettings(**(settings or {"max_runs_in_flight": 4}))
+        batch = Batch(tasks, ledger, run_task, asked)
         try:
             await batch.run()
         finally:
@@ -99,7 +101,7 @@ def test_cancelled_runs_leave_no_record(tmp_path):
             return AttemptEnd(0.0, 1.0, result=1)
 
         ledger = Ledger(tmp_path / "results.jsonl")
-        batch = Batch(TASKS, ledger, run_task, Pace(max_runs_in_flight=3))
+        batch = Batch(TASKS, ledger, run_task, RunSettings(max_runs_in_flight=3))
         job = asyncio.create_task(batch.run())
         while len(batch.in_flight) < 3 or batch.num_ok < 1:
             await asyncio.sleep(0.001)
@@ -129,7 +131,7 @@ def test_a_full_disk_ends_the_batch(tmp_path):
     async def go():
         ledger = Full(tmp_path / "results.jsonl")
         try:
-            await Batch(TASKS, ledger, run_task, Pace(max_runs_in_flight=2)).run()
+            await Batch(TASKS, ledger, run_task, RunSettings(max_runs_in_flight=2)).run()
         finally:
             ledger.close()
 
@@ -143,5 +145,5 @@ def test_poisson_arrivals_admit_everything(tmp_path):
     async def run_task(task, attempt):
         return AttemptEnd(0.0, 1.0, result=1)
 
-    _, lines = work_off(tmp_path, run_task, pace=Pace(rate_rps=2000.0, seed=1))
+    _, lines = work_off(tmp_path, run_task, rate_rps=2000.0, seed=1)
     assert len(lines) == 20

@@ -17,15 +17,17 @@ import pytest
 
 from scepsy_hpc.engines import ports
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.plan import Deployment, Instance
+from scepsy_hpc.formats.plan import Deployment, Instance, Plan
 from scepsy_hpc.formats.status import RunStatus
 from scepsy_hpc.report.notes import share_notes
 from scepsy_hpc.serving import node_agent
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.engine_view import EngineReport, EngineView
-from scepsy_hpc.serving.node_agent import Hosting, NodeAgent, pause_before_start_s
+from scepsy_hpc.serving.node_agent import NodeAgent, pause_before_start_s
 from scepsy_hpc.serving.routing import Routes
 from scepsy_hpc.serving.run_folder import RunFolder, write_json
+from scepsy_hpc.serving.settings import RunSettings
+from scepsy_hpc.serving.start import Run
 
 ONE = {"judge-0": (100, ("0",))}
 TWO = {"judge-0": (100, ("0",)), "writer-0": (100, ("1",))}
@@ -54,8 +56,8 @@ def vllm(tmp_path, monkeypatch):
 class Hosted:
     """What rank 0 sees of the engines of one node, and every state that one was in."""
 
-    def __init__(self, view: EngineView, hosting: Hosting, agent: asyncio.Future[None]) -> None:
-        self.hosting, self.agent = hosting, agent
+    def __init__(self, view: EngineView, run: Run, agent: asyncio.Future[None]) -> None:
+        self.run, self.agent = run, agent
         self.view, self.history = view, {name: [] for name in view.reports}
 
     def __getitem__(self, name: str) -> EngineReport:
@@ -86,8 +88,8 @@ def on_a_node(
 
     ``llm``: changes to every deployment.
     """
-    run = RunFolder(folder / "results")
-    run.create()
+    results = RunFolder(folder / "results")
+    results.create()
     deployments, placed = {}, []
     for name, (share, gpus) in instances.items():
         alias = name.split("-")[0]
@@ -97,13 +99,14 @@ def on_a_node(
         logical = tuple(range(len(gpus)))
         one = Instance(id=name, llm=alias, node="n", gpus=logical, gpu_share_pct=share)
         placed.append(PlacedInstance(instance=one, rank=0, host="host", gpus=gpus))
-    attempt = run.attempt("a-0")
-    hosting = Hosting(run, attempt, deployments, "127.0.0.1", ready_timeout_s, starts_at_once)
+    settings = RunSettings(ready_timeout_s=ready_timeout_s, starts_at_once=starts_at_once)
+    attempt, plan = results.attempt("a-0"), Plan(llms=deployments)
+    run = Run(results, attempt, plan, settings, "host")
 
     async def main() -> Hosted:
         stopping = asyncio.Event()
-        agent = asyncio.ensure_future(NodeAgent(hosting, placed).run(stopping))
-        hosted = Hosted(EngineView(attempt, placed, 100.0), hosting, agent)
+        agent = asyncio.ensure_future(NodeAgent(run, placed, "127.0.0.1").run(stopping))
+        hosted = Hosted(EngineView(attempt, placed, 100.0), run, agent)
         try:
             await act(hosted)
         finally:
@@ -147,7 +150,7 @@ def test_an_engine_gets_what_the_plan_says(tmp_path, vllm):
 
     both = {"judge-0": (100, ("3", "1"))}
     hosted = on_a_node(tmp_path, both, look, engine_args={"max-num-seqs": 7})
-    line, environ, run = lines[0], environs[0], hosted.hosting.folder
+    line, environ, run = lines[0], environs[0], hosted.run.folder
     wanted = ("org/judge", "judge", "127.0.0.1", "2", "0.9750", "7")
     flags = ("serve", "--served-model-name", "--host", "--tensor-parallel-size")
     flags += ("--gpu-memory-utilization", "--max-num-seqs")
@@ -187,7 +190,7 @@ def test_an_engine_that_dies_early_is_tried_again(tmp_path, vllm):
     vllm("late=2")
     hosted = on_a_node(tmp_path, ONE, lambda hosted: hosted.until(judge_0="ready"))
     assert (hosted["judge-0"].starts, hosted["judge-0"].error) == (3, "")
-    logs = {path.name for path in hosted.hosting.folder.logs.iterdir()}
+    logs = {path.name for path in hosted.run.folder.logs.iterdir()}
     assert logs == {"judge-0.1.log", "judge-0.2.log", "judge-0.3.log"}
     assert "restarting" in hosted.history["judge-0"]
 
@@ -253,7 +256,7 @@ def test_an_engine_that_dies_in_service_is_started_again(tmp_path, vllm):
         assert hosted["writer-0"].starts == 1
 
     hosted = on_a_node(tmp_path, TWO, look)
-    log = hosted.hosting.folder.logs / "judge-0.1.log"
+    log = hosted.run.folder.logs / "judge-0.1.log"
     assert said[0].error == f"judge-0 died in service; see {log}"
     assert (hosted["judge-0"].starts, hosted["judge-0"].error) == (2, "")
     assert (said[0].pid, said[0].base_url) == (None, "")
@@ -335,7 +338,7 @@ def test_a_node_that_cannot_report_ends(tmp_path, vllm):
     async def look(hosted: Hosted) -> None:
         await hosted.until(judge_0="ready", writer_0="ready")
         pids.append(hosted["writer-0"].pid)
-        engines = hosted.hosting.attempt.engine("judge-0").parent
+        engines = hosted.run.attempt.engine("judge-0").parent
         engines.rename(engines.with_name("gone"))
         engines.touch()
         kill(hosted["judge-0"])
@@ -359,7 +362,7 @@ def host_halves(folder: Path) -> tuple[EngineView, dict[str, dict[str, str]]]:
         reports = hosted.view.reports
         environs.update({n: psutil.Process(r.pid).environ() for n, r in reports.items()})
         status = RunStatus(attempt="a-0", instances=hosted.view.states(Routes({})))
-        write_json(hosted.hosting.folder.status, status.plain())
+        write_json(hosted.run.folder.status, status.plain())
 
     return on_a_node(folder, HALVES, look).view, environs
 
