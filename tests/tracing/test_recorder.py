@@ -11,7 +11,7 @@ from fake_engine import engine_in_thread
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.spans import load_spans, save_spans
-from scepsy_hpc.formats.tasks import Task, load_tasks
+from scepsy_hpc.formats.tasks import Task
 from scepsy_hpc.formats.workflow import Workflow, load_workflow
 from scepsy_hpc.tracing.proxy.router import CallTarget
 from scepsy_hpc.tracing.recorder import Recording, TraceProgress, trace_workflow
@@ -97,30 +97,3 @@ def test_bad_input_is_told_before_anything_runs(tmp_path: Path) -> None:
     for which, endpoints, says in cases:
         with pytest.raises(InputError, match=says):
             trace_workflow(which, tasks, endpoints)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("", "has no tasks"),
-        ('{"task_id": "a"}\n{"task_id": "a"}\n', "task 2: task_id 'a' stands already in task 1"),
-        ('{"id": "a"}\n', "task 1: task_id: must be a non-empty string, is None"),
-        ('{"task_id": "a", "workflow": "x"}\n', "workflow: 'x' is not known; known: draft"),
-        ('{"task_id": "a"}\n[1]\n', "line 2: must be one JSON object"),
-    ],
-)
-def test_wrong_tasks_are_refused(tmp_path: Path, text: str, says: str) -> None:
-    """A tasks file is refused with the line and what is wrong in it."""
-    (tmp_path / "tasks.jsonl").write_text(text)
-    with pytest.raises(InputError, match=says):
-        load_tasks(tmp_path / "tasks.jsonl", ["draft"])
-
-
-def test_tasks_need_a_workflow_only_among_several(tmp_path: Path) -> None:
-    """With one workflow the key may be left out; with two it may not."""
-    path = tmp_path / "tasks.jsonl"
-    path.write_text('{"task_id": "a", "x": 1}\n')
-    data = {"task_id": "a", "x": 1, "workflow": "draft"}
-    assert load_tasks(path, ["draft"]) == [Task("a", "draft", data)]
-    with pytest.raises(InputError, match="workflow: None is not known; known: draft, other"):
-        load_tasks(path, ["draft", "other"])
