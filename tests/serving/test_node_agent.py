@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from scepsy_hpc.serving.run_folder import RunFolder, write_json
 from scepsy_hpc.serving.settings import RunSettings
 from scepsy_hpc.serving.start import Run
 
+FIRST_PAUSE_S = node_agent.FIRST_PAUSE_S
 ONE = {"judge-0": (100, ("0",))}
 TWO = {"judge-0": (100, ("0",)), "writer-0": (100, ("1",))}
 HALVES = {"judge-0": (50, ("0",)), "judge-1": (50, ("0",)), "writer-0": (100, ("1",))}
@@ -64,9 +66,11 @@ class Hosted:
         return self.view.reports[name]
 
     async def until(self, **states: str) -> None:
-        """Wait for these states, by instance with `_` for `-`."""
+        """Wait for these states, by instance with `_` for `-`; fails where something hangs."""
+        until_s = time.monotonic() + 20.0
         wanted = {name.replace("_", "-"): state for name, state in states.items()}
         while not self.agent.done():
+            assert time.monotonic() < until_s, f"waited for {wanted}: {self.view.reports}"
             self.view.look()
             for name, report in self.view.reports.items():
                 if self.history[name][-1:] != [report.state]:
@@ -132,7 +136,7 @@ async def gone(pid: int | None) -> None:
 
 def test_pauses_double_and_the_fifth_start_in_a_row_is_none(monkeypatch):
     """At once, then after 1, 2 and 4 seconds; then the instance is given up."""
-    monkeypatch.setattr(node_agent, "FIRST_PAUSE_S", 1.0)
+    monkeypatch.setattr(node_agent, "FIRST_PAUSE_S", FIRST_PAUSE_S)
     assert [pause_before_start_s(n) for n in range(6)] == [0.0, 1.0, 2.0, 4.0, None, None]
 
 
@@ -195,6 +199,39 @@ def test_an_engine_that_dies_early_is_tried_again(tmp_path, vllm):
     assert "restarting" in hosted.history["judge-0"]
 
 
+def test_a_start_that_failed_is_not_repeated_at_once(tmp_path, vllm, monkeypatch):
+    """The pause is kept, and shown as `restarting`, whether an engine died early or in service."""
+    monkeypatch.setattr(node_agent, "FIRST_PAUSE_S", 600.0)
+    vllm("late=1")
+
+    async def look(hosted: Hosted) -> None:
+        await hosted.until(judge_0="restarting")
+        await asyncio.sleep(0.2)
+        await hosted.until(judge_0="restarting")
+        assert hosted["judge-0"].starts == 1
+        assert "CUDA out of everything" in hosted["judge-0"].error
+
+    on_a_node(tmp_path, ONE, look)
+
+    async def kill_it(hosted: Hosted) -> None:
+        await hosted.until(judge_0="ready")
+        kill(hosted["judge-0"])
+        await hosted.until(judge_0="restarting")
+        assert "died in service" in hosted["judge-0"].error
+
+    on_a_node(tmp_path, ONE, kill_it)
+
+
+def test_a_start_without_a_process_is_repeated_too(tmp_path, vllm, monkeypatch):
+    """Every port is taken: that may pass, so it is no reason to give up at once."""
+    monkeypatch.setattr(node_agent, "FIRST_PAUSE_S", 600.0)
+    monkeypatch.setattr(ports, "FIRST_PORT", ports.LAST_PORT)
+    vllm("good")
+    hosted = on_a_node(tmp_path, ONE, lambda hosted: hosted.until(judge_0="restarting"))
+    assert (hosted["judge-0"].starts, hosted["judge-0"].pid) == (1, None)
+    assert "ports: only 0 of 1" in hosted["judge-0"].error
+
+
 def test_an_engine_that_always_dies_is_given_up(tmp_path, vllm):
     """After four starts; its own last words stay, and the others go on."""
     vllm("dies")
@@ -214,12 +251,13 @@ def test_an_engine_that_always_dies_is_given_up(tmp_path, vllm):
 def test_what_is_wrong_with_the_plan_is_not_tried_again(tmp_path, vllm):
     """An argument that no engine takes: one start, and those that share its GPU get their turn."""
     vllm("good")
-    hosted = on_a_node(
-        tmp_path,
-        {"judge-0": (100, ("0",)), "judge-1": (100, ("0",))},
-        lambda hosted: hosted.until(judge_0="failed", judge_1="failed"),
-        engine_args={"port": 1},
-    )
+
+    async def look(hosted: Hosted) -> None:
+        await hosted.until(judge_0="failed", judge_1="failed")
+        await asyncio.sleep(0.1)
+
+    pair = {"judge-0": (100, ("0",)), "judge-1": (100, ("0",))}
+    hosted = on_a_node(tmp_path, pair, look, engine_args={"port": 1})
     for name in ("judge-0", "judge-1"):
         report = hosted[name]
         assert (report.starts, report.pid, report.base_url) == (1, None, "")
@@ -281,6 +319,22 @@ def test_a_death_after_long_service_counts_as_the_first(
     assert hosted["judge-0"].starts == (2 if state == "ready" else 1)
 
 
+def test_only_service_resets_the_count_of_starts(tmp_path, vllm, monkeypatch):
+    """After one death in long service four starts that fail are the end, not four each."""
+    monkeypatch.setattr(node_agent, "STEADY_S", 0.0)
+    vllm("good")
+
+    async def look(hosted: Hosted) -> None:
+        await hosted.until(judge_0="ready")
+        vllm("dies")
+        kill(hosted["judge-0"])
+        await hosted.until(judge_0="failed")
+
+    hosted = on_a_node(tmp_path, ONE, look)
+    assert hosted["judge-0"].starts == 5
+    assert "CUDA out of everything" in hosted["judge-0"].error
+
+
 @pytest.mark.parametrize(("at_once", "third"), [(2, "starting"), (1, "waiting")])
 def test_who_starts_beside_whom(tmp_path, vllm, at_once, third):
     """Two on one GPU start in turn; others beside them, as many at once as the node may."""
@@ -298,19 +352,23 @@ def test_who_starts_beside_whom(tmp_path, vllm, at_once, third):
     assert {report.state for report in hosted.view.reports.values()} == {"stopped"}
 
 
-def test_a_gpu_in_common_joins_groups(tmp_path, vllm):
+@pytest.mark.parametrize(
+    "order", ["judge-0 writer-0 pair-0 other-0", "pair-0 judge-0 writer-0 other-0"]
+)
+def test_a_gpu_in_common_joins_groups(tmp_path, vllm, order):
     """A pair of GPUs and one on each of them: one start at a time, in the plan's order."""
     vllm("mute")
+    gpus = {"judge-0": ("0",), "writer-0": ("1",), "pair-0": ("0", "1"), "other-0": ("2",)}
+    instances = {name: (100, gpus[name]) for name in order.split()}
 
     async def look(hosted: Hosted) -> None:
-        await hosted.until(judge_0="starting")
+        await hosted.until(other_0="starting")
         await asyncio.sleep(0.2)
         hosted.view.look()
         states = [report.state for report in hosted.view.reports.values()]
         assert states == ["starting", "waiting", "waiting", "starting"]
 
-    groups = {"judge-0": ("0",), "writer-0": ("1",), "pair-0": ("0", "1"), "other-0": ("2",)}
-    on_a_node(tmp_path, {n: (100, g) for n, g in groups.items()}, look, starts_at_once=4)
+    on_a_node(tmp_path, instances, look, starts_at_once=4)
 
 
 def test_two_that_start_together_take_two_ports(tmp_path, vllm, monkeypatch):
@@ -330,14 +388,15 @@ def test_two_that_start_together_take_two_ports(tmp_path, vllm, monkeypatch):
     on_a_node(tmp_path, TWO, look)
 
 
-def test_a_node_that_cannot_report_ends(tmp_path, vllm):
+@pytest.mark.parametrize("instances", [ONE, TWO])
+def test_a_node_that_cannot_report_ends(tmp_path, vllm, instances):
     """A keeper that fails ends the agent with its error, and every engine with it."""
     vllm("good")
     pids = []
 
     async def look(hosted: Hosted) -> None:
-        await hosted.until(judge_0="ready", writer_0="ready")
-        pids.append(hosted["writer-0"].pid)
+        await hosted.until(**{name.replace("-", "_"): "ready" for name in instances})
+        pids.append(hosted[list(instances)[-1]].pid)
         engines = hosted.run.attempt.engine("judge-0").parent
         engines.rename(engines.with_name("gone"))
         engines.touch()
@@ -346,7 +405,7 @@ def test_a_node_that_cannot_report_ends(tmp_path, vllm):
         await gone(pids[0])
 
     with pytest.raises(InputError, match="cannot be written"):
-        on_a_node(tmp_path, TWO, look)
+        on_a_node(tmp_path, instances, look)
     assert len(pids) == 1
 
 
