@@ -11,12 +11,10 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import check, to_plain, write_text
-
-T = TypeVar("T")
+from scepsy_hpc.files import T, check, to_plain, write_text
 
 
 @dataclass(frozen=True, slots=True)

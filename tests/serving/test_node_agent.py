@@ -376,14 +376,12 @@ def test_two_that_start_together_take_two_ports(tmp_path, vllm, monkeypatch):
     monkeypatch.setattr(ports.random.Random, "shuffle", lambda self, items: None)
     # So that two runs of these tests on one machine do not meet.
     monkeypatch.setattr(ports, "FIRST_PORT", ports.FIRST_PORT + os.getpid() % 200 * ports.SPACING)
-    vllm("good")
+    monkeypatch.setattr(node_agent, "MAX_STARTS", 1)
+    vllm("dies")
 
-    async def look(hosted: Hosted) -> None:
-        await hosted.until(judge_0="ready", writer_0="ready")
-        urls = [hosted[name].base_url for name in TWO]
-        assert abs(int(urls[0].rpartition(":")[2]) - int(urls[1].rpartition(":")[2])) >= 40
-
-    on_a_node(tmp_path, TWO, look)
+    hosted = on_a_node(tmp_path, TWO, lambda h: h.until(judge_0="failed", writer_0="failed"))
+    first, second = (int(hosted[name].base_url.rpartition(":")[2]) for name in TWO)
+    assert abs(first - second) >= 40
 
 
 @pytest.mark.parametrize("instances", [ONE, TWO])
