@@ -16,8 +16,8 @@ from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import evidence_for
 from scepsy_hpc.planning.curves.making import make_curve
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, deployments_of, pipeline_of
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import Hosted, predict_open
+from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
+from scepsy_hpc.planning.pipeline.predict import predict_open
 
 LLM = Llm(model="org/model")
 
@@ -36,7 +36,7 @@ def _one(needs: WorkflowDemand, rate_rps: float) -> Pipeline:
 
 def _predict(pipeline: Pipeline, curves: dict[str, Curve], replicas: int = 1) -> Figures:
     return predict_open(
-        pipeline, [Hosted(stage, curves[stage.name], replicas) for stage in pipeline.stages]
+        pipeline, [HostedStage(stage, curves[stage.name], replicas) for stage in pipeline.stages]
     )
 
 
