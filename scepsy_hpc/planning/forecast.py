@@ -16,8 +16,8 @@ from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.aggregate import demands_of
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.pipeline.of_plan import hosted_of, predict_plan
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed
 from scepsy_hpc.planning.simulation.events import simulate_plan
-from scepsy_hpc.planning.simulation.flows import Arrivals, Closed
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.plan import Plan, PlanWorkflow, load_plan
 from scepsy_hpc.planning.forecast import Outlook, outlook
 from scepsy_hpc.planning.inputs import bundles_of, spans_of
-from scepsy_hpc.planning.simulation.flows import Arrivals, Closed, Open
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open
 from scepsy_hpc.report.notes import engine_notes, share_notes
 from scepsy_hpc.serving.measured import MeasuredRun
 from scepsy_hpc.serving.run_folder import RunFolder, read_json

@@ -173,10 +173,14 @@ def _use(workflow: PlanWorkflow, alias: str, demand: WorkflowDemand) -> Use:
 def _rates(plan: Plan, rate_rps: float | None) -> dict[str, float]:
     if rate_rps is not None and not (math.isfinite(rate_rps) and rate_rps > 0):
         raise InputError(f"--rate ({rate_rps}) must be greater than 0")
-    # A workflow without a rate counts as much as any other.
-    mix = {w.name: w.rate_rps or 1.0 for w in plan.workflows}
+    mix = rates_in(plan)
     factor = 1.0 if rate_rps is None else rate_rps / sum(mix.values())
     return {name: rate * factor for name, rate in mix.items()}
+
+
+def rates_in(plan: Plan) -> dict[str, float]:
+    """Rate of each workflow; one without a rate counts as much as any other."""
+    return {w.name: w.rate_rps or 1.0 for w in plan.workflows}
 
 
 def num_replicas(plan: Plan, name: str) -> int:

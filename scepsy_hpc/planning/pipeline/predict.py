@@ -56,7 +56,7 @@ def _figures(
             latency_mean_s=_finite(pipeline.latency_s(load.name, latency_s)),
         )
     costs_s = {h.stage.name: pipeline.cost_s(h.stage, latency_s[h.stage.name]) for h in hosted}
-    total_s = pipeline.mean_latency_s(math.fsum(costs_s.values()))
+    total_s = pipeline.mean_latency_s(sum(costs_s.values()))
     llms = {
         h.stage.name: LlmFigures(
             utilisation=h.load(rates).utilisation,

@@ -25,15 +25,9 @@ from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve
-from scepsy_hpc.planning.simulation.flows import (
-    Arrivals,
-    Flow,
-    Script,
-    aliases_of,
-    arrivals_of,
-    hosts_of,
-)
-from scepsy_hpc.planning.simulation.hosts import Host
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, arrivals_of
+from scepsy_hpc.planning.simulation.flows import Flow, Script, aliases_of
+from scepsy_hpc.planning.simulation.hosts import Host, hosts_of
 from scepsy_hpc.planning.simulation.replicas import Replica
 from scepsy_hpc.planning.simulation.results import Timeline, result_of
 from scepsy_hpc.planning.simulation.run_graph import graph_flags, run_graphs
@@ -49,7 +43,7 @@ def simulate_plan(
     engine_models: Mapping[str, EngineModel] | None = None,
     profiled_on_spans: Collection[str] = (),
 ) -> Figures:
-    """Simulate traced runs on a plan; figures of the runs and of each deployment.
+    """Simulate traced runs on a complete plan; figures of the runs and of each deployment.
 
     ``curves`` and ``engine_models`` are by deployment; a deployment without an engine model is a
     processor-sharing server. ``arrivals`` may be by workflow; open ones for all are split by the
@@ -81,8 +75,8 @@ def simulate_timeline(
 ) -> Timeline:
     """The same, as what happened when. Raises InputError."""
     graphs = {name: run_graphs(spans) for name, spans in spans_by_workflow.items()}
-    by_workflow = arrivals_of(plan, arrivals, graphs)
     names = {name: aliases_of(plan, name, mine) for name, mine in graphs.items()}
+    by_workflow = arrivals_of(plan, arrivals, graphs)
     hosts = hosts_of(plan, names, graphs, curves, engine_models or {}, profiled_on_spans)
     flows = [
         Flow.of(name, graphs[name], names[name], hosts, by_workflow[name], seed) for name in graphs

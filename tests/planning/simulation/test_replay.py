@@ -17,7 +17,6 @@ from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.queueing import Server
 from scepsy_hpc.planning.pipeline.pipeline import ReplicaLoad
-from scepsy_hpc.planning.simulation.percentiles import run_intervals
 from scepsy_hpc.planning.simulation.replay import Replay
 from scepsy_hpc.planning.simulation.run_graph import run_graphs
 
@@ -155,18 +154,6 @@ def test_failed_runs_and_runs_without_calls() -> None:
     replay = Replay.of({"w": run_graphs(spans)}, NAMES)
     lengths_s = replay.draw({"A": ReplicaLoad(UNLIMITED, 0.1)}, seed=0, num_draws=2)
     assert lengths_s == pytest.approx(np.array([[1.0, 1.0], [3.0, 3.0]]))
-
-
-def test_intervals_are_over_runs() -> None:
-    """More draws of the same runs are no new evidence: the interval stays as wide."""
-    runs = np.random.default_rng(1).normal(10.0, 2.0, size=(60, 1))
-    few, many = run_intervals(runs, 0), run_intervals(np.repeat(runs, 100, axis=1), 0)
-    for key in ("latency_mean_s", "latency_p50_s", "latency_p95_s"):
-        assert few[key] == pytest.approx(many[key], rel=0.02)
-    low, high = few["latency_mean_s"]
-    assert low < runs.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * runs.std() / math.sqrt(60), rel=0.2)
-    assert run_intervals(runs[:1], 0) == {}
 
 
 @pytest.mark.parametrize(
