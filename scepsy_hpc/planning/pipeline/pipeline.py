@@ -270,12 +270,14 @@ def use_of(workflow: str, alias: str, demand: LlmDemand, fan_out: float, cached:
     """One workflow's use of an LLM. Raises InputError where its token lengths are unknown."""
     if demand.calls_per_run <= 0:
         return Use(workflow, alias, 0.0, 1.0, 1.0, TokenLengths(1.0, 1.0))
-    inputs, outputs = demand.input_tokens_mean, demand.output_tokens_mean
-    for key, value in (("input_tokens", inputs), ("output_tokens", outputs)):
-        if value is None:
+    lengths = []
+    for key in ("input_tokens", "output_tokens"):
+        mean = getattr(demand, f"{key}_mean")
+        if mean is None:
             raise InputError(
                 f"workflow {workflow}, LLM {alias}: {key} is on none of its spans; a curve needs "
                 "the token lengths (the engine's usage must be recorded)"
             )
-    tokens = TokenLengths(max(inputs or 0.0, 1.0), max(outputs or 0.0, 1.0), cached)
+        lengths.append(max(mean, 1.0))
+    tokens = TokenLengths(*lengths, cached)
     return Use(workflow, alias, demand.calls_per_run, demand.parallelism, fan_out, tokens)

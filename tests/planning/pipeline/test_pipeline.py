@@ -135,6 +135,7 @@ def test_an_llm_without_calls_costs_nothing() -> None:
     tables = pipeline.tables({"a": [(_curve(1.0), 2)], "idle": [(_curve(1.0), 2)]})
     assert tables[1].cost_s.tolist() == [0.0, 0.0]
     assert all(math.isinf(x) for x in tables[1].throughput_rps)
+    assert pipeline.cost_s(pipeline.stages[1], math.inf) == 0.0
     found = _predict(pipeline, {"a": _curve(1.0), "idle": _curve(1.0)})
     assert found.latency_mean_s == pytest.approx(2.0)
     assert found.throughput_rps == pytest.approx(1.0)
@@ -280,7 +281,11 @@ def test_use_of_an_llm() -> None:
     use = use_of("w", "a", known, 3.0, 40.0)
     assert use == Use("w", "a", 6.0, 2.0, 3.0, TokenLengths(1.0, 7.0, 40.0))
     assert use.num_rounds == 3.0
+    short = use_of("w", "a", calls(6.0, output_tokens_mean=0.0), 3.0, 40.0)
+    assert short.tokens == TokenLengths(1000.0, 1.0, 40.0)
+    # Nothing is known of calls that never came: one token, one at a time.
     idle = use_of("w", "a", calls(0.0, parallelism=0.0, input_tokens_mean=None), 3.0, 40.0)
-    assert (idle.calls_per_run, idle.num_rounds) == (0.0, 0.0)
+    assert idle == Use("w", "a", 0.0, 1.0, 1.0, TokenLengths(1.0, 1.0))
+    assert idle.num_rounds == 0.0
     rare = use_of("w", "a", calls(0.5), 1.0, 0.0)
     assert rare.num_rounds == 0.5
