@@ -279,5 +279,5 @@ def use_of(workflow: str, alias: str, demand: LlmDemand, fan_out: float, cached:
                 "the token lengths (the engine's usage must be recorded)"
             )
         lengths.append(max(mean, 1.0))
-    tokens = TokenLengths(*lengths, cached)
+    tokens = TokenLengths(lengths[0], lengths[1], cached)
     return Use(workflow, alias, demand.calls_per_run, demand.parallelism, fan_out, tokens)
