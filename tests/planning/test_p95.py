@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from planning_cases import ENGINE, bundle, cluster, engine_points, workflow
-from traced_plans import SHAPES, p95_s_of, plan_of_runs
+from planning_cases import ENGINE, SHAPES, bundle, cluster, engine_points, workflow
+from traced_plans import p95_s_of, plan_of_runs
 
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InfeasibleError, InputError

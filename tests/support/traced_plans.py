@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from planning_cases import bundle, cluster, engine_points, workflow
+from planning_cases import SHAPES, bundle, cluster, engine_points, workflow
 
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import Span
@@ -13,7 +13,6 @@ from scepsy_hpc.planning.make_plan import make_plan
 from scepsy_hpc.planning.targets import Limits, Target
 
 FLOW = workflow("w", {"a": Llm(model="org/model")})
-SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))
 
 
 def spans_of_runs(num_runs: int) -> list[Span]:
