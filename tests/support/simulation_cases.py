@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from scepsy_hpc.bundles.step_time import EngineModel
@@ -13,6 +14,7 @@ from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.queueing import Server
 from scepsy_hpc.planning.simulation.results import Timeline
+from scepsy_hpc.planning.simulation.run_graph import RunGraph
 
 MODEL = EngineModel(
     step_s=0.01,
@@ -98,3 +100,12 @@ def mixed_spans(num_runs: int) -> list[Span]:
 def times(timeline: Timeline) -> list[tuple[float, float]]:
     """Start and end of each run."""
     return list(zip(timeline.run_start_s, timeline.run_end_s, strict=True))
+
+
+def length_s(graph: RunGraph, durations_s: Sequence[float]) -> float:
+    """Length of a run if its nodes took this long, worked out node by node."""
+    ends: list[float] = []
+    for node, duration_s in zip(graph.nodes, durations_s, strict=True):
+        ready_s = max((ends[p] for p in node.parents), default=0.0)
+        ends.append(ready_s + node.gap_s + duration_s)
+    return max((ends[p] for p in graph.end_parents), default=0.0) + graph.tail_s

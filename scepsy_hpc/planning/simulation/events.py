@@ -204,7 +204,7 @@ class _Simulation:
         self.num_picked += 1
         group.picked[index] = self.num_picked
         replica = group.first + index
-        call = self.timeline.start_call(run, node, name, replica, now_s)
+        call = self.timeline.start_call(run, name, replica, now_s)
         self.calls.append((run, node))
         group.replicas[index].add(call, size, now_s)
         group.rank(index)

@@ -6,7 +6,7 @@ follows from its dependency graph. All runs are one graph, worked off level by l
 a few array operations a level.
 
 Draws of different calls are independent. In truth the calls of a run that are close in time see
-the same queue, so tails are somewhat longer than replay says; ``simulation`` has that effect. The
+the same queue, so tails are somewhat longer than replay says; ``events`` has that effect. The
 draws depend on seed and call alone: candidates are compared under the same luck.
 """
 

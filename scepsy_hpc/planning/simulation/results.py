@@ -31,7 +31,6 @@ class Timeline:
     run_end_s: list[float] = field(default_factory=list)
     run_is_ok: list[bool] = field(default_factory=list)
     call_run: list[int] = field(default_factory=list)
-    call_node: list[int] = field(default_factory=list)
     call_deployment: list[str] = field(default_factory=list)
     call_replica: list[int] = field(default_factory=list)
     call_start_s: list[float] = field(default_factory=list)
@@ -56,10 +55,9 @@ class Timeline:
         """A run has ended."""
         self.run_end_s[run] = now_s
 
-    def start_call(self, run: int, node: int, deployment: str, replica: int, now_s: float) -> int:
+    def start_call(self, run: int, deployment: str, replica: int, now_s: float) -> int:
         """Number of a call that starts."""
         self.call_run.append(run)
-        self.call_node.append(node)
         self.call_deployment.append(deployment)
         self.call_replica.append(replica)
         self.call_start_s.append(now_s)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from simulation_cases import length_s
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.figures import RunFigures
@@ -67,7 +68,7 @@ def test_all_runs_at_once_equal_each_run_alone() -> None:
     assert sorted(found) == pytest.approx(sorted(graph.traced_s for graph in graphs))
     # Twice as long calls, in both of two columns.
     twice = np.stack([replay.traced_s, 2.0 * replay.traced_s], axis=1)
-    slow = [graph.end_s([2.0 * node.traced_s for node in graph.nodes]) for graph in graphs]
+    slow = [length_s(graph, [2.0 * node.traced_s for node in graph.nodes]) for graph in graphs]
     both = replay.run_lengths_s(twice)
     assert sorted(both[:, 0]) == pytest.approx(sorted(found))
     assert sorted(both[:, 1]) == pytest.approx(sorted(slow))
