@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from scepsy_hpc.bundles.step_time import EngineModel
+from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.plan import Deployment, Plan, PlanWorkflow
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.queueing import Server
-from scepsy_hpc.planning.simulation.results import Timeline
+from scepsy_hpc.planning.simulation.events import simulate_timeline
+from scepsy_hpc.planning.simulation.results import Timeline, result_of
 from scepsy_hpc.planning.simulation.run_graph import RunGraph
 
 MODEL = EngineModel(
@@ -109,3 +111,8 @@ def length_s(graph: RunGraph, durations_s: Sequence[float]) -> float:
         ready_s = max((ends[p] for p in node.parents), default=0.0)
         ends.append(ready_s + node.gap_s + duration_s)
     return max((ends[p] for p in graph.end_parents), default=0.0) + graph.tail_s
+
+
+def simulate_plan(*given: Any, **more: Any) -> Figures:
+    """Figures of ``simulate_timeline``."""
+    return result_of(simulate_timeline(*given, **more))

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulation_cases import UNLIMITED, plan_of, single_calls
+from simulation_cases import UNLIMITED, plan_of, simulate_plan, single_calls
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import PlanWorkflow
 from scepsy_hpc.planning.simulation.arrivals import Closed, Open
-from scepsy_hpc.planning.simulation.events import simulate_plan, simulate_timeline
+from scepsy_hpc.planning.simulation.events import simulate_timeline
 
 
 def test_unlimited_open_arrivals_are_poisson() -> None:

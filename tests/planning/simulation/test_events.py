@@ -16,6 +16,7 @@ from simulation_cases import (
     mixed_spans,
     plan_of,
     run_span,
+    simulate_plan,
     single_calls,
     times,
 )
@@ -25,7 +26,7 @@ from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.plan import PlanWorkflow
 from scepsy_hpc.planning.curves.curve import TokenLengths
 from scepsy_hpc.planning.simulation.arrivals import Closed, Open
-from scepsy_hpc.planning.simulation.events import simulate_plan, simulate_timeline
+from scepsy_hpc.planning.simulation.events import simulate_timeline
 from scepsy_hpc.planning.simulation.results import result_of
 
 
@@ -130,7 +131,7 @@ def test_nothing_is_lost(with_engine: bool) -> None:
     moments = np.concatenate([run_start_s, run_end_s - 1e-9])
     in_flight = [(run_start_s <= t).sum() - (run_end_s <= t).sum() for t in moments]
     assert max(in_flight) == 7
-    result = result_of(timeline, seed=0)
+    result = result_of(timeline)
     figures = result.per_workflow["w"]
     assert figures.num_failed == sum(s.kind == "run" and s.status == "error" for s in spans)
     assert figures.makespan_s >= (run_end_s - run_start_s).max()

@@ -6,13 +6,12 @@ import random
 
 import numpy as np
 import pytest
-from simulation_cases import MODEL, curve, plan_of, single_calls
+from simulation_cases import MODEL, curve, plan_of, simulate_plan, single_calls
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.planning.curves.curve import TokenLengths
 from scepsy_hpc.planning.simulation.arrivals import Closed
-from scepsy_hpc.planning.simulation.events import simulate_plan
 from scepsy_hpc.planning.simulation.hosts import closed_load_rps, engine_on, mean_sizes, size_of
 from scepsy_hpc.planning.simulation.replicas import (
     Size,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from simulation_cases import MODEL, call, curve, mixed_spans, plan_of, run_span
+from simulation_cases import MODEL, call, curve, mixed_spans, plan_of, run_span, simulate_plan
 
 from scepsy_hpc.files import check, to_plain
 from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.planning.curves.curve import TokenLengths
 from scepsy_hpc.planning.simulation.arrivals import Closed
-from scepsy_hpc.planning.simulation.events import simulate_plan
 
 
 def test_figures_say_what_they_rest_on() -> None:
