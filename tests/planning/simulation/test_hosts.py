@@ -13,9 +13,7 @@ from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.planning.curves.curve import TokenLengths
 from scepsy_hpc.planning.simulation.arrivals import Closed
 from scepsy_hpc.planning.simulation.hosts import closed_load_rps, engine_on, mean_sizes, size_of
-from scepsy_hpc.planning.simulation.replicas import (
-    Size,
-)
+from scepsy_hpc.planning.simulation.replicas import Size
 
 
 def test_engine_is_held_to_the_curve() -> None:
