@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO_DIR ?= demo-results
+SEEDS ?= 1
 
-.PHONY: demo test check format test-slurm test-vllm test-browser bench clean
+.PHONY: demo test check format test-slurm test-vllm test-browser bench mutants clean
 
 demo: $(VENV)/.installed
 	$(BIN)/scepsy demo -o $(DEMO_DIR)
@@ -41,6 +42,10 @@ test-browser: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python bench/planner.py
 	$(BIN)/python bench/predictor.py
+
+# Do the tests notice small bugs? `make mutants MODULES="a.py b.py=tests/test_b.py" SEEDS=1,2`
+mutants: $(VENV)/.installed
+	$(BIN)/python bench/mutants.py --seeds $(SEEDS) $(addprefix --module ,$(MODULES))
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scepsy-hpc needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12 ...")'
