@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DEMO_DIR ?= demo-results
 SEEDS ?= 1
 
-.PHONY: demo test check format test-slurm test-vllm test-browser bench mutants clean
+.PHONY: demo test check format test-slurm test-vllm test-browser bench mutants coverage clean
 
 demo: $(VENV)/.installed
 	$(BIN)/scepsy demo -o $(DEMO_DIR)
@@ -46,6 +46,12 @@ bench: $(VENV)/.installed
 # Do the tests notice small bugs? `make mutants MODULES="a.py b.py=tests/test_b.py" SEEDS=1,2`
 mutants: $(VENV)/.installed
 	$(BIN)/python bench/mutants.py --seeds $(SEEDS) $(addprefix --module ,$(MODULES))
+
+# Which lines no test runs, most first; `make coverage TESTS=tests/serving` looks at some tests only.
+coverage: $(VENV)/.installed
+	rm -rf build/coverage
+	$(BIN)/coverage run -m pytest -q $(TESTS); status=$$?; \
+	$(BIN)/coverage combine -q && $(BIN)/coverage report; exit $$status
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scepsy-hpc needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12 ...")'
