@@ -15,9 +15,9 @@ def call(run: str, llm: str, start_s: float, end_s: float, **more: Any) -> Span:
 
 
 def run_span(run: str, start_s: float, end_s: float, **more: Any) -> Span:
-    """The span of a whole run."""
-    return Span(run_id=run, span_id=run, kind="run", start_s=start_s, end_s=end_s, status="ok",
-                **more)  # fmt: skip
+    """The span of a whole run that ended ok."""
+    more = {"status": "ok", "kind": "run", **more}
+    return Span(run_id=run, span_id=run, start_s=start_s, end_s=end_s, **more)
 
 
 def tool(run: str, start_s: float, end_s: float) -> Span:
