@@ -19,9 +19,11 @@ from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.tracing.demand.bursts import burst_sizes, fan_out_of
 from scepsy_hpc.tracing.demand.call_table import CallTable, read_calls
 from scepsy_hpc.tracing.demand.merge import merge
-from scepsy_hpc.tracing.demand.stability import UNSTABLE_CV, runs_needed
+from scepsy_hpc.tracing.demand.stability import runs_needed
 
 QUANTILES_PCT = (5, 50, 95)
+UNSTABLE_CV = 0.3
+"""Above this an LLM's share is no longer nearly the same in every run."""
 
 
 @dataclass(frozen=True, slots=True)

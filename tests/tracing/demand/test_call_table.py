@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -24,20 +25,19 @@ def test_times_count_from_the_start_of_the_run() -> None:
     assert found.end_s.tolist() == [104.0, 9.0]
 
 
-def test_a_run_without_run_span_lasts_from_its_first_to_its_last_span() -> None:
-    """Tools count; spans may come in any order."""
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_run_without_run_span_lasts_from_its_first_to_its_last_span(order) -> None:
+    """Tools count, and spans may come in any order; the first to end is any span, too."""
     spans = [call("a", "m", 5.0, 6.0), tool("a", 2.0, 3.0), tool("a", 4.0, 9.0)]
-    found = read_calls(spans, "w", None)
+    found = read_calls([spans[i] for i in order], "w", None)
     assert found.run_length_s.tolist() == [7.0]
     assert found.start_s.tolist() == [3.0]
+    assert found.first_end_s.tolist() == [3.0]
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_first_end_is_of_the_run_s_first_span_to_end(turned: bool) -> None:
-    """Whatever the span is, and in whatever order they stand; a run span ends with its run."""
-    spans = [tool("a", 1.0, 2.0), run_span("a", 0.0, 9.0), call("a", "m", 0.0, 3.0)]
-    found = read_calls(spans[::-1] if turned else spans, "w", None)
-    assert found.first_end_s.tolist() == [2.0]
+def test_a_call_may_take_no_time() -> None:
+    """An answer from a cache is a call."""
+    assert read_calls([call("a", "m", 5.0, 5.0)], "w", None).duration_s.tolist() == [0.0]
 
 
 def test_what_is_unknown_is_nan() -> None:

@@ -98,6 +98,13 @@ def test_calls_that_outlive_their_run_take_no_tool_time() -> None:
     assert demand_of(spans, "w").tool_time_s == 2.0
 
 
+def test_short_calls_are_as_parallel_as_long_ones() -> None:
+    """Two calls of 2 ms that are in flight for 3 ms together."""
+    found = demand_of([call("a", "m", 0.0, 0.002), call("a", "m", 0.001, 0.003)], "w")
+    assert found.llms["m"].parallelism == pytest.approx(4 / 3)
+    assert found.overlap == 1.0
+
+
 def test_calls_of_no_duration_are_calls() -> None:
     """They are busy for no time, so no share or parallelism can be made of them."""
     found = demand_of([run_span("a", 0.0, 1.0), call("a", "m", 0.5, 0.5)], "w")
@@ -217,17 +224,18 @@ def _continued(tokens: int, input_tokens: int | None, cached: int | None = None)
 
 def test_repeated_prompts_are_told_not_assumed() -> None:
     """Input that repeats a prompt is named where no engine said what it cached, never counted: 30
-    of 400 tokens here; no more than the input repeats, and a call of unknown input adds none."""
-    first = call("a", "m", 0.0, 1.0, input_tokens=270)
-    spans = [first, _continued(20, 100), _continued(99, 10), _continued(7, None)]
-    silent = demand_of([*spans, _continued(15, 20, cached=0)], "w")
-    assert silent.llms["m"].repeated_input == pytest.approx(30 / 400)
+    of 40 tokens here; no more than the input repeats, and a call of unknown input adds none."""
+    first = call("a", "m", 0.0, 1.0, input_tokens=5)
+    spans = [first, _continued(20, 25), _continued(99, 10), _continued(7, None)]
+    silent = demand_of(spans, "w")
+    assert silent.llms["m"].repeated_input == pytest.approx(30 / 40)
     assert silent.llms["m"].cached_tokens_mean == 0
     assert silent.flags == (
-        "m: 8% of its input repeats an earlier prompt (prefix_of); planned without cache hits, "
+        "m: 75% of its input repeats an earlier prompt (prefix_of); planned without cache hits, "
         "since no cached_tokens were recorded",
     )
-    assert demand_of([first, _continued(15, 20, cached=0)], "w").flags == ()
+    told = demand_of([first, _continued(15, 20, cached=0)], "w")
+    assert (told.flags, told.llms["m"].repeated_input) == ((), 0)
 
 
 def plain_reference(spans: list[Span]) -> dict[str, Any]:
