@@ -44,7 +44,7 @@ def load_spans_by_workflow(
     values: tuple[str, ...], flows: Sequence[Any]
 ) -> tuple[dict[str, Any], list[Path]]:
     """Spans by workflow name, and their paths."""
-    from scepsy_hpc.formats.spans import load_spans
+    from scepsy_hpc.formats.spans import load_spans, spans_of_workflow
 
     found: dict[str, Any] = {}
     paths: list[Path] = []
@@ -53,7 +53,7 @@ def load_spans_by_workflow(
         wanted = name or (str(flows[0].name) if len(flows) == 1 else "")
         if wanted not in {flow.name for flow in flows}:
             raise click.UsageError(f"--spans {value}: write NAME={value}; NAME is one of {known}")
-        found[wanted] = load_spans(value)
+        found[wanted] = spans_of_workflow(load_spans(value), wanted)
         paths.append(Path(value))
     for flow in flows:
         if flow.name not in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def trace(
     save_spans(output, spans)
     found = demand_of(spans, checked.name, tuple(checked.llms))
     if as_json:
-        print_json({"num_runs": len(chosen), "failures": failures, "demand": found.summary()})
+        summary = asdict(found.summary())  # with what is unknown, as null
+        print_json({"num_runs": len(chosen), "failures": failures, "demand": summary})
     else:
         tables.show(*tables.demand_parts(found))
         say(f"wrote {output}: {len(spans)} spans of {len(chosen)} runs")

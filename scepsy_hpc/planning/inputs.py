@@ -29,10 +29,7 @@ def spans_of(plan: Plan) -> dict[str, list[Span]]:
     if not paths:
         raise InputError("plan: inputs: names no spans; give them with --spans")
     spans = [span for path in paths for span in load_spans(path)]
-    names = [workflow.name for workflow in plan.workflows]
-    if len(names) == 1:
-        return {names[0]: spans}
-    return {name: spans_of_workflow(spans, name) for name in names}
+    return {w.name: spans_of_workflow(spans, w.name) for w in plan.workflows}
 
 
 def _unchanged(item: PlanInput) -> Path:

@@ -131,7 +131,7 @@ def emit(
         instances=placed,
         allocation=allocation_of(placed, case.topology, _time_min(target)),
         predicted=predicted,
-        demand={flow.name: demands[flow.name].kept() for flow in flows},
+        demand={flow.name: demands[flow.name].summary for flow in flows},
         certificate=choice.certificate,
         inputs=_inputs([*(f.path for f in flows), *inputs, *_used(choice, case.offers)]),
         explanation=explain(choice, case.offers, predicted, demands),

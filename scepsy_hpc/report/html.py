@@ -14,7 +14,7 @@ from scepsy_hpc import __version__
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import write_text
 from scepsy_hpc.formats.plan import Plan, load_plan
-from scepsy_hpc.formats.spans import Span, load_spans
+from scepsy_hpc.formats.spans import Span, load_spans, spans_of_workflow
 from scepsy_hpc.report import plots
 from scepsy_hpc.report.comparison import Comparison, compare_run
 from scepsy_hpc.report.drift import habits
@@ -153,11 +153,18 @@ def _deployments(plan: Plan) -> Section:
 
 
 def _runs(comparison: Comparison, spans: Sequence[Span]) -> Section:
-    runs = [s for s in spans if s.kind == "run" and s.status == "ok"]
-    if not runs:
-        return Section(title="Runs")
     names = list(comparison.measured)
-    by_name = {n: [s.duration_s for s in runs if s.workflow == n] for n in names}
+    by_name = {
+        name: [
+            span.duration_s
+            for span in spans_of_workflow(spans, name, needed=False)
+            if span.kind == "run" and span.status == "ok"
+        ]
+        for name in names
+    }
+    drawn = {name: values for name, values in by_name.items() if values}
+    if not drawn:
+        return Section(title="Runs")
     predicted = {}
     if len(names) == 1:
         for row in comparison.rows:
@@ -165,7 +172,6 @@ def _runs(comparison: Comparison, spans: Sequence[Span]) -> Section:
                 predicted["predicted mean (pipeline)"] = row.pipeline
             if row.metric == "p95 latency" and row.simulation is not None:
                 predicted["predicted p95 (simulation)"] = row.simulation
-    drawn = {name: values for name, values in by_name.items() if values}
     return Section(title="Runs", plots=[plots.latency_distribution(drawn, predicted)])
 
 

@@ -60,14 +60,14 @@ def test_repeated_calls() -> None:
 
 def test_fork_join() -> None:
     """Four calls at once to one server are M^[4]/M/1: one round of (b + 1) / 2 / (mu - load)."""
-    needs = demand({"a": calls(4.0, parallelism=4.0)}, fan_out={"a": 4.0})
+    needs = demand({"a": calls(4.0, parallelism=4.0, fan_out=4.0)})
     found = _predict(_one(needs, 0.1), {"a": _curve(1.0)})
     assert found.latency_mean_s == pytest.approx(2.5 / 0.6)
 
 
 def test_fork_join_over_replicas() -> None:
     """The dispatcher spreads a fan-out: over four replicas each gets one call of it."""
-    needs = demand({"a": calls(4.0, parallelism=4.0)}, fan_out={"a": 4.0})
+    needs = demand({"a": calls(4.0, parallelism=4.0, fan_out=4.0)})
     found = _predict(_one(needs, 0.1), {"a": _curve(1.0)}, replicas=4)
     assert found.latency_mean_s == pytest.approx(1 / 0.9)
     three = _predict(_one(needs, 0.1), {"a": _curve(1.0)}, replicas=3)
@@ -93,10 +93,9 @@ def test_overload_is_unknown_not_large() -> None:
 def test_table_equals_prediction() -> None:
     """What the search adds up is what the prediction says, and 95% is the limit."""
     needs = demand(
-        {"a": calls(3.0, parallelism=2.5), "b": calls(1.0)},
+        {"a": calls(3.0, parallelism=2.5, fan_out=3.0), "b": calls(1.0)},
         overlap=0.8,
         tool_time_s=1.0,
-        fan_out={"a": 3.0},
     )
     pipeline = _one(needs, 1.3)
     curves = {"a": _curve(1.0, slots=4), "b": _curve(1.5)}
