@@ -176,7 +176,7 @@ def test_workflows_weigh_as_their_rates() -> None:
 
 def test_load_of_a_replica() -> None:
     """Two calls a second in fan-outs of four: r replicas see 2 / r each, and 4 / r at once."""
-    (stage,) = _one(demand({"a": calls(4.0)}, fan_out={"a": 4.0}), 0.5).stages
+    (stage,) = _one(demand({"a": calls(4.0, fan_out=4.0)}), 0.5).stages
     loads_rps, bursts = stage.load({"w": 0.5}, np.arange(1, 6))
     assert loads_rps == pytest.approx([2.0, 1.0, 2 / 3, 0.5, 0.4])
     assert bursts.tolist() == [4, 2, 2, 1, 1]
@@ -188,7 +188,7 @@ def test_load_of_a_replica() -> None:
 )
 def test_bursts_are_whole_calls(fan_out: float, bursts: list[int]) -> None:
     """A part of a call is a call more, but not a hundredth of one; never less than one."""
-    (stage,) = _one(demand({"a": calls(9.0)}, fan_out={"a": fan_out}), 1.0).stages
+    (stage,) = _one(demand({"a": calls(9.0, fan_out=fan_out)}), 1.0).stages
     assert stage.load({"w": 1.0}, np.array([1, 2, 3]))[1].tolist() == bursts
 
 
@@ -197,7 +197,7 @@ def test_fan_outs_and_tokens_mix_by_calls() -> None:
     flows = [workflow("x", {"a": LLM}), workflow("y", {"a": LLM})]
     needs = {
         "x": demand({"a": calls(3.0, input_tokens_mean=800.0, output_tokens_mean=40.0)}),
-        "y": demand({"a": calls(1.0)}, fan_out={"a": 5.0}, cached_tokens={"a": 600.0}),
+        "y": demand({"a": calls(1.0, fan_out=5.0, cached_tokens_mean=600.0)}),
     }
     (stage,) = pipeline_of(flows, needs, {"x": 0.25, "y": 0.25}).stages
     rates = {"x": 0.25, "y": 0.25}
@@ -251,7 +251,7 @@ def test_chosen_options_host_the_stages() -> None:
 
 def test_load_on_a_curve() -> None:
     """A hosted stage's replicas: load, latency of M^[2]/M/1 and the part of capacity in use."""
-    (stage,) = _one(demand({"a": calls(4.0)}, fan_out={"a": 4.0}), 0.3).stages
+    (stage,) = _one(demand({"a": calls(4.0, fan_out=4.0)}), 0.3).stages
     load = HostedStage(stage, _curve(1.5), 2).load({"w": 0.3})
     assert (load.arrivals_rps, load.burst) == (pytest.approx(0.6), 2)
     assert load.latency_s == pytest.approx(1.5 / (1.5 - 0.6))
