@@ -244,7 +244,12 @@ def json_line(value: Any) -> str:
 
 
 def write_text(path: Path | str, text: str, mode: int = 0o644) -> None:
-    """Write a file so that a reader sees the old text or the new, never a part.
+    """Write a UTF-8 file atomically, as :func:`write_bytes` does. Raises InputError."""
+    write_bytes(path, text.encode(), mode)
+
+
+def write_bytes(path: Path | str, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees the old bytes or the new, never a part.
 
     Raises InputError when the folder cannot be written.
     """
@@ -255,8 +260,8 @@ def write_text(path: Path | str, text: str, mode: int = 0o644) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, mode)

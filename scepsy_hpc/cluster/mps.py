@@ -29,6 +29,7 @@ from pathlib import Path
 import psutil
 
 from scepsy_hpc.cluster import guard
+from scepsy_hpc.cluster.discovery import nvml_session
 from scepsy_hpc.errors import InputError, RunError
 
 PROGRAM = "nvidia-cuda-mps-control"
@@ -233,29 +234,13 @@ def uuids_of(gpus: Sequence[str]) -> tuple[str, ...]:
     """UUIDs of GPUs named by index or UUID, in their order. Raises InputError without NVML."""
     if all(not gpu.isdigit() for gpu in gpus):
         return tuple(gpus)
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        try:
-            handles = [
-                pynvml.nvmlDeviceGetHandleByIndex(int(g)) if g.isdigit() else None for g in gpus
-            ]
-            found = [
-                gpu if handle is None else _text(pynvml.nvmlDeviceGetUUID(handle))
-                for gpu, handle in zip(gpus, handles, strict=True)
-            ]
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        raise InputError(
-            f"GPUs {','.join(gpus)}: NVML does not tell their UUIDs: {error}"
-        ) from None
-    return tuple(found)
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    with nvml_session(f"GPUs {','.join(gpus)}: NVML does not tell their UUIDs: {{}}") as nvml:
+        return tuple(
+            nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(int(gpu)))
+            if gpu.isdigit()
+            else gpu
+            for gpu in gpus
+        )
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -176,19 +176,14 @@ def _check_point(point: Point, place: str) -> None:
         )
 
 
-def points_text(
-    points: Sequence[Point], extra_columns: Mapping[str, Sequence[Any]] | None = None
-) -> str:
-    """``points.csv`` as text: known columns that hold anything, then the extra ones."""
-    extra = dict(extra_columns or {})
+def points_text(points: Sequence[Point]) -> str:
+    """``points.csv`` as text: the columns that hold anything."""
     plain = [to_plain(point) for point in points]
     used = [c for c in COLUMNS if c in REQUIRED_COLUMNS or any(c in row for row in plain)]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*used, *extra])
-    for i, row in enumerate(plain):
-        cells = [row.get(c) for c in used] + [values[i] for values in extra.values()]
-        writer.writerow([_cell(value) for value in cells])
+    writer.writerow(used)
+    writer.writerows([_cell(row.get(c)) for c in used] for row in plain)
     return buffer.getvalue()
 
 
