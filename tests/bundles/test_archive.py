@@ -112,7 +112,7 @@ def test_changed_points_stop_the_whole_import(tmp_path: Path) -> None:
     """One bad bundle among good ones: nothing is written, and verify says which it is."""
     good, bad = _bundle(tmp_path / "a"), _bundle(tmp_path / "a", "org/zz")
     path = bad.path / "points.csv"
-    path.write_text(path.read_text().replace("10", "11"))
+    path.write_text(path.read_text().replace(",10,", ",11,"))
     archive = export_bundles([good, bad], tmp_path / "s.tar.gz")
     with pytest.raises(InputError, match="points_sha256"):
         import_bundles(archive, tmp_path / "b")
