@@ -20,6 +20,9 @@ CLIENT_TOLERANCE = 0.3
 
 NEGLIGIBLE_GAP = 0.01
 
+WARM_UP = 0.1
+"""This first part of an open run's calls is not counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class TimedCall:
@@ -78,10 +81,10 @@ def closed_window(calls: Sequence[TimedCall], concurrency: int) -> Window | None
     return Window(tuple(counted), worked_s / concurrency, in_flight)
 
 
-def open_window(calls: Sequence[TimedCall], warmup_fraction: float = 0.1) -> Window | None:
+def open_window(calls: Sequence[TimedCall]) -> Window | None:
     """The calls of an open run sent after its first part, from there to the last end."""
     by_start = sorted(calls, key=lambda call: call.start_s)
-    counted = by_start[int(len(by_start) * warmup_fraction) :]
+    counted = by_start[int(len(by_start) * WARM_UP) :]
     if len(counted) < 2:
         return None
     length_s = max(c.end_s for c in counted) - counted[0].start_s

@@ -74,11 +74,6 @@ def test_failures_are_told_and_their_calls_kept(tmp_path: Path) -> None:
     assert sum(s.kind == "llm" for s in found.spans) == 4
 
 
-def test_only_the_first_tasks_are_traced(tmp_path: Path) -> None:
-    """``num_tasks`` limits how many tasks run."""
-    assert trace(make_workflow(tmp_path), 1, 1, 1, num_tasks=2).num_tasks == 2
-
-
 def test_bad_input_is_told_before_anything_runs(tmp_path: Path) -> None:
     """No agent, no endpoint for an LLM, one for an unknown LLM, nobody at the address."""
     workflow = make_workflow(tmp_path)

@@ -147,8 +147,7 @@ def local_jobs(
             local_gpus[i : i + wanted] for i in range(0, len(local_gpus) - wanted + 1, wanted)
         ]
     else:
-        places = [()] * (resources.array_parallelism or 1)
-    places = places[: resources.array_parallelism or len(places)]
+        places = [()]
     return ProcessJobs(folder, arguments, launch, places)
 
 
@@ -186,7 +185,7 @@ def here_jobs(
 
     num_gpus = _gpus_here() * int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     wanted = resources.gpus_per_node * resources.num_nodes
-    num_places = resources.array_parallelism or (max(1, num_gpus // wanted) if wanted else 1)
+    num_places = max(1, num_gpus // wanted) if wanted else 1
     return ProcessJobs(folder, arguments, launch, [()] * num_places)
 
 

@@ -20,9 +20,7 @@ from submitit.core import utils as submitit_utils
 class Resources:
     """What one task needs. A task is one process on each of ``num_nodes`` nodes.
 
-    ``array_parallelism`` tasks may run at once; None is the site's choice on Slurm, and elsewhere
-    as many as the GPUs given allow, one where no GPU is given. ``no_kill``: the job goes on when a
-    node dies.
+    ``no_kill``: the job goes on when a node dies.
     """
 
     num_nodes: int = 1
@@ -31,7 +29,6 @@ class Resources:
     mem_gib: float | None = None
     time_min: int = 60
     gpu_type: str | None = None
-    array_parallelism: int | None = None
     no_kill: bool = False
 
 
