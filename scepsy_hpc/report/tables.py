@@ -16,8 +16,7 @@ from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.plan import Plan
 
 if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
-    from scepsy_hpc.formats.figures import Figures
-    from scepsy_hpc.report.comparison import Comparison
+    from scepsy_hpc.report.comparison import Comparison, Row
     from scepsy_hpc.report.doctor import Finding
     from scepsy_hpc.tracing.demand.demand import Demand
 
@@ -216,19 +215,15 @@ def comparison_table(comparison: Comparison) -> Table:
     """Predicted beside measured; a column for the workflow or the noise only where there is one."""
     several = len({row.workflow for row in comparison.rows}) > 1
     noise = any(row.noise is not None for row in comparison.rows)
-    rows = []
-    for row in comparison.rows:
-        values = (row.pipeline, row.simulation, row.measured)
-        rows.append(
-            [
-                *([row.workflow] if several else []),
-                row.metric,
-                *(number(value, row.unit) for value in values),
-                signed_pct(row.pipeline_error),
-                signed_pct(row.simulation_error),
-                *([pct(row.noise)] if noise else []),
-            ]
-        )
+    rows = [
+        [
+            *([row.workflow] if several else []),
+            row.metric,
+            *compared_cells(row),
+            *([pct(row.noise)] if noise else []),
+        ]
+        for row in comparison.rows
+    ]
     heads = [
         *(["workflow"] if several else []),
         *("figure", "pipeline", "simulation", "measured"),
@@ -238,6 +233,13 @@ def comparison_table(comparison: Comparison) -> Table:
     names = {row.workflow for row in comparison.rows}
     title = "Predicted and measured" + (f": {', '.join(names)}" if len(names) == 1 else "")
     return table(title, heads, rows)
+
+
+def compared_cells(row: Row) -> list[str]:
+    """Pipeline, simulation, measured, and the errors of the two predictions."""
+    figures = (row.pipeline, row.simulation, row.measured)
+    errors = (row.pipeline_error, row.simulation_error)
+    return [*(number(value, row.unit) for value in figures), *map(signed_pct, errors)]
 
 
 def signed_pct(value: float | None) -> str:
