@@ -14,7 +14,7 @@ from pathlib import Path
 from scepsy_hpc import __version__
 from scepsy_hpc.bundles.library import save_bundle
 from scepsy_hpc.cluster.jobs.submit import ClusterName, dry_run, submit
-from scepsy_hpc.cluster.jobs.tasks import Jobs, JobsProgress, Resources, TaskOutcome
+from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources, TaskOutcome
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.engines.vllm import takes_gpus
 from scepsy_hpc.errors import RunError
@@ -174,7 +174,7 @@ def _run(
         eager = [start(need, tasks) for need, tasks in groups] if cluster == "slurm" else None
         for i, (need, tasks) in enumerate(groups):
             jobs = eager[i] if eager else start(need, tasks)
-            ended = jobs.wait(watch.progress, watch.outcome, watch.tick)
+            ended = jobs.wait(watch.outcome, watch.tick)
             outcomes += zip(tasks, ended, strict=True)
     return outcomes
 
@@ -209,28 +209,24 @@ class _Watch:
         self._jobs: list[SweepJob] = []
         self._num_ended = 0
         self._num_failed = 0
-        self._note = ""
         self._last: ProfileProgress | None = None
         self._looked_s = float("-inf")
 
     def follow(self, jobs: Sequence[SweepJob]) -> None:
         self._jobs += jobs
 
-    def progress(self, progress: JobsProgress) -> None:
-        self._note = progress.note
-
     def outcome(self, outcome: TaskOutcome) -> None:
         self._num_ended += 1
         self._num_failed += outcome.error is not None
         self._looked_s = float("-inf")
 
-    def tick(self) -> None:
+    def tick(self, note: str) -> None:
         if self._on_progress is None or time.monotonic() - self._looked_s < 1.0:
             return
         self._looked_s = time.monotonic()
         num_points = sum(_num_lines(job.points_path) for job in self._jobs)
         counts = (self._num_tasks, self._num_ended, self._num_failed, num_points, self._wanted)
-        now = ProfileProgress(*counts, self._note)
+        now = ProfileProgress(*counts, note)
         if now != self._last:
             self._on_progress(now)
         self._last = now

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scepsy_hpc.cluster.jobs.submit import ClusterName, submit
-from scepsy_hpc.cluster.jobs.tasks import Jobs, JobsProgress, Resources
+from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.files import read_jsonl_data, read_text, write_text
@@ -160,16 +160,11 @@ def follow(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> dict[str, Any]
     Returns the last status; where rank 0 ended well, what became of other nodes is an alert in it.
     Raises RunError that says what is recorded and how to go on.
     """
-    note = ""
 
-    def on_progress(progress: JobsProgress) -> None:
-        nonlocal note
-        note = progress.note
-
-    def on_tick() -> None:
+    def on_tick(note: str) -> None:
         on_status(read_json(folder.status), note)
 
-    outcome = jobs.wait(on_progress, on_tick=on_tick)[0]
+    outcome = jobs.wait(on_tick=on_tick)[0]
     status: dict[str, Any] = read_json(folder.status) or {}
     if outcome.errors[0] is not None:
         raise RunError(f"{outcome.errors[0]}\n{_what_is_left(folder)}")

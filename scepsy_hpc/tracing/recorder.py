@@ -25,7 +25,6 @@ class TraceProgress:
     """How far a recording is."""
 
     num_done: int
-    num_failed: int
     num_total: int
     num_calls: int
 
@@ -152,9 +151,7 @@ class _Recorder:
         self._spans.append(run_span(run_id, self._workflow.name, outcome))
 
     def _tell(self, num_total: int) -> None:
-        self._on_progress(
-            TraceProgress(self._num_done, len(self._failures), num_total, self._num_calls)
-        )
+        self._on_progress(TraceProgress(self._num_done, num_total, self._num_calls))
 
 
 def run_span(run_id: str, workflow: str, outcome: AgentOutcome) -> Span:

@@ -63,9 +63,10 @@ def test_calls_have_rows_of_their_own(tmp_path):
         "writer": pytest.approx(6.5),
         "judge": pytest.approx(0.5),
     }
-    assert {(row.workflow, row.unit, row.pipeline, row.simulation) for row in found.llms} == {
-        ("rag", "s", None, None)
+    assert {(row.workflow, row.metric, row.unit) for row in found.llms} == {
+        ("rag", "call latency", "s")
     }
+    assert {(row.pipeline, row.simulation) for row in found.llms} == {(None, None)}
 
 
 def test_stored_figures_count_for_the_load_they_are_for(tmp_path):
@@ -109,7 +110,8 @@ def test_no_more_runs_end_than_arrive(tmp_path):
         row = rows_of(folder)["throughput"]
         assert row.pipeline == expected_rps
         assert row.pipeline_error == pytest.approx(expected_rps * 6.5 - 1.0)
-    assert compare_run(folder).pace == {"rag": "Poisson arrivals at 0.16 runs per second"}
+    save_settings(RunFolder(folder).settings, RunSettings(rate_rps=2.0))
+    assert compare_run(folder).pace == {"rag": "Poisson arrivals at 2 runs per second"}
 
 
 def test_stored_throughput_of_a_batch_is_told_as_it_is(tmp_path):
@@ -156,6 +158,7 @@ def test_the_explanation_says_whose_figures_stand_there(tmp_path):
     for found in (alone, both):
         assert found.explanation.startswith(STORED)
         assert "own load" not in found.explanation
+        assert "+ says that the prediction is higher" in found.explanation
     assert "with --again" in alone.explanation
     assert "between 2 runs" in both.explanation
     assert "with --again" not in both.explanation
@@ -170,6 +173,12 @@ def test_why_there_is_no_new_prediction(tmp_path):
     assert found.flags == ("rag: modelled: by someone",)
     (note,) = [note for note in found.notes if "no new prediction" in note]
     assert note.endswith("figures are the plan's own: plan: inputs: names no spans")
+
+
+def test_profiles_that_are_gone_leave_a_comparison(tmp_path):
+    """A real engine is then named without the profile behind its prediction."""
+    found = compare_run(make_run(tmp_path / "run", "vllm"))
+    assert any(note.startswith("The engines were real: org/model by vllm") for note in found.notes)
 
 
 def test_another_plan_is_no_noise(tmp_path):
@@ -196,7 +205,7 @@ def test_several_workflows_have_their_stored_figures(tmp_path):
     plan = load_plan(paths.plan)
     rag = replace(plan.workflows[0], max_runs_in_flight=1)
     extra = PlanWorkflow(name="sum", llms={"short": "writer"}, max_runs_in_flight=8)
-    told = {name: RunFigures(latency_mean_s=5.0) for name in ("rag", "sum")}
+    told = {name: RunFigures(latency_mean_s=5.0) for name in ("rag", "sum", "unplanned")}
     predicted = Figures(per_workflow=told)
     save_plan(paths.plan, replace(plan, workflows=(rag, extra), predicted=predicted))
     measured = Figures(num_runs=3, latency_mean_s=4.0)

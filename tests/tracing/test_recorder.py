@@ -61,7 +61,7 @@ def test_runs_and_calls_are_recorded(tmp_path: Path) -> None:
         assert (call.llm, call.role, call.workflow, call.status) == (
             "writer", "draft", "draft", "ok")  # fmt: skip
     assert [s.start_s for s in found.spans] == sorted(s.start_s for s in found.spans)
-    assert seen[-1] == TraceProgress(num_done=3, num_failed=0, num_total=3, num_calls=3)
+    assert seen[-1] == TraceProgress(num_done=3, num_total=3, num_calls=3)
     save_spans(tmp_path / "spans.jsonl", found.spans)
     assert tuple(load_spans(tmp_path / "spans.jsonl")) == found.spans
 

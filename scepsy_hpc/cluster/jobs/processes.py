@@ -99,7 +99,7 @@ class ProcessJobs(Jobs):
             self._fill()
             for i in self._waiting if self._cancelled else ():
                 board.add(TaskOutcome(i, "", (None,), ("cancelled before it started",)))
-            board.tell(len(self._running))
+            board.tell("")
             if not board.open:
                 return
             time.sleep(POLL_S)

@@ -73,8 +73,7 @@ class SlurmJobs(Jobs):
         left_s: dict[int, float] = {}
         while True:
             self._collect(board, {i: t for i, t in left_s.items() if _now() - t > GRACE_S}, view)
-            running = [i for i in board.open if self._state(view, i) == "RUNNING"]
-            board.tell(len(running), view.note)
+            board.tell(view.note)
             if not board.open:
                 return
             if _now() - asked_s >= pause_s:

@@ -52,17 +52,6 @@ class TaskOutcome:
         return next((error for error in self.errors if error is not None), None)
 
 
-@dataclass(frozen=True, slots=True)
-class JobsProgress:
-    """Where the tasks stand; ``note`` is what Slurm says about those that wait."""
-
-    num_total: int
-    num_ended: int
-    num_failed: int
-    num_running: int
-    note: str = ""
-
-
 class Jobs(ABC):
     """Submitted tasks. ``folder`` holds their pickles and logs."""
 
@@ -84,16 +73,15 @@ class Jobs(ABC):
 
     def wait(
         self,
-        on_progress: Callable[[JobsProgress], None] = lambda progress: None,
         on_outcome: Callable[[TaskOutcome], None] = lambda outcome: None,
-        on_tick: Callable[[], None] = lambda: None,
+        on_tick: Callable[[str], None] = lambda note: None,
     ) -> list[TaskOutcome]:
         """Block until every task has ended; outcomes in the order of the arguments.
 
-        ``on_progress`` is called when something changed, ``on_outcome`` once a task, ``on_tick``
-        each time the tasks were looked at, about once or a few times a second.
+        ``on_outcome`` is called once a task; ``on_tick`` each time the tasks were looked at, about
+        once or a few times a second, with what Slurm says about those that wait.
         """
-        board = Board(self._num_tasks, on_progress, on_outcome, on_tick)
+        board = Board(self._num_tasks, on_outcome, on_tick)
         self._work_off(board)
         return [board.outcomes[i] for i in range(self._num_tasks)]
 
@@ -195,35 +183,24 @@ def _tail(paths: submitit_utils.JobPaths, num_lines: int = 15) -> str:
 
 
 class Board:
-    """Outcomes as they come in; tells the callbacks, the progress only when it changed."""
+    """Outcomes as they come in."""
 
     def __init__(
         self,
-        num_total: int,
-        on_progress: Callable[[JobsProgress], None],
+        num_tasks: int,
         on_outcome: Callable[[TaskOutcome], None],
-        on_tick: Callable[[], None],
+        on_tick: Callable[[str], None],
     ) -> None:
         self.outcomes: dict[int, TaskOutcome] = {}
-        self._num_total = num_total
-        self._on_progress, self._on_outcome, self._on_tick = on_progress, on_outcome, on_tick
-        self._last: JobsProgress | None = None
+        self.tell = on_tick
+        self._num_tasks, self._on_outcome = num_tasks, on_outcome
 
     @property
     def open(self) -> list[int]:
         """Indices of tasks without an outcome."""
-        return [i for i in range(self._num_total) if i not in self.outcomes]
+        return [i for i in range(self._num_tasks) if i not in self.outcomes]
 
     def add(self, outcome: TaskOutcome) -> None:
         """Record one outcome."""
         self.outcomes[outcome.index] = outcome
         self._on_outcome(outcome)
-
-    def tell(self, num_running: int, note: str = "") -> None:
-        """Report where the tasks stand."""
-        failed = sum(outcome.error is not None for outcome in self.outcomes.values())
-        now = JobsProgress(self._num_total, len(self.outcomes), failed, num_running, note)
-        if now != self._last:
-            self._on_progress(now)
-        self._last = now
-        self._on_tick()
