@@ -6,14 +6,16 @@ refused with one line that names the file, the key or line, the value and what i
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import tempfile
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -199,6 +201,34 @@ def write_yaml(path: Path | str, value: Any, schema: str) -> None:
     plain = {"schema": schema, **to_plain(value)}
     text = yaml.safe_dump(plain, sort_keys=False, width=100, allow_unicode=True)
     write_text(path, text)
+
+
+def read_csv(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Line and cells, stripped, of each row of a table; empty rows are passed over.
+
+    Raises InputError: a required column is missing, one stands twice, a row is of another length.
+    """
+    reader = csv.reader(io.StringIO(read_text(path)))
+    columns = [name.strip() for name in next(reader, [])]
+    for name in columns:
+        if columns.count(name) > 1:
+            raise InputError(f"{path} line 1: column {name!r} stands twice")
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise InputError(
+            f"{path} line 1: column {missing[0]!r} is missing; required columns: "
+            f"{', '.join(required)}"
+        )
+    rows = []
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        where = f"{path} line {reader.line_num}"
+        if len(cells) != len(columns):
+            raise InputError(f"{where}: has {len(cells)} cells, the header has {len(columns)}")
+        named = zip(columns, (cell.strip() for cell in cells), strict=True)
+        rows.append((reader.line_num, dict(named)))
+    return rows
 
 
 def read_jsonl(path: Path | str, cls: type[T]) -> list[T]:

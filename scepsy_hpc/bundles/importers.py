@@ -7,9 +7,7 @@ ttft_s, tpot_s, latency_s, and ``precision`` where it is known.
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from scepsy_hpc.bundles.published_sizes import published_kv_bytes_per_token, pub
 from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
 from scepsy_hpc.cluster import gpu_types
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import read_text
+from scepsy_hpc.files import read_csv
 from scepsy_hpc.formats.bundle import Bundle, BundleHeader, How
 from scepsy_hpc.formats.points import LITTLE_TOLERANCE, Point, operating_point
 
@@ -91,7 +89,7 @@ def import_csv(
         raise InputError(f"kind {kind!r} of table is not known; known kinds: {', '.join(KINDS)}")
     groups: dict[tuple[str, ...], list[Point]] = {}
     dropped: Counter[str] = Counter()
-    for line, row in _rows(path):
+    for line, row in read_csv(path, TABLE_COLUMNS):
         key = _key(row, KINDS[kind], f"{path} line {line}")
         point, reason = _point(row, f"{path} line {line}")
         points = groups.setdefault(key, [])
@@ -107,16 +105,6 @@ def import_csv(
         if points
     ]
     return Imported(tuple(bundles), dict(dropped))
-
-
-def _rows(path: Path | str) -> list[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path)))
-    missing = [name for name in TABLE_COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise InputError(
-            f"{path} line 1: column {missing[0]!r} is missing; needed: {', '.join(TABLE_COLUMNS)}"
-        )
-    return [(reader.line_num, row) for row in reader]
 
 
 def _key(row: Mapping[str, str], kind: TableKind, place: str) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -168,8 +167,7 @@ class MpsDaemon:
                 self.ask(f"quit -t {grace_s:g}")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(grace_s + 1.0)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        guard.signal_group(self.pid)
         for process in family:  # a server may have left the group
             with contextlib.suppress(psutil.Error):
                 process.kill()

@@ -173,8 +173,7 @@ class EngineProcess:
         return {process for process in found if _lives(process)}
 
     def _signal(self, members: set[psutil.Process], number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is empty
-            os.killpg(self.pid, number)
+        guard.signal_group(self.pid, number)
         for process in members:
             try:
                 if os.getpgid(process.pid) != self.pid:

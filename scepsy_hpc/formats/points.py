@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import Count, Positive, read_text, record, to_plain
+from scepsy_hpc.files import Count, Positive, read_csv, record, to_plain
 from scepsy_hpc.formats.parallelism import Link, SharePct
 
 POINTS_FILE = "points.csv"
@@ -66,39 +66,14 @@ def read_points(path: Path | str) -> tuple[Point, ...]:
 
     Raises InputError that names the line.
     """
-    reader = csv.reader(io.StringIO(read_text(path)))
-    columns = [name.strip() for name in next(reader, [])]
-    _check_columns(path, columns)
-    rows: list[dict[str, str]] = []
-    lines: list[int] = []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        lines.append(reader.line_num)
-        if len(cells) != len(columns):
-            raise InputError(
-                f"{path} line {reader.line_num}: has {len(cells)} cells, "
-                f"the header has {len(columns)}"
-            )
-        pairs = zip(columns, cells, strict=True)
-        rows.append({c: v.strip() for c, v in pairs if c in COLUMNS and v.strip()})
+    table = read_csv(path, REQUIRED_COLUMNS)
+    lines = [line for line, _ in table]
+    rows = [{c: v for c, v in row.items() if c in COLUMNS and v} for _, row in table]
     if not rows:
         raise InputError(f"{path}: holds no points; a bundle needs at least one row")
     points = _to_points(path, rows, lines)
     check_points(points, [f"{path} line {line}" for line in lines])
     return points
-
-
-def _check_columns(path: Path | str, columns: Sequence[str]) -> None:
-    for name in columns:
-        if columns.count(name) > 1:
-            raise InputError(f"{path} line 1: column {name!r} stands twice")
-    missing = [name for name in REQUIRED_COLUMNS if name not in columns]
-    if missing:
-        raise InputError(
-            f"{path} line 1: column {missing[0]!r} is missing; required columns: "
-            f"{', '.join(REQUIRED_COLUMNS)}, and arrival_rate_rps (open) or concurrency (closed)"
-        )
 
 
 def _to_points(path: Path | str, rows: list[dict[str, str]], lines: list[int]) -> tuple[Point, ...]:

@@ -77,11 +77,6 @@ class Topology:
         """The node of that name. Raises KeyError."""
         return {node.name: node for node in self.nodes}[name]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Node names in file order."""
-        return tuple(node.name for node in self.nodes)
-
 
 def load_topology(path: Path | str) -> Topology:
     """Read and check ``topology.yaml``. Raises InputError."""
