@@ -64,7 +64,7 @@ async def closed(task: SweepTask, client: Client, concurrency: int) -> Point:
     """The point at ``concurrency`` calls in flight. Raises RunError."""
     loads = task.loads
     window = await closed_loop(client, concurrency, loads.requests_per_point, loads.limit_s)
-    return closed_point(window, concurrency, task.tp_degree, task.gpu_share_pct, task.link)
+    return closed_point(window, concurrency, task.at)
 
 
 async def _sweep_open(
@@ -80,7 +80,7 @@ async def _sweep_open(
             calls = await open_loop(client, rate_rps, task.loads.requests_per_point, task.seed)
         open_part = open_window(calls)
         if open_part is not None:
-            keep(open_point(open_part, rate_rps, task.tp_degree, task.gpu_share_pct, task.link))
+            keep(open_point(open_part, rate_rps, task.at))
 
 
 @contextlib.asynccontextmanager

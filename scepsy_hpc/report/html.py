@@ -19,7 +19,7 @@ from scepsy_hpc.report import plots
 from scepsy_hpc.report.comparison import Comparison, compare_run
 from scepsy_hpc.report.drift import habits
 from scepsy_hpc.report.notes import in_words
-from scepsy_hpc.report.tables import compared_cells, number, pct, signed_pct
+from scepsy_hpc.report.tables import compared_cells, deployment_rows, number, pct, signed_pct
 from scepsy_hpc.serving.run_folder import RunFolder
 
 
@@ -121,22 +121,10 @@ def _comparison(comparison: Comparison, with_noise: bool) -> Section:
 
 
 def _deployments(plan: Plan) -> Section:
-    rows = [
-        (
-            name,
-            llm.model,
-            f"{llm.engine} {llm.engine_version or ''}",
-            llm.gpu_type,
-            str(llm.tp_degree),
-            f"{llm.gpu_share_pct} %",
-            str(llm.num_replicas),
-        )
-        for name, llm in plan.llms.items()
-    ]
     heads = ("LLM", "model", "engine", "GPU type", "TP degree", "GPU share", "replicas")
     return Section(
         title="What ran where",
-        table=HtmlTable(heads, rows, figures=(4, 5, 6), wide=(0, 1)),
+        table=HtmlTable(heads, deployment_rows(plan), figures=(4, 5, 6), wide=(0, 1)),
         plots=[plots.placement(plan)],
         lines_title="Why this plan" if plan.explanation else "",
         lines=plan.explanation,

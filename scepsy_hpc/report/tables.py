@@ -145,22 +145,27 @@ def _roles(demand: Demand) -> list[Table]:
 def deployments_table(plan: Plan) -> Table:
     """What each LLM got."""
     rows = []
-    for name, llm in plan.llms.items():
-        places = sorted({i.node for i in plan.instances if i.llm == name})
-        rows.append(
-            (
-                name,
-                llm.model,
-                f"{llm.engine} {llm.engine_version or ''}".strip(),
-                llm.gpu_type,
-                llm.tp_degree,
-                f"{llm.gpu_share_pct} %",
-                llm.num_replicas,
-                ", ".join(places),
-            )
-        )
+    for cells in deployment_rows(plan):
+        places = sorted({i.node for i in plan.instances if i.llm == cells[0]})
+        rows.append((*cells, ", ".join(places)))
     heads = ("LLM", "model", "engine", "GPU type", "TP", "share", "replicas", "nodes")
     return table("Deployments", heads, rows)
+
+
+def deployment_rows(plan: Plan) -> list[tuple[str, ...]]:
+    """LLM, model, engine, GPU type, TP degree, GPU share, replicas."""
+    return [
+        (
+            name,
+            llm.model,
+            f"{llm.engine} {llm.engine_version or ''}".strip(),
+            llm.gpu_type,
+            str(llm.tp_degree),
+            f"{llm.gpu_share_pct} %",
+            str(llm.num_replicas),
+        )
+        for name, llm in plan.llms.items()
+    ]
 
 
 def predicted_table(predicted: Figures, title: str = "Predicted") -> Table:
