@@ -38,6 +38,12 @@ def record(cls: type[T]) -> type[T]:
     return made
 
 
+def extended(cls: type[T], base: Any, **more: Any) -> T:
+    """A record with the fields that it shares with ``base``, and ``more``."""
+    names = [f.name for f in _fields(cls) if hasattr(base, f.name)]
+    return cls(**{name: getattr(base, name) for name in names} | more)
+
+
 @cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)

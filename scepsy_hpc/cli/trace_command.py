@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from scepsy_hpc.cli.options import (
     say,
 )
 from scepsy_hpc.cluster.jobs.submit import ClusterName
+
+if TYPE_CHECKING:
+    from scepsy_hpc.formats.tasks import Task
 
 
 @click.command(
@@ -99,7 +102,7 @@ def trace(
 
 def _by_endpoints(
     workflow: Any,
-    tasks: list[dict[str, Any]],
+    tasks: list[Task],
     endpoints: tuple[str, ...],
     runs_in_flight: int,
     timeout_s: float | None,
@@ -157,7 +160,7 @@ def _plan_to_host(
 
 def _hosted(
     plan: Any,
-    tasks: list[dict[str, Any]],
+    tasks: list[Task],
     cluster: ClusterName,
     site: Path | None,
     runs_in_flight: int,

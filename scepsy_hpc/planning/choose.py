@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.formats.plan import Certificate
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
-from scepsy_hpc.planning.p95 import NUM_AT_A_RATE, cost_of, first_within_p95, rank_by_p95
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import ClosedBatch, Hosted, closed_state, makespan
-from scepsy_hpc.planning.problem import Case, hosted_by
+from scepsy_hpc.planning.p95 import NUM_AT_A_RATE, first_within_p95, rank_by_p95
+from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
+from scepsy_hpc.planning.pipeline.predict import ClosedBatch, closed_state, makespan
+from scepsy_hpc.planning.problem import Case
 from scepsy_hpc.planning.search.certificate import certify
 from scepsy_hpc.planning.search.problem import OptionTable, Solution
 from scepsy_hpc.planning.search.search import solve
@@ -35,9 +35,9 @@ class Choice:
     notes: tuple[str, ...] = ()
 
     @property
-    def hosted(self) -> tuple[Hosted, ...]:
+    def hosted(self) -> tuple[HostedStage, ...]:
         """Stages on what was chosen for them."""
-        return hosted_by(self.pipeline, self.solution)
+        return self.pipeline.hosted_by(self.solution.chosen)
 
 
 def choose(case: Case, target: Target) -> Choice:
@@ -65,7 +65,7 @@ def _at_rate(case: Case) -> Choice:
         solution, note = rank_by_p95(case, problem, best, limits.within_pct)
         notes = (note,)
     elif limits.within_pct is not None:
-        best_s = best.cost_s + pipeline.tool_time_s
+        best_s = pipeline.mean_latency_s(best.cost_s)
         # The percentage is of the whole latency; the search only knows the part of the LLMs.
         within = limits.within_pct * best_s / max(best.cost_s, 1e-12)
         few = solve(replace(problem, within_pct=within))
@@ -74,7 +74,7 @@ def _at_rate(case: Case) -> Choice:
             f"within {limits.within_pct:g}%: {solution.num_gpus} instead of {best.num_gpus} "
             f"GPUs; the best mean latency is {best_s:.4g} s",
         )
-    cost_s = cost_of(pipeline, hosted_by(pipeline, solution))
+    cost_s = pipeline.cost_on(pipeline.hosted_by(solution.chosen))
     certificate = certify("latency_mean_s", cost_s, best.bound, pipeline.tool_time_s)
     return Choice(pipeline, problem.tables, solution, certificate, notes=notes)
 
@@ -107,7 +107,7 @@ def _or_gpus(case: Case, solution: Solution) -> str:
 
 
 def _nearest_latency(case: Case, solution: Solution) -> str:
-    nearest_s = (solution.nearest_cost_s or 0.0) + case.pipeline.tool_time_s
+    nearest_s = case.pipeline.mean_latency_s(solution.nearest_cost_s or 0.0)
     return (
         f"latency limit {case.limits.latency_limit_s:g} s is out of reach: the nearest feasible "
         f"limit is {nearest_s:.4g} s"
@@ -126,9 +126,7 @@ def _most(case: Case) -> Choice:
     pipeline = case.pipeline.at_rates(factor)
     if not (solution.is_feasible and case.keeps_p95(pipeline, solution)):
         return _limited(case, factor, gpus, fastest.bound)
-    value = min(
-        pipeline.theta(h.stage, h.curve, h.num_replicas) for h in hosted_by(pipeline, solution)
-    )
+    value = min(pipeline.theta(host) for host in pipeline.hosted_by(solution.chosen))
     certificate = certify("throughput_rps", min(value * pipeline.total_rps, bound), bound)
     return Choice(pipeline, tables, solution, certificate)
 
@@ -232,7 +230,7 @@ def _batch_on(case: Case, target: Deadline, rate: float, gpus: int) -> tuple[Cho
     solution, tables = case.cheapest(pipeline, gpus)
     if not solution.is_feasible:
         return None, math.inf
-    hosted = hosted_by(pipeline, solution)
+    hosted = pipeline.hosted_by(solution.chosen)
     in_flight, time_s = _fewest_in_flight(case, target, pipeline, hosted)
     certificate = certify("latency_mean_s", solution.cost_s, solution.bound, pipeline.tool_time_s)
     note = f"the fewest GPUs that end {target.num_tasks} tasks in {target.deadline_s:g} s"
@@ -240,7 +238,7 @@ def _batch_on(case: Case, target: Deadline, rate: float, gpus: int) -> tuple[Cho
 
 
 def _fewest_in_flight(
-    case: Case, target: Deadline, pipeline: Pipeline, hosted: tuple[Hosted, ...]
+    case: Case, target: Deadline, pipeline: Pipeline, hosted: tuple[HostedStage, ...]
 ) -> tuple[int, float]:
     """Fewest runs in flight that keep the deadline, else those of the shortest makespan."""
 

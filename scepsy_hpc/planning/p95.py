@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scepsy_hpc.errors import InfeasibleError
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import Hosted
-from scepsy_hpc.planning.problem import Case, hosted_by
+from scepsy_hpc.planning.problem import Case
 from scepsy_hpc.planning.search.problem import Problem, Solution
 from scepsy_hpc.planning.search.search import best_choices, solve
 
@@ -96,14 +94,14 @@ def _with_headroom(case: Case) -> list[Solution]:
     for factor in _HEADROOM:
         solution, _ = case.cheapest(pipeline.at_rates(factor), capped=False)
         if solution.is_feasible:
-            cost_s = cost_of(pipeline, hosted_by(pipeline, solution))
-            if limit_s is None or cost_s + pipeline.tool_time_s <= limit_s:
+            cost_s = pipeline.cost_on(pipeline.hosted_by(solution.chosen))
+            if limit_s is None or pipeline.mean_latency_s(cost_s) <= limit_s:
                 found.append(replace(solution, value=cost_s, cost_s=cost_s))
     return sorted(found, key=lambda solution: solution.cost_s)
 
 
 def _mean_s(case: Case, replayed: _Replayed) -> float:
-    return replayed.solution.cost_s + case.pipeline.tool_time_s
+    return case.pipeline.mean_latency_s(replayed.solution.cost_s)
 
 
 def _fewest_gpus(case: Case, good: Sequence[_Replayed], within_pct: float) -> _Replayed:
@@ -138,16 +136,3 @@ def _nearest(case: Case, replayed: Sequence[_Replayed]) -> str:
         f"{limit} is out of reach here: of {len(replayed)} plans that were replayed the nearest "
         f"feasible limit is {nearest_s:.4g} s"
     )
-
-
-def cost_of(pipeline: Pipeline, hosted: Sequence[Hosted]) -> float:
-    """Seconds of a run's mean latency in its LLMs, at the rates of ``pipeline``."""
-    return math.fsum(_cost_s(pipeline, host) for host in hosted)
-
-
-def _cost_s(pipeline: Pipeline, host: Hosted) -> float:
-    rates = pipeline.rates_rps
-    load = host.stage.calls_rps(rates) / host.num_replicas
-    burst = host.stage.burst(rates, host.num_replicas)
-    rounds = pipeline.rounds(host.stage)
-    return rounds * host.curve.latency_s(load, burst) if rounds > 0 else 0.0

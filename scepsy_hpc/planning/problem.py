@@ -6,24 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scepsy_hpc.formats.topology import Topology
-from scepsy_hpc.planning.curves.curve import Curve
 from scepsy_hpc.planning.offers import Offers
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import Hosted
 from scepsy_hpc.planning.search.problem import OptionTable, Problem, Solution
 from scepsy_hpc.planning.search.search import solve
 from scepsy_hpc.planning.simulation.tails import Tails
 from scepsy_hpc.planning.targets import Limits
-
-
-def hosted_by(pipeline: Pipeline, solution: Solution) -> tuple[Hosted, ...]:
-    """Stages on the options of a solution."""
-    found = []
-    for stage in pipeline.stages:
-        option = solution.chosen[stage.name]
-        assert isinstance(option.payload, Curve)
-        found.append(Hosted(stage, option.payload, option.num_replicas))
-    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +28,7 @@ class Case:
     def p95_s(self, pipeline: Pipeline, solution: Solution) -> float:
         """Largest 95th percentile over the workflows by replay; infinite where it is unknown."""
         assert self.tails is not None
-        return self.tails.p95_s(pipeline, hosted_by(pipeline, solution))
+        return self.tails.p95_s(pipeline, pipeline.hosted_by(solution.chosen))
 
     def keeps_p95(self, pipeline: Pipeline, solution: Solution) -> bool:
         """Whether a solution at the rates of ``pipeline`` keeps the limit on the p95."""

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scepsy_hpc.errors import InputError, ScepsyError
-from scepsy_hpc.files import check, record
+from scepsy_hpc.files import record
 from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.plan import Plan, PlanWorkflow, load_plan
 from scepsy_hpc.planning.forecast import Outlook, outlook
 from scepsy_hpc.planning.inputs import bundles_of, spans_of
-from scepsy_hpc.planning.simulation.flows import Arrivals, Closed, Open
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open
 from scepsy_hpc.report.notes import engine_notes, share_notes
 from scepsy_hpc.serving.measured import MeasuredRun
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
@@ -142,10 +142,10 @@ def _again(path: Path, plan: Plan) -> dict[str, Figures]:
 
 
 def _measured(folder: RunFolder) -> dict[str, Figures]:
-    data = read_json(folder.measured)
-    if data is None:
+    found = read_json(folder.measured, MeasuredRun)
+    if found is None:
         raise InputError(f"{folder.measured}: not there; the run has not ended, or ran no task")
-    return check(data, MeasuredRun, str(folder.measured)).workflows
+    return found.workflows
 
 
 def _load(settings: RunSettings, measured: Figures) -> Arrivals:

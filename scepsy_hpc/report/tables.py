@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
@@ -14,9 +15,9 @@ from rich.text import Text
 
 from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.status import WatchedRun
 
 if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
-    from scepsy_hpc.formats.figures import Figures
     from scepsy_hpc.report.comparison import Comparison
     from scepsy_hpc.report.doctor import Finding
     from scepsy_hpc.tracing.demand.demand import Demand
@@ -257,29 +258,20 @@ def findings_parts(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def status_tables(status: dict[str, Any]) -> list[Any]:
+def status_tables(status: WatchedRun) -> list[Any]:
     """Progress of a run."""
-    counts = status.get("tasks")
-    parts: list[Any] = [f"state: {status['state']}; tasks recorded: {status['recorded']}"]
-    if counts:
-        parts.append("tasks: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items()))
-    if status.get("url"):
-        parts.append(f"endpoint: {status['url']} (put any name for RUN_ID)")
+    parts: list[Any] = [f"state: {status.state}; tasks recorded: {status.recorded}"]
+    if status.tasks:
+        counts = asdict(status.tasks).items()
+        parts.append("tasks: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts))
+    if status.url:
+        parts.append(f"endpoint: {status.url} (put any name for RUN_ID)")
     rows = [
-        (
-            i["id"],
-            i["llm"],
-            i["state"],
-            i["host"],
-            ",".join(i["gpus"]),
-            i["starts"],
-            i["calls_in_flight"],
-            i["num_calls"],
-        )
-        for i in status.get("instances", [])
+        (i.id, i.llm, i.state, i.host, ",".join(i.gpus), i.starts, i.calls_in_flight, i.num_calls)
+        for i in status.instances
     ]
     if rows:
         heads = ("instance", "LLM", "state", "host", "GPUs", "starts", "in flight", "calls")
         parts.append(table("Instances", heads, rows))
-    parts += [f"{i['id']}: {i['error']}" for i in status.get("instances", []) if i.get("error")]
+    parts += [f"{i.id}: {i.error}" for i in status.instances if i.error]
     return parts

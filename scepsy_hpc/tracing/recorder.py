@@ -7,12 +7,12 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.spans import Span, new_run_id
+from scepsy_hpc.formats.tasks import Task
 from scepsy_hpc.formats.workflow import Agent, Workflow
 from scepsy_hpc.tracing.agents.pool import AgentOutcome, AgentPool, agent_environment
 from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
@@ -42,7 +42,7 @@ class Recording:
 
 def trace_workflow(
     workflow: Workflow,
-    tasks: Sequence[Mapping[str, Any]],
+    tasks: Sequence[Task],
     endpoints: Mapping[str, CallTarget],
     *,
     num_tasks: int | None = None,
@@ -117,7 +117,7 @@ class _Recorder:
 
     async def record(
         self,
-        tasks: Sequence[Mapping[str, Any]],
+        tasks: Sequence[Task],
         concurrency: int,
         timeout_s: float | None,
         log_path: Path | None,
@@ -135,15 +135,15 @@ class _Recorder:
         async with proxy, AgentPool(self._agent, num_workers, log_path) as pool:
             self._tell(len(tasks))
 
-            async def run_one(task: dict[str, Any]) -> None:
-                run_id = new_run_id(task["task_id"])
-                env = agent_environment(proxy.base_url(run_id), key, task["task_id"], run_id)
-                self._end(task["task_id"], run_id, await pool.run(task, env, timeout_s))
+            async def run_one(task: Task) -> None:
+                run_id = new_run_id(task.task_id)
+                env = agent_environment(proxy.base_url(run_id), key, task.task_id, run_id)
+                self._end(task.task_id, run_id, await pool.run(task.data, env, timeout_s))
                 self._tell(len(tasks))
 
             async with asyncio.TaskGroup() as group:
                 for task in tasks:
-                    group.create_task(run_one(dict(task)))
+                    group.create_task(run_one(task))
         # After the proxy has stopped: a call that outlives its run has its span by now.
         spans = tuple(sorted(self._spans, key=lambda span: span.start_s))
         return Recording(spans, len(tasks), self._failures)
@@ -164,8 +164,8 @@ class _Recorder:
         )
 
 
-def run_span(run_id: str, workflow: str, outcome: AgentOutcome) -> Span:
-    """The span of a whole run."""
+def run_span(run_id: str, workflow: str, outcome: AgentOutcome, status: str | None = None) -> Span:
+    """The span of a whole run, `ok` or `failed` unless its ``status`` is another."""
     return Span(
         run_id=run_id,
         span_id=f"{run_id}.run",
@@ -173,5 +173,5 @@ def run_span(run_id: str, workflow: str, outcome: AgentOutcome) -> Span:
         workflow=workflow,
         start_s=outcome.started_s,
         end_s=outcome.finished_s,
-        status="ok" if outcome.error is None else "failed",
+        status=status or ("ok" if outcome.error is None else "failed"),
     )

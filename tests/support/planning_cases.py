@@ -9,10 +9,14 @@ from typing import Any
 
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.formats.bundle import Bundle, BundleHeader
+from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.plan import DemandSummary, LlmDemand
 from scepsy_hpc.formats.points import Point
 from scepsy_hpc.formats.topology import Domain, Node, Topology, check_topology
 from scepsy_hpc.formats.workflow import Llm, Workflow
+from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
+from scepsy_hpc.planning.curves.evidence import evidence_for
+from scepsy_hpc.planning.curves.making import make_curve
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 
 HEADER = BundleHeader(
@@ -34,6 +38,10 @@ HEADER = BundleHeader(
 
 ENGINE = EngineModel(step_s=0.01, prefill_token_s=2e-5, sequence_s=1e-4, context_token_s=2e-8)
 """A made-up engine, so that points of any shape are known exactly."""
+
+
+SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))
+"""Token lengths from which an engine model can be fitted."""
 
 
 def point(concurrency: float, throughput_rps: float, **changes: Any) -> Point:
@@ -87,6 +95,25 @@ def bundle(points: Iterable[Point], **header: Any) -> Bundle:
     found = tuple(points)
     name = f"{made.model}-{made.engine}-{made.engine_version}-{made.gpu_type}-{len(found)}"
     return Bundle(replace(made, points_sha256=name), found, Path("profiles") / name)
+
+
+def curve_of(
+    made: Bundle, share: int = 100, tp: int = 1, tokens: TokenLengths | None = None, **more: float
+) -> Curve:
+    """The curve of a bundle, by default at the tokens of ``point`` on a whole GPU."""
+    evidence = next(evidence_for(made.header.model, made.header.gpu_type, [made]))
+    link = None if tp == 1 else "nvlink"
+    return make_curve(
+        evidence,
+        Parallelism(made.header.gpu_type, link, tp, share),
+        tokens or TokenLengths(1000.0, 100.0),
+        **more,
+    )
+
+
+def has_flag(curve: Curve, flag: str) -> bool:
+    """Whether one of the curve's flags begins so."""
+    return any(text.startswith(flag) for text in curve.flags)
 
 
 def cluster(num_nodes: int = 1, gpus: int = 8, **changes: Any) -> Topology:
