@@ -17,7 +17,7 @@ from scepsy_hpc.errors import InfeasibleError
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.pipeline.predict import Hosted
 from scepsy_hpc.planning.problem import Case, hosted_by
-from scepsy_hpc.planning.search.problem import Problem, Solution
+from scepsy_hpc.planning.search.problem import SearchProblem, Solution
 from scepsy_hpc.planning.search.search import best_choices, solve
 
 NUM_BEST = 8
@@ -37,7 +37,7 @@ class _Replayed:
 
 
 def rank_by_p95(
-    case: Case, problem: Problem, best: Solution, within_pct: float | None = None
+    case: Case, problem: SearchProblem, best: Solution, within_pct: float | None = None
 ) -> tuple[Solution, str]:
     """The plan of lowest mean found that keeps the p95 limit, and what the ranking did.
 
@@ -56,7 +56,7 @@ def rank_by_p95(
     raise InfeasibleError(_nearest(case, replayed))
 
 
-def first_within_p95(case: Case, problem: Problem, best: Solution) -> Solution | None:
+def first_within_p95(case: Case, problem: SearchProblem, best: Solution) -> Solution | None:
     """The first of the plans of lowest mean that keeps the p95 limit; None: none does."""
     replayed: list[_Replayed] = []
     _replay(case, _lowest_means(problem, best, few=False, most=NUM_AT_A_RATE), replayed, stop=True)
@@ -77,7 +77,7 @@ def _replay(case: Case, group: Iterable[Solution], replayed: list[_Replayed], st
 
 
 def _lowest_means(
-    problem: Problem, best: Solution, few: bool, most: int = NUM_BEST
+    problem: SearchProblem, best: Solution, few: bool, most: int = NUM_BEST
 ) -> Iterator[Solution]:
     """The best plan, then the next ones; with ``few`` also the best on fewer GPUs."""
     yield best

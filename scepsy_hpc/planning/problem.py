@@ -10,7 +10,7 @@ from scepsy_hpc.planning.curves.curve import Curve
 from scepsy_hpc.planning.offers import Offers
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.pipeline.predict import Hosted
-from scepsy_hpc.planning.search.problem import OptionTable, Problem, Solution
+from scepsy_hpc.planning.search.problem import OptionTable, SearchProblem, Solution
 from scepsy_hpc.planning.search.search import solve
 from scepsy_hpc.planning.simulation.tails import Tails
 from scepsy_hpc.planning.targets import Limits
@@ -61,10 +61,10 @@ class Case:
         num_gpus: int | None = None,
         within_pct: float | None = None,
         capped: bool = True,
-    ) -> Problem:
+    ) -> SearchProblem:
         """Least mean latency at the rates of ``pipeline`` on at most so many GPUs."""
         limit_s = self.limits.latency_limit_s if capped else None
-        return Problem(
+        return SearchProblem(
             self.tables(pipeline),
             self.topology,
             "min_cost",
@@ -84,7 +84,7 @@ class Case:
         """Largest throughput, in units of the pipeline's rates; costs are left out."""
         tables = self.tables(self.pipeline, with_cost=False)
         return solve(
-            Problem(
+            SearchProblem(
                 tables,
                 self.topology,
                 "max_throughput",
