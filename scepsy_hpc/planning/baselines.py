@@ -16,7 +16,7 @@ from scepsy_hpc.planning.make_plan import emit, rates_of
 from scepsy_hpc.planning.offers import Offer, Offers
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, pipeline_of
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.problem import Case
+from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.search.placement import place
 from scepsy_hpc.planning.search.problem import Option, Solution
 from scepsy_hpc.planning.simulation.tails import Tails
@@ -49,8 +49,8 @@ def equal_split(
         offer = _smallest(stage.name, offers[stage.name], share)
         replicas = share // offer.curve.kind.tp_degree
         options.append(_option(stage.name, offer, replicas))
-    case = Case(pipeline, offers, topology, Limits(num_gpus=num_gpus), tails=tails)
-    return emit(_choice(case, options, pipeline), case, flows, demands, rate)
+    problem = PlanningProblem(pipeline, offers, topology, Limits(num_gpus=num_gpus), tails=tails)
+    return emit(_choice(problem, options, pipeline), problem, flows, demands, rate)
 
 
 def _smallest(name: str, offers: Offers, num_gpus: int) -> Offer:
@@ -67,20 +67,20 @@ def _option(name: str, offer: Offer, num_replicas: int) -> Option:
     return Option(name, *offer.curve.kind, num_replicas, math.nan, math.nan, offer.curve)
 
 
-def _choice(case: Case, options: Sequence[Option], pipeline: Pipeline) -> Choice:
+def _choice(problem: PlanningProblem, options: Sequence[Option], pipeline: Pipeline) -> Choice:
     """A choice that nothing was searched for: it carries no certificate."""
     chosen = list(options)
-    instances = place(chosen, case.topology, case.limits.num_gpus)
+    instances = place(chosen, problem.topology, problem.limits.num_gpus)
     while instances is None:
         # Groups may not fit what whole GPUs are left in the domains: the largest gives one up.
         most = max(range(len(chosen)), key=lambda i: chosen[i].num_replicas)
         if chosen[most].num_replicas == 1:
             raise InfeasibleError("an equal split cannot be placed on the free GPUs")
         offer = next(
-            o for o in case.offers[chosen[most].llm].found if o.curve is chosen[most].payload
+            o for o in problem.offers[chosen[most].llm].found if o.curve is chosen[most].payload
         )
         chosen[most] = _option(chosen[most].llm, offer, chosen[most].num_replicas - 1)
-        instances = place(chosen, case.topology, case.limits.num_gpus)
+        instances = place(chosen, problem.topology, problem.limits.num_gpus)
     nan = math.nan
     used = len({(i.node, gpu) for i in instances for gpu in i.gpus})
     by_name = {option.llm: option for option in chosen}

@@ -31,7 +31,7 @@ from scepsy_hpc.planning.explain import explain
 from scepsy_hpc.planning.offers import Offer, Offers, offers_for, shelf_for
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, deployments_of, pipeline_of
 from scepsy_hpc.planning.pipeline.predict import ClosedBatch, predict_batch, predict_open
-from scepsy_hpc.planning.problem import Case
+from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.search.placement import place
 from scepsy_hpc.planning.search.problem import Option
 from scepsy_hpc.planning.simulation.tails import Tails, with_tails
@@ -98,22 +98,22 @@ def plan_for(
     pipeline = pipeline_of(flows, demands, rates_of(workflows, target))
     offers = offers_of(pipeline, bundles, topology, engine, client)
     lengths = demands[flows[0].name].run_lengths_s if len(flows) == 1 else ()
-    case = Case(pipeline, offers, topology, limits or Limits(), lengths, tails)
-    return emit(choose(case, target), case, flows, demands, target, inputs)
+    problem = PlanningProblem(pipeline, offers, topology, limits or Limits(), lengths, tails)
+    return emit(choose(problem, target), problem, flows, demands, target, inputs)
 
 
 def emit(
     choice: Choice,
-    case: Case,
+    problem: PlanningProblem,
     flows: Sequence[Workflow],
     demands: Mapping[str, WorkflowDemand],
     target: Target,
     inputs: Sequence[Path | str] = (),
 ) -> Plan:
     """The plan of a choice: what it hosts where, what it asks for, what it should reach."""
-    predicted = _predicted(choice, target, case.run_lengths_s)
-    if case.tails is not None and not isinstance(target, Deadline):
-        predicted = with_tails(predicted, case.tails.figures(choice.pipeline, choice.hosted))
+    predicted = _predicted(choice, target, problem.run_lengths_s)
+    if problem.tails is not None and not isinstance(target, Deadline):
+        predicted = with_tails(predicted, problem.tails.figures(choice.pipeline, choice.hosted))
     names = deployments_of(flows)
     placed = choice.solution.instances
     return Plan(
@@ -127,14 +127,14 @@ def emit(
             )
             for load, flow in zip(choice.pipeline.workflows, flows, strict=True)
         ),
-        llms={n: _deployment(choice, n, case.offers[n]) for n in choice.solution.chosen},
+        llms={n: _deployment(choice, n, problem.offers[n]) for n in choice.solution.chosen},
         instances=placed,
-        allocation=allocation_of(placed, case.topology, _time_min(target)),
+        allocation=allocation_of(placed, problem.topology, _time_min(target)),
         predicted=predicted,
         demand={flow.name: demands[flow.name].kept() for flow in flows},
         certificate=choice.certificate,
-        inputs=_inputs([*(f.path for f in flows), *inputs, *_used(choice, case.offers)]),
-        explanation=explain(choice, case.offers, predicted, demands),
+        inputs=_inputs([*(f.path for f in flows), *inputs, *_used(choice, problem.offers)]),
+        explanation=explain(choice, problem.offers, predicted, demands),
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from scepsy_hpc.errors import InfeasibleError
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.pipeline.predict import Hosted
-from scepsy_hpc.planning.problem import Case, hosted_by
+from scepsy_hpc.planning.problem import PlanningProblem, hosted_by
 from scepsy_hpc.planning.search.problem import SearchProblem, Solution
 from scepsy_hpc.planning.search.search import best_choices, solve
 
@@ -37,64 +37,69 @@ class _Replayed:
 
 
 def rank_by_p95(
-    case: Case, problem: SearchProblem, best: Solution, within_pct: float | None = None
+    problem: PlanningProblem, search: SearchProblem, best: Solution, within_pct: float | None = None
 ) -> tuple[Solution, str]:
     """The plan of lowest mean found that keeps the p95 limit, and what the ranking did.
 
     With ``within_pct``: of those found within so many percent of that, the one on the fewest GPUs.
-    ``best`` answers ``problem`` at the case's rates. Raises InfeasibleError that names the nearest
-    limit.
+    ``best`` answers ``search``. Raises InfeasibleError that names the nearest limit.
     """
     replayed: list[_Replayed] = []
     few = within_pct is not None
-    for group in (_lowest_means(problem, best, few), _with_headroom(case)):
-        _replay(case, group, replayed, stop=not few)
-        good = [r for r in replayed if r.p95_s <= _limit_s(case)]
+    for group in (_lowest_means(search, best, few), _with_headroom(problem)):
+        _replay(problem, group, replayed, stop=not few)
+        good = [r for r in replayed if r.p95_s <= _limit_s(problem)]
         if good:
-            taken = _fewest_gpus(case, good, within_pct or 0.0) if few else good[0]
-            return taken.solution, _note(case, replayed, taken, within_pct)
-    raise InfeasibleError(_nearest(case, replayed))
+            taken = _fewest_gpus(problem, good, within_pct or 0.0) if few else good[0]
+            return taken.solution, _note(problem, replayed, taken, within_pct)
+    raise InfeasibleError(_nearest(problem, replayed))
 
 
-def first_within_p95(case: Case, problem: SearchProblem, best: Solution) -> Solution | None:
+def first_within_p95(
+    problem: PlanningProblem, search: SearchProblem, best: Solution
+) -> Solution | None:
     """The first of the plans of lowest mean that keeps the p95 limit; None: none does."""
     replayed: list[_Replayed] = []
-    _replay(case, _lowest_means(problem, best, few=False, most=NUM_AT_A_RATE), replayed, stop=True)
-    return replayed[-1].solution if replayed[-1].p95_s <= _limit_s(case) else None
+    _replay(
+        problem, _lowest_means(search, best, few=False, most=NUM_AT_A_RATE), replayed, stop=True
+    )
+    return replayed[-1].solution if replayed[-1].p95_s <= _limit_s(problem) else None
 
 
-def _limit_s(case: Case) -> float:
-    return math.inf if case.limits.p95_limit_s is None else case.limits.p95_limit_s
+def _limit_s(problem: PlanningProblem) -> float:
+    return math.inf if problem.limits.p95_limit_s is None else problem.limits.p95_limit_s
 
 
-def _replay(case: Case, group: Iterable[Solution], replayed: list[_Replayed], stop: bool) -> None:
+def _replay(
+    problem: PlanningProblem, group: Iterable[Solution], replayed: list[_Replayed], stop: bool
+) -> None:
     """Replay what is new; with ``stop`` up to the first that keeps the limit."""
     for solution in group:
         if all(solution.chosen != other.solution.chosen for other in replayed):
-            replayed.append(_Replayed(solution, case.p95_s(case.pipeline, solution)))
-            if stop and replayed[-1].p95_s <= _limit_s(case):
+            replayed.append(_Replayed(solution, problem.p95_s(solution)))
+            if stop and replayed[-1].p95_s <= _limit_s(problem):
                 return
 
 
 def _lowest_means(
-    problem: SearchProblem, best: Solution, few: bool, most: int = NUM_BEST
+    search: SearchProblem, best: Solution, few: bool, most: int = NUM_BEST
 ) -> Iterator[Solution]:
     """The best plan, then the next ones; with ``few`` also the best on fewer GPUs."""
     yield best
-    yield from best_choices(problem, most, best)
+    yield from best_choices(search, most, best)
     if few:
         fewer = [p.num_gpus for p in best.frontier if p.value and p.num_gpus < best.num_gpus]
         picks = np.unique(np.linspace(0, len(fewer) - 1, min(NUM_BEST, len(fewer))).astype(int))
-        solved = (solve(replace(problem, max_gpus=fewer[pick])) for pick in picks)
+        solved = (solve(replace(search, max_gpus=fewer[pick])) for pick in picks)
         yield from (solution for solution in solved if solution.is_feasible)
 
 
-def _with_headroom(case: Case) -> list[Solution]:
+def _with_headroom(problem: PlanningProblem) -> list[Solution]:
     """Best plans for higher rates, by their mean at the rate asked for."""
-    pipeline, limit_s = case.pipeline, case.limits.latency_limit_s
+    pipeline, limit_s = problem.pipeline, problem.limits.latency_limit_s
     found: list[Solution] = []
     for factor in _HEADROOM:
-        solution, _ = case.cheapest(pipeline.at_rates(factor), capped=False)
+        solution = solve(problem.at_rates(factor).least_latency(capped=False))
         if solution.is_feasible:
             cost_s = cost_of(pipeline, hosted_by(pipeline, solution))
             if limit_s is None or cost_s + pipeline.tool_time_s <= limit_s:
@@ -102,21 +107,26 @@ def _with_headroom(case: Case) -> list[Solution]:
     return sorted(found, key=lambda solution: solution.cost_s)
 
 
-def _mean_s(case: Case, replayed: _Replayed) -> float:
-    return replayed.solution.cost_s + case.pipeline.tool_time_s
+def _mean_s(problem: PlanningProblem, replayed: _Replayed) -> float:
+    return replayed.solution.cost_s + problem.pipeline.tool_time_s
 
 
-def _fewest_gpus(case: Case, good: Sequence[_Replayed], within_pct: float) -> _Replayed:
-    ceiling_s = min(_mean_s(case, r) for r in good) * (1 + within_pct / 100)
-    near = [r for r in good if _mean_s(case, r) <= ceiling_s]
+def _fewest_gpus(
+    problem: PlanningProblem, good: Sequence[_Replayed], within_pct: float
+) -> _Replayed:
+    ceiling_s = min(_mean_s(problem, r) for r in good) * (1 + within_pct / 100)
+    near = [r for r in good if _mean_s(problem, r) <= ceiling_s]
     return min(near, key=lambda r: (r.solution.num_gpus, r.solution.cost_s))
 
 
 def _note(
-    case: Case, replayed: Sequence[_Replayed], taken: _Replayed, within_pct: float | None
+    problem: PlanningProblem,
+    replayed: Sequence[_Replayed],
+    taken: _Replayed,
+    within_pct: float | None,
 ) -> str:
     """What is not proved is said: how many plans were replayed, and whether the order changed."""
-    said = f"p95 limit {_limit_s(case):g} s: kept by replay ({taken.p95_s:.4g} s)"
+    said = f"p95 limit {_limit_s(problem):g} s: kept by replay ({taken.p95_s:.4g} s)"
     first = replayed[0]
     if taken is first:
         return f"{said} by the plan of lowest mean latency; re-ranking did not change the order"
@@ -124,13 +134,13 @@ def _note(
         said += f", on the fewest GPUs found within {within_pct:g}%: {taken.solution.num_gpus}"
     return (
         f"{said}; re-ranking changed the order of {len(replayed)} plans: the lowest mean is "
-        f"{_mean_s(case, first):.4g} s on {first.solution.num_gpus} GPUs, with a p95 of "
+        f"{_mean_s(problem, first):.4g} s on {first.solution.num_gpus} GPUs, with a p95 of "
         f"{first.p95_s:.4g} s"
     )
 
 
-def _nearest(case: Case, replayed: Sequence[_Replayed]) -> str:
-    limit = f"p95 limit {_limit_s(case):g} s"
+def _nearest(problem: PlanningProblem, replayed: Sequence[_Replayed]) -> str:
+    limit = f"p95 limit {_limit_s(problem):g} s"
     nearest_s = min(r.p95_s for r in replayed)
     if math.isinf(nearest_s):
         return f"{limit}: no plan that was replayed has a known p95; trace more runs"
