@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from scepsy_hpc.bundles.engine_model import BadFitError, fit_bundle
 from scepsy_hpc.bundles.step_time import EngineModel
@@ -21,20 +22,20 @@ from scepsy_hpc.planning.simulation.flows import Arrivals, Closed
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class Forecast:
     """Both predictions of one plan under one load."""
 
     pipeline: Figures
     simulation: Figures
 
 
-def outlook(
+def forecast(
     plan: Plan,
     spans: Mapping[str, Sequence[Span]],
     bundles: Sequence[Bundle],
     arrivals: Arrivals,
     seed: int = 0,
-) -> Outlook:
+) -> Forecast:
     """Predict a plan of one workflow, open or closed. Raises InputError.
 
     A closed load of N runs is a batch: throughput and makespan include fill and drain.
@@ -45,7 +46,7 @@ def outlook(
         pipeline = predict_plan(planned, demands, bundles, num_tasks=arrivals.num_runs)
     else:
         pipeline = predict_plan(plan, demands, bundles, rate_rps=arrivals.rate_rps)
-    return Outlook(pipeline, simulated(plan, spans, bundles, arrivals, seed))
+    return Forecast(pipeline, simulated(plan, spans, bundles, arrivals, seed))
 
 
 def demands_in_spans(plan: Plan, spans: Mapping[str, Sequence[Span]]) -> dict[str, WorkflowDemand]:
@@ -54,8 +55,6 @@ def demands_in_spans(plan: Plan, spans: Mapping[str, Sequence[Span]]) -> dict[st
 
 
 def _as_workflow(plan: Plan, name: str) -> Workflow:
-    from pathlib import Path
-
     planned = next(w for w in plan.workflows if w.name == name)
     llms = {alias: Llm(model=plan.llms[llm].model) for alias, llm in planned.llms.items()}
     return Workflow(name, llms, planned.agent, Path())
