@@ -63,7 +63,7 @@ def predict(
 
     made = load_plan(plan_path)
     bundles = bundles_of(made, profiles)
-    flows = [flow for flow, _ in load_workflows(workflows)[0]]
+    flows = [flow for flow, _ in load_workflows(workflows)]
     made = of_plan.complete(made, flows, bundles)
     if spans:
         demands = demands_in_spans(made, load_spans_by_workflow(spans, made.workflows)[0])

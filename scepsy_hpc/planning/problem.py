@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+from scepsy_hpc.formats.spans import spans_of_workflow
 from scepsy_hpc.formats.topology import Topology
+from scepsy_hpc.planning.aggregate import offers_of
 from scepsy_hpc.planning.curves.curve import Curve
 from scepsy_hpc.planning.offers import Offers
+from scepsy_hpc.planning.pipeline.deployments import pipeline_of
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.pipeline.predict import Hosted
+from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.search.problem import OptionTable, SearchProblem, Solution
 from scepsy_hpc.planning.search.search import solve
 from scepsy_hpc.planning.simulation.tails import Tails
@@ -39,6 +44,20 @@ class PlanningProblem:
     limits: Limits
     run_lengths_s: tuple[float, ...] = ()
     tails: Tails | None = None
+
+    @classmethod
+    def of(cls, request: PlanRequest, client: Any = None) -> PlanningProblem:
+        """The problem of a request with demands. Raises InputError, InfeasibleError."""
+        flows, demands = request.flows, request.demands
+        pipeline = pipeline_of(flows, demands, request.rates_of())
+        offers = offers_of(pipeline, request.bundles, request.topology, request.engine, client)
+        lengths = demands[flows[0].name].run_lengths_s if len(flows) == 1 else ()
+        tails = None
+        if request.spans:
+            tails = Tails.of(
+                {f.name: spans_of_workflow(request.spans[f.name], f.name) for f in flows}
+            )
+        return cls(pipeline, offers, request.topology, request.limits, lengths, tails)
 
     def at_rates(self, factor: float) -> PlanningProblem:
         """The same at ``factor`` times the rates."""
