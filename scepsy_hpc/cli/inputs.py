@@ -39,22 +39,16 @@ def _rate(text: str | None, value: str) -> float | None:
     return rate
 
 
-def load_spans_by_workflow(
-    values: tuple[str, ...], flows: Sequence[Any]
-) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Spans and their paths, both by workflow name."""
-    from scepsy_hpc.formats.spans import load_spans
-
-    found: dict[str, Any] = {}
-    paths: dict[str, Path] = {}
+def spans_files(values: tuple[str, ...], flows: Sequence[Any]) -> dict[str, Path]:
+    """File of each workflow's spans, by the workflow's name."""
+    found: dict[str, Path] = {}
     known = ", ".join(flow.name for flow in flows)
     for name, value in named(values, "spans").items():
         wanted = name or (str(flows[0].name) if len(flows) == 1 else "")
         if wanted not in {flow.name for flow in flows}:
             raise click.UsageError(f"--spans {value}: write NAME={value}; NAME is one of {known}")
-        found[wanted] = load_spans(value)
-        paths[wanted] = Path(value)
+        found[wanted] = Path(value)
     for flow in flows:
         if flow.name not in found:
             raise click.UsageError(f"--spans {flow.name}=FILE is missing")
-    return found, paths
+    return found

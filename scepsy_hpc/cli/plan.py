@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from scepsy_hpc.cli.inputs import load_spans_by_workflow, load_workflows
+from scepsy_hpc.cli.inputs import load_workflows, spans_files
 from scepsy_hpc.cli.options import (
     COUNT,
     DURATION,
@@ -90,6 +90,7 @@ def plan(
     """
     from scepsy_hpc.bundles.library import find_bundles
     from scepsy_hpc.formats.plan import save_plan
+    from scepsy_hpc.formats.spans import load_spans
     from scepsy_hpc.formats.topology import load_topology
     from scepsy_hpc.planning.aggregate import dask_workers
     from scepsy_hpc.planning.inputs import input_of
@@ -99,18 +100,18 @@ def plan(
 
     target = _target(rate, max_throughput, tasks, deadline)
     flows = load_workflows(workflows)
-    recorded, span_paths = load_spans_by_workflow(spans, [flow for flow, _ in flows])
+    files = spans_files(spans, [flow for flow, _ in flows])
     request = PlanRequest(
         flows,
         find_bundles(profiles),
         load_topology(topology),
         target,
         Limits(gpus, latency_limit, p95_limit, within),
-        spans=recorded,
+        spans={name: load_spans(path) for name, path in files.items()},
         engine=engine,
         inputs=(
             *(input_of("workflow", flow.path, flow.name) for flow, _ in flows),
-            *(input_of("spans", path, name) for name, path in span_paths.items()),
+            *(input_of("spans", path, name) for name, path in files.items()),
             input_of("topology", topology),
         ),
     )

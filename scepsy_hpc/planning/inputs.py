@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from scepsy_hpc.bundles.library import find_bundles
@@ -29,11 +30,14 @@ def bundles_of(plan: Plan, profiles: Path | None = None) -> list[Bundle]:
     return [load_bundle(path.parent) for path in paths]
 
 
-def spans_of(plan: Plan) -> dict[str, list[Span]]:
-    """Traced runs of each workflow of the plan. Raises InputError."""
+def spans_of(plan: Plan, files: Mapping[str, Path] | None = None) -> dict[str, list[Span]]:
+    """Traced runs of each workflow in ``files``, else in those that the plan names.
+
+    Raises InputError.
+    """
     found = {}
     for name in (workflow.name for workflow in plan.workflows):
-        paths = _paths(plan, "spans", name)
+        paths = [files[name]] if files else _paths(plan, "spans", name)
         if not paths:
             raise InputError(f"plan: inputs: names no spans of {name}; give them with --spans")
         spans = [span for path in paths for span in load_spans(path)]
