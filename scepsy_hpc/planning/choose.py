@@ -21,6 +21,7 @@ _RATE_TOLERANCE = 1e-3
 _P95_TOLERANCE = 0.01  # a replayed percentile is no more certain than that
 _IDLE = 1e-6
 _JUST_BELOW = 1.0 - 1e-9
+_MOST_IN_FLIGHT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,18 +199,18 @@ def _in_time(problem: PlanningProblem, target: Deadline) -> Choice:
         raise InfeasibleError(_nearest(unit, fastest))
     most_rps = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
     rate = target.num_tasks / target.deadline_s
-    best: Choice | None = None
     shortest_s = math.inf
     while True:
-        rate = min(rate, most_rps)
-        for gpus in _budgets(unit, rate):
-            choice, time_s = _batch_on(unit, target, rate, gpus)
-            shortest_s = min(shortest_s, time_s)
+        here = unit.at_rates(min(rate, most_rps))
+        best = solve(here.least_latency())
+        if not best.is_feasible and math.isinf(shortest_s):
+            raise InfeasibleError(_nearest(here, best))
+        budgets = {point.num_gpus for point in best.frontier} | {best.num_gpus}
+        for gpus in sorted(budgets) if best.is_feasible else ():
+            choice, time_s = _batch_on(here, target, gpus)
             if choice is not None and time_s <= target.deadline_s:
-                best = choice
-                break
-        if best is not None:
-            return best
+                return choice
+            shortest_s = min(shortest_s, time_s)
         if rate >= most_rps:
             raise InfeasibleError(
                 f"{target.num_tasks} tasks by a deadline of {target.deadline_s:g} s are out of "
@@ -218,24 +219,13 @@ def _in_time(problem: PlanningProblem, target: Deadline) -> Choice:
         rate *= 1.25
 
 
-def _budgets(problem: PlanningProblem, rate: float) -> list[int]:
-    """Numbers of GPUs worth trying at a rate, fewest first."""
-    solution = solve(problem.at_rates(rate).least_latency())
-    if not solution.is_feasible:
-        return []
-    return sorted({point.num_gpus for point in solution.frontier} | {solution.num_gpus})
-
-
-def _batch_on(
-    problem: PlanningProblem, target: Deadline, rate: float, gpus: int
-) -> tuple[Choice | None, float]:
-    """Lowest latency at a rate on so many GPUs, with the fewest runs in flight that suffice."""
-    here = problem.at_rates(rate)
-    search, pipeline = here.least_latency(gpus), here.pipeline
+def _batch_on(problem: PlanningProblem, target: Deadline, gpus: int) -> tuple[Choice | None, float]:
+    """Lowest latency on so many GPUs with the fewest runs in flight that suffice; its makespan."""
+    search, pipeline = problem.least_latency(gpus), problem.pipeline
     solution = solve(search)
     if not solution.is_feasible:
         return None, math.inf
-    in_flight, time_s = _fewest_in_flight(here, target, hosted_by(pipeline, solution))
+    in_flight, time_s = _fewest_in_flight(problem, target, hosted_by(pipeline, solution))
     certificate = certify("latency_mean_s", solution.cost_s, solution.bound, pipeline.tool_time_s)
     note = f"the fewest GPUs that end {target.num_tasks} tasks in {target.deadline_s:g} s"
     return Choice(pipeline, search.tables, solution, certificate, in_flight, (note,)), time_s
@@ -250,17 +240,15 @@ def _fewest_in_flight(
         state, _ = closed_state(problem.pipeline, hosted, num)
         return makespan(state, ClosedBatch(target.num_tasks, num, problem.run_lengths_s))[0]
 
-    tried = {1: time_s(1)}
-    num = 1
-    while num < min(target.num_tasks, 4096) and tried[num] > target.deadline_s:
-        num = min(2 * num, target.num_tasks, 4096)
-        tried[num] = time_s(num)
-    good = [k for k, s in tried.items() if s <= target.deadline_s]
-    if not good:
-        best = min(tried, key=lambda k: tried[k])
-        return best, tried[best]
-    high = min(good)
-    low = high // 2
+    most = min(target.num_tasks, _MOST_IN_FLIGHT)
+    low, high = 0, 1
+    tried = {high: time_s(high)}
+    while high < most and tried[high] > target.deadline_s:
+        low, high = high, min(2 * high, most)
+        tried[high] = time_s(high)
+    if tried[high] > target.deadline_s:
+        high = min(tried, key=lambda num: tried[num])
+        return high, tried[high]
     while high - low > 1:
         middle = (low + high) // 2
         tried[middle] = time_s(middle)
