@@ -29,14 +29,15 @@ def equal_split(request: PlanRequest) -> Plan:
 
 def _choice(problem: PlanningProblem) -> Choice:
     """A choice that nothing was searched for: it carries no certificate."""
-    stages, num_gpus = problem.pipeline.stages, problem.limits.num_gpus
+    nan, stages, num_gpus = math.nan, problem.pipeline.stages, problem.limits.num_gpus
     total = min(problem.topology.num_gpus, num_gpus or problem.topology.num_gpus)
     each, left = divmod(total, len(stages))
     chosen = []
     for index, stage in enumerate(stages):
         share = each + (1 if index < left else 0)
         offer = _smallest(stage.name, problem.offers[stage.name], share)
-        chosen.append(_option(stage.name, offer, share // offer.curve.kind.tp_degree))
+        replicas = share // offer.curve.kind.tp_degree
+        chosen.append(Option(stage.name, *offer.curve.kind, replicas, nan, nan, offer.curve))
     instances = place(chosen, problem.topology, num_gpus)
     while instances is None:
         # Groups may not fit what whole GPUs are left in the domains: the largest gives one up.
@@ -46,7 +47,6 @@ def _choice(problem: PlanningProblem) -> Choice:
             raise InfeasibleError("an equal split cannot be placed on the free GPUs")
         chosen[most] = replace(option, num_replicas=option.num_replicas - 1)
         instances = place(chosen, problem.topology, num_gpus)
-    nan = math.nan
     used = len({(i.node, gpu) for i in instances for gpu in i.gpus})
     by_name = {option.llm: option for option in chosen}
     solution = Solution(by_name, instances, nan, nan, nan, nan, nan, used, "dp")
@@ -63,7 +63,3 @@ def _smallest(name: str, offers: Offers, num_gpus: int) -> Offer:
             f"{name}: an equal split leaves it {num_gpus} whole GPUs, which cannot hold it"
         )
     return min(fitting, key=lambda o: o.curve.kind.tp_degree)
-
-
-def _option(name: str, offer: Offer, num_replicas: int) -> Option:
-    return Option(name, *offer.curve.kind, num_replicas, math.nan, math.nan, offer.curve)

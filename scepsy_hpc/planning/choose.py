@@ -124,7 +124,8 @@ def _most(problem: PlanningProblem) -> Choice:
     highest = problem.at_rates(factor)
     search = highest.least_latency(gpus)
     solution = solve(search)
-    if not (solution.is_feasible and highest.keeps_p95(solution)):
+    by_p95 = problem.limits.p95_limit_s is not None
+    if not solution.is_feasible or (by_p95 and highest.p95_s(solution) > problem.p95_limit_s):
         return _limited(problem, factor, gpus, fastest.bound)
     pipeline, bound = highest.pipeline, fastest.bound * problem.pipeline.total_rps
     value = min(

@@ -11,7 +11,7 @@ from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.formats.figures import Figures
-from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.plan import Plan, PlanWorkflow
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.aggregate import demands_of
@@ -51,13 +51,12 @@ def forecast(
 
 def demands_in_spans(plan: Plan, spans: Mapping[str, Sequence[Span]]) -> dict[str, WorkflowDemand]:
     """Demand of the plan's workflows. Raises InputError."""
-    return demands_of([_as_workflow(plan, w.name) for w in plan.workflows], spans)
+    return demands_of([_as_workflow(plan, planned) for planned in plan.workflows], spans)
 
 
-def _as_workflow(plan: Plan, name: str) -> Workflow:
-    planned = next(w for w in plan.workflows if w.name == name)
+def _as_workflow(plan: Plan, planned: PlanWorkflow) -> Workflow:
     llms = {alias: Llm(model=plan.llms[llm].model) for alias, llm in planned.llms.items()}
-    return Workflow(name, llms, planned.agent, Path())
+    return Workflow(planned.name, llms, planned.agent, Path())
 
 
 def with_in_flight(plan: Plan, num_runs: int) -> Plan:

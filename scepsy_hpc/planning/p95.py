@@ -33,6 +33,7 @@ _HEADROOM = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
 @dataclass(frozen=True, slots=True)
 class _Replayed:
     solution: Solution
+    mean_s: float
     p95_s: float
 
 
@@ -48,9 +49,9 @@ def rank_by_p95(
     few = within_pct is not None
     for group in (_lowest_means(search, best, few), _with_headroom(problem)):
         _replay(problem, group, replayed, stop=not few)
-        good = [r for r in replayed if r.p95_s <= _limit_s(problem)]
+        good = [r for r in replayed if r.p95_s <= problem.p95_limit_s]
         if good:
-            taken = _fewest_gpus(problem, good, within_pct or 0.0) if few else good[0]
+            taken = _fewest_gpus(good, within_pct or 0.0) if few else good[0]
             return taken.solution, _note(problem, replayed, taken, within_pct)
     raise InfeasibleError(_nearest(problem, replayed))
 
@@ -60,14 +61,9 @@ def first_within_p95(
 ) -> Solution | None:
     """The first of the plans of lowest mean that keeps the p95 limit; None: none does."""
     replayed: list[_Replayed] = []
-    _replay(
-        problem, _lowest_means(search, best, few=False, most=NUM_AT_A_RATE), replayed, stop=True
-    )
-    return replayed[-1].solution if replayed[-1].p95_s <= _limit_s(problem) else None
-
-
-def _limit_s(problem: PlanningProblem) -> float:
-    return math.inf if problem.limits.p95_limit_s is None else problem.limits.p95_limit_s
+    group = _lowest_means(search, best, few=False, most=NUM_AT_A_RATE)
+    _replay(problem, group, replayed, stop=True)
+    return replayed[-1].solution if replayed[-1].p95_s <= problem.p95_limit_s else None
 
 
 def _replay(
@@ -76,8 +72,9 @@ def _replay(
     """Replay what is new; with ``stop`` up to the first that keeps the limit."""
     for solution in group:
         if all(solution.chosen != other.solution.chosen for other in replayed):
-            replayed.append(_Replayed(solution, problem.p95_s(solution)))
-            if stop and replayed[-1].p95_s <= _limit_s(problem):
+            mean_s = solution.cost_s + problem.pipeline.tool_time_s
+            replayed.append(_Replayed(solution, mean_s, problem.p95_s(solution)))
+            if stop and replayed[-1].p95_s <= problem.p95_limit_s:
                 return
 
 
@@ -107,15 +104,9 @@ def _with_headroom(problem: PlanningProblem) -> list[Solution]:
     return sorted(found, key=lambda solution: solution.cost_s)
 
 
-def _mean_s(problem: PlanningProblem, replayed: _Replayed) -> float:
-    return replayed.solution.cost_s + problem.pipeline.tool_time_s
-
-
-def _fewest_gpus(
-    problem: PlanningProblem, good: Sequence[_Replayed], within_pct: float
-) -> _Replayed:
-    ceiling_s = min(_mean_s(problem, r) for r in good) * (1 + within_pct / 100)
-    near = [r for r in good if _mean_s(problem, r) <= ceiling_s]
+def _fewest_gpus(good: Sequence[_Replayed], within_pct: float) -> _Replayed:
+    ceiling_s = min(r.mean_s for r in good) * (1 + within_pct / 100)
+    near = [r for r in good if r.mean_s <= ceiling_s]
     return min(near, key=lambda r: (r.solution.num_gpus, r.solution.cost_s))
 
 
@@ -126,7 +117,7 @@ def _note(
     within_pct: float | None,
 ) -> str:
     """What is not proved is said: how many plans were replayed, and whether the order changed."""
-    said = f"p95 limit {_limit_s(problem):g} s: kept by replay ({taken.p95_s:.4g} s)"
+    said = f"p95 limit {problem.p95_limit_s:g} s: kept by replay ({taken.p95_s:.4g} s)"
     first = replayed[0]
     if taken is first:
         return f"{said} by the plan of lowest mean latency; re-ranking did not change the order"
@@ -134,13 +125,13 @@ def _note(
         said += f", on the fewest GPUs found within {within_pct:g}%: {taken.solution.num_gpus}"
     return (
         f"{said}; re-ranking changed the order of {len(replayed)} plans: the lowest mean is "
-        f"{_mean_s(problem, first):.4g} s on {first.solution.num_gpus} GPUs, with a p95 of "
+        f"{first.mean_s:.4g} s on {first.solution.num_gpus} GPUs, with a p95 of "
         f"{first.p95_s:.4g} s"
     )
 
 
 def _nearest(problem: PlanningProblem, replayed: Sequence[_Replayed]) -> str:
-    limit = f"p95 limit {_limit_s(problem):g} s"
+    limit = f"p95 limit {problem.p95_limit_s:g} s"
     nearest_s = min(r.p95_s for r in replayed)
     if math.isinf(nearest_s):
         return f"{limit}: no plan that was replayed has a known p95; trace more runs"

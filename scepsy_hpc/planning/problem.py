@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,10 +69,10 @@ class PlanningProblem:
         assert self.tails is not None
         return self.tails.p95_s(self.pipeline, hosted_by(self.pipeline, solution))
 
-    def keeps_p95(self, solution: Solution) -> bool:
-        """Whether a solution keeps the limit on the p95."""
-        limit_s = self.limits.p95_limit_s
-        return limit_s is None or self.p95_s(solution) <= limit_s
+    @property
+    def p95_limit_s(self) -> float:
+        """The limit on it; infinite where there is none."""
+        return math.inf if self.limits.p95_limit_s is None else self.limits.p95_limit_s
 
     def _tables(self, with_cost: bool = True) -> tuple[OptionTable, ...]:
         room = {
