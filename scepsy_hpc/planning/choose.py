@@ -242,7 +242,7 @@ def _fewest_in_flight(
         return makespan(state, ClosedBatch(target.num_tasks, num, problem.run_lengths_s))[0]
 
     most = min(target.num_tasks, _MOST_IN_FLIGHT)
-    low, high = 0, 1
+    low = high = 1
     tried = {high: time_s(high)}
     while high < most and tried[high] > target.deadline_s:
         low, high = high, min(2 * high, most)
