@@ -33,7 +33,7 @@ from mutations import Site, sites
 
 # A module to the tests that should notice: its own, and where it has none, those of what uses it.
 MODULES = {
-    "scepsy_hpc/planning/choose.py": ("tests/planning/test_make_plan.py",),
+    "scepsy_hpc/planning/choose.py": ("tests/planning/test_choose.py",),
     "scepsy_hpc/planning/pipeline/pipeline.py": ("tests/planning/pipeline/test_pipeline.py",),
     "scepsy_hpc/report/comparison.py": ("tests/report/test_comparison.py",),
     "scepsy_hpc/serving/allocation.py": ("tests/serving/test_allocation.py",),

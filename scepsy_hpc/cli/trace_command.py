@@ -143,7 +143,7 @@ def _plan_to_host(
     from scepsy_hpc.bundles.library import find_bundles
     from scepsy_hpc.formats.plan import load_plan
     from scepsy_hpc.formats.topology import load_topology
-    from scepsy_hpc.planning.make_plan import one_each
+    from scepsy_hpc.planning.one_each import one_each
     from scepsy_hpc.serving.rehearsal import rehearsed
 
     bundles = find_bundles(profiles) if profiles else []

@@ -39,13 +39,12 @@ def explain(
 
 def _llm_line(choice: Choice, name: str, offers: Offers, predicted: Figures) -> str:
     option = choice.solution.chosen[name]
-    offer = next(o for o in offers.found if o.curve is option.payload)
     figures = predicted.per_llm[name]
     share = figures.share_of_latency
     over = f" over {option.link}" if option.link else ""
     text = (
         f"{name}: {option.num_replicas} x TP {option.tp_degree}{over}, {option.gpu_share_pct}% of "
-        f"{option.gpu_type}, by {offer.evidence.label}"
+        f"{option.gpu_type}, by {offers.of(option.payload).evidence.label}"
     )
     if share is not None:
         text += f": {100 * share:.0f}% of the latency of a run"

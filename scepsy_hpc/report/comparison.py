@@ -16,7 +16,7 @@ from scepsy_hpc.files import record
 from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.formats.figures import Figures, LlmFigures, RunFigures
 from scepsy_hpc.formats.plan import Plan, PlanWorkflow, load_plan
-from scepsy_hpc.planning.forecast import Outlook, outlook
+from scepsy_hpc.planning.forecast import Forecast, forecast
 from scepsy_hpc.planning.inputs import bundles_of, spans_of
 from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open
 from scepsy_hpc.report.notes import engine_notes, share_notes
@@ -76,15 +76,17 @@ def compare_run(root: Path, again: Sequence[Path] = ()) -> Comparison:
     measured = _measured(folder)
     others = [_again(path, plan) for path in again]
     bundles = _bundles(plan)
-    outlooks, problem = _outlooks(plan, settings, measured, bundles)
+    forecasts, problem = _forecasts(plan, settings, measured, bundles)
     notes = [*engine_notes(plan, bundles), *share_notes(folder), *([problem] if problem else [])]
     rows, llms = [], []
     for name, one in measured.items():
-        pipeline, simulation = _expected(plan, name, one, settings, outlooks.get(name))
+        pipeline, simulation = _expected(plan, name, one, settings, forecasts.get(name))
         same = [run[name] for run in others if name in run]
         rows += _rows(name, one, pipeline, simulation, same)
-        llms += _llm_rows(plan, name, one, outlooks.get(name))
-    flags = sorted({f for o in outlooks.values() for f in (*o.pipeline.flags, *o.simulation.flags)})
+        llms += _llm_rows(plan, name, one, forecasts.get(name))
+    flags = sorted(
+        {f for o in forecasts.values() for f in (*o.pipeline.flags, *o.simulation.flags)}
+    )
     return Comparison(
         rows=tuple(rows),
         llms=tuple(llms),
@@ -92,7 +94,7 @@ def compare_run(root: Path, again: Sequence[Path] = ()) -> Comparison:
         pace=dict.fromkeys(measured, _pace(settings)),
         notes=tuple(notes),
         flags=tuple(flags or (plan.predicted.flags if plan.predicted else ())),
-        explanation=_explanation(bool(outlooks), len(again)),
+        explanation=_explanation(bool(forecasts), len(again)),
     )
 
 
@@ -104,15 +106,15 @@ def _bundles(plan: Plan) -> list[Bundle]:
         return []
 
 
-def _outlooks(
+def _forecasts(
     plan: Plan, settings: RunSettings, measured: Mapping[str, Figures], bundles: Sequence[Bundle]
-) -> tuple[dict[str, Outlook], str | None]:
+) -> tuple[dict[str, Forecast], str | None]:
     """Predictions for this run's own load by workflow, or why there are none."""
     if len(plan.workflows) != 1:
         return {}, "several workflows at once: predicted figures are those stored in the plan"
     try:
         load, spans = _load(settings, next(iter(measured.values()))), spans_of(plan)
-        found = outlook(plan, spans, bundles or bundles_of(plan), load, settings.seed)
+        found = forecast(plan, spans, bundles or bundles_of(plan), load, settings.seed)
     except ScepsyError as error:
         why = str(error).partition(";")[0]
         return {}, f"no new prediction for this load, figures are the plan's own: {why}"
@@ -148,7 +150,7 @@ def _pace(settings: RunSettings) -> str:
 
 
 def _expected(
-    plan: Plan, name: str, measured: Figures, settings: RunSettings, seen: Outlook | None
+    plan: Plan, name: str, measured: Figures, settings: RunSettings, seen: Forecast | None
 ) -> tuple[RunFigures, RunFigures]:
     """What pipeline and simulation say of one workflow's runs; unknown figures are None."""
     if seen is None:
@@ -201,7 +203,7 @@ def _rows(
     ]
 
 
-def _llm_rows(plan: Plan, name: str, measured: Figures, seen: Outlook | None) -> list[Row]:
+def _llm_rows(plan: Plan, name: str, measured: Figures, seen: Forecast | None) -> list[Row]:
     """Mean latency of each LLM's calls in one workflow."""
     hosts = {alias: llm for w in plan.workflows if w.name == name for alias, llm in w.llms.items()}
     predicted = (seen.pipeline, seen.simulation) if seen else (Figures(), Figures())

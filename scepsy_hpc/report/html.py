@@ -202,8 +202,11 @@ def _flags(comparison: Comparison) -> Section:
 
 
 def _inputs(plan: Plan) -> Section:
-    rows = [(i.path, f"{i.sha256[:16]}…") for i in plan.inputs]
+    rows = [
+        (f"{i.role} of {i.workflow}" if i.workflow else i.role, i.path, f"{i.sha256[:16]}…")
+        for i in plan.inputs
+    ]
     return Section(
         title="Files the plan was made from",
-        table=HtmlTable(("path", "sha256"), rows, wide=(0,)) if rows else None,
+        table=HtmlTable(("what", "path", "sha256"), rows, wide=(1,)) if rows else None,
     )

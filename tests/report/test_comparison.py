@@ -172,7 +172,7 @@ def test_why_there_is_no_new_prediction(tmp_path):
     found = compare_run(folder)
     assert found.flags == ("rag: modelled: by someone",)
     (note,) = [note for note in found.notes if "no new prediction" in note]
-    assert note.endswith("figures are the plan's own: plan: inputs: names no spans")
+    assert note.endswith("figures are the plan's own: plan: inputs: names no spans of rag")
 
 
 def test_profiles_that_are_gone_leave_a_comparison(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.formats.bundle import Bundle, BundleHeader
 from scepsy_hpc.formats.parallelism import Parallelism
-from scepsy_hpc.formats.plan import DemandSummary, LlmDemand
+from scepsy_hpc.formats.plan import DemandSummary, LlmDemand, Plan
 from scepsy_hpc.formats.points import Point
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.topology import Domain, Node, Topology, check_topology
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import evidence_for
 from scepsy_hpc.planning.curves.making import make_curve
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
+from scepsy_hpc.planning.request import PlanRequest
+from scepsy_hpc.planning.targets import Limits, Rate, Target
 
 HEADER = BundleHeader(
     model="org/model",
@@ -152,3 +156,83 @@ def demand(
     """Demand of a workflow with ten runs."""
     summary = DemandSummary(num_runs=10, tool_time_s=tool_time_s, overlap=overlap, llms=llms)
     return WorkflowDemand(summary, **more)
+
+
+SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))
+MODELS = {"a": "org/model", "b": "org/small"}
+FLOW = workflow("w", {alias: Llm(model=model) for alias, model in MODELS.items()})
+NEEDS = demand({"a": calls(3.0, parallelism=1.5), "b": calls(2.0)}, tool_time_s=1.0)
+"""Two LLMs, the second four times as fast: a workflow that ``two_bundles`` can host."""
+
+
+def two_bundles() -> list[Bundle]:
+    """Profiles of both models at TP 1 and 2."""
+    found = []
+    for model, factor in (("org/model", 1.0), ("org/small", 4.0)):
+        points = []
+        for tp, gain in ((1, 1.0), (2, 1.6)):
+            for p in engine_points(SHAPES, tp_degree=tp):
+                rate = p.throughput_rps * factor * gain
+                points.append(
+                    replace(p, throughput_rps=rate, latency_mean_s=(p.concurrency or 1.0) / rate)
+                )
+        found.append(bundle(points, model=model, link="nvlink"))
+    return found
+
+
+def request_for(target: Target, flow: Workflow = FLOW, **changes: Any) -> PlanRequest:
+    """A request for that workflow on a node of eight GPUs, at one run per second if at a rate."""
+    rate = 1.0 if target == Rate() else None
+    asked = PlanRequest(
+        [(flow, rate)], two_bundles(), cluster(), target, demands={flow.name: NEEDS}
+    )
+    return replace(asked, **changes)
+
+
+def gpus_of_plan(plan: Plan) -> int:
+    """GPUs that its instances stand on."""
+    return len({(i.node, gpu) for i in plan.instances for gpu in i.gpus})
+
+
+def traced_spans(num_runs: int) -> list[Span]:
+    """Runs of one to nine calls of `a`, one after the other, of a second each."""
+    rng = random.Random(1)
+    found = []
+    for run in range(num_runs):
+        clock_s = 0.0
+        for call in range(rng.randint(1, 9)):
+            found.append(
+                Span(
+                    run_id=f"r{run}",
+                    span_id=f"s{call}",
+                    kind="llm",
+                    llm="a",
+                    start_s=clock_s,
+                    end_s=clock_s + 1.0,
+                    status="ok",
+                    input_tokens=1000,
+                    output_tokens=100,
+                )
+            )
+            clock_s += 1.1
+    return found
+
+
+def traced_request(target: Target, limits: Limits | None = None, num_runs: int = 30) -> PlanRequest:
+    """A request from those spans: one LLM on a node of eight GPUs."""
+    flow = workflow("w", {"a": Llm(model="org/model")})
+    return PlanRequest(
+        [(flow, None)],
+        [bundle(engine_points(SHAPES))],
+        cluster(),
+        target,
+        limits or Limits(),
+        spans={"w": traced_spans(num_runs)},
+    )
+
+
+def p95_of(plan: Plan) -> float:
+    """Its predicted 95th percentile in seconds."""
+    assert plan.predicted is not None
+    assert plan.predicted.latency_p95_s is not None
+    return plan.predicted.latency_p95_s
