@@ -27,6 +27,7 @@ from scepsy_hpc.files import read_jsonl_data, shipped_path, write_yaml
 from scepsy_hpc.formats import workflow as workflows
 from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
 from scepsy_hpc.formats.spans import load_spans
+from scepsy_hpc.formats.status import RunStatus
 from scepsy_hpc.planning.make_plan import make_plan
 from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.targets import Limits, MaxThroughput
@@ -152,8 +153,8 @@ async def scheme(
         await asyncio.to_thread(work_off, plan_path, tasks, out, options.runs_in_flight)
         outs.append(out)
     ledgers = [read_jsonl_data(out / "results.jsonl") for out in outs]
-    statuses = [read_json(RunFolder(out).status) or {} for out in outs]
-    return combine(ledgers) | {"alerts": [a for s in statuses for a in s.get("alerts", [])]}
+    statuses = [read_json(RunFolder(out).status, RunStatus) for out in outs]
+    return combine(ledgers) | {"alerts": [alert for s in statuses if s for alert in s.alerts]}
 
 
 def write_tasks(path: Path, options: argparse.Namespace, stages: Sequence[str]) -> Path:

@@ -7,23 +7,28 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scepsy_hpc.cli.options import say
 from scepsy_hpc.cluster.jobs.submit import ClusterName
+
+if TYPE_CHECKING:
+    from scepsy_hpc.formats.status import RunStatus, WatchedRun
+    from scepsy_hpc.report.progress import ProgressBar
+    from scepsy_hpc.serving.settings import RunSettings
 
 
 def host_plan(
     plan: Path,
     tasks: Path | None,
     output: Path,
-    settings: Any,
+    settings: RunSettings,
     cluster: ClusterName,
     site: Path | None,
     resume: bool,
     time_min: int | None,
-) -> dict[str, Any]:
-    """Submit the job and follow it; its last status. Without ``tasks`` until it is stopped.
+) -> None:
+    """Submit the job and follow it to its end. Without ``tasks`` until it is stopped.
 
     Raises InputError where nothing was submitted; then no new ``output`` is left either.
     """
@@ -44,7 +49,7 @@ def host_plan(
     say(f"{'serving' if settings.serve else 'running'} in {output} ({cluster} {jobs.ids[0]})")
     try:
         with _ends_as_by_hand(), ProgressBar("tasks" if tasks else "engines ready") as progress:
-            return runs.follow(folder, jobs, lambda s, note: show_progress(progress, s, note))
+            runs.follow(folder, jobs, lambda s, note: show_progress(progress, s, note))
     except KeyboardInterrupt:
         if cluster == "slurm":
             say(f"the job goes on; `scepsy status {output}`, `scepsy stop {output}`")
@@ -72,27 +77,25 @@ def _ends_as_by_hand() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def show_progress(progress: Any, status: dict[str, Any] | None, note: str) -> None:
+def show_progress(progress: ProgressBar, status: RunStatus | None, note: str) -> None:
     """Tasks done, or engines ready while there are none; ``note`` says why that takes time."""
     if status is None:
         return
-    counts = status.get("tasks")
+    counts = status.tasks
     if counts:
-        done = counts["recorded_before"] + counts["ok"] + counts["failed"]
-        failed = f", {counts['failed']} failed" if counts["failed"] else ""
-        progress.update(done, counts["total"], f"{counts['in_flight']} in flight{failed}")
+        done = counts.recorded_before + counts.ok + counts.failed
+        failed = f", {counts.failed} failed" if counts.failed else ""
+        progress.update(done, counts.total, f"{counts.in_flight} in flight{failed}")
         return
-    instances = status.get("instances", [])
-    ready = sum(i["state"] == "ready" for i in instances)
-    progress.update(
-        0, None, note or f"{status['state']}, {ready} of {len(instances)} engines ready"
-    )
+    ready = sum(i.state == "ready" for i in status.instances)
+    of = len(status.instances)
+    progress.update(0, None, note or f"{status.state}, {ready} of {of} engines ready")
 
 
-def show_status(status: dict[str, Any]) -> None:
+def show_status(status: WatchedRun) -> None:
     """How far a run is and how its engines are, for a person."""
     from scepsy_hpc.report import tables
 
     tables.show(*tables.status_tables(status))
-    for alert in status.get("alerts", []):
+    for alert in status.alerts:
         say(f"alert: {alert}")

@@ -89,10 +89,10 @@ def plan(
     target: the message names the nearest that is feasible, and nothing is written.
     """
     from scepsy_hpc.bundles.library import find_bundles
+    from scepsy_hpc.cluster.dask import dask_workers
     from scepsy_hpc.formats.plan import save_plan
     from scepsy_hpc.formats.spans import load_spans
     from scepsy_hpc.formats.topology import load_topology
-    from scepsy_hpc.planning.aggregate import dask_workers
     from scepsy_hpc.planning.inputs import input_of
     from scepsy_hpc.planning.make_plan import make_plan
     from scepsy_hpc.planning.request import PlanRequest

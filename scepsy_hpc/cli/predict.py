@@ -55,10 +55,10 @@ def predict(
     come from `scepsy simulate`.
     """
     from scepsy_hpc.formats.plan import load_plan
-    from scepsy_hpc.planning.aggregate import demands_in
     from scepsy_hpc.planning.forecast import demands_in_spans, with_in_flight
     from scepsy_hpc.planning.inputs import bundles_of, spans_of
     from scepsy_hpc.planning.pipeline import of_plan
+    from scepsy_hpc.planning.pipeline.deployments import demands_in
     from scepsy_hpc.report import tables
 
     made = load_plan(plan_path)

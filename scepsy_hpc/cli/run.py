@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -62,26 +61,27 @@ def run(
         rate_rps=rate,
         seed=seed,
         task_timeout_s=task_timeout,
-        cluster=cluster,
     )
-    status = host_plan(plan, tasks, output, settings, cluster, site, resume, time_min)
-    return _conclude(output, status, as_json)
+    host_plan(plan, tasks, output, settings, cluster, site, resume, time_min)
+    return _conclude(output, as_json)
 
 
-def _conclude(output: Path, status: dict[str, Any], as_json: bool) -> int:
+def _conclude(output: Path, as_json: bool) -> int:
+    from scepsy_hpc.serving.measured import MeasuredRun
     from scepsy_hpc.serving.run import read_status
     from scepsy_hpc.serving.run_folder import RunFolder, read_json
 
-    status = read_status(output) if output.exists() else status
-    counts = status.get("tasks") or {}
+    status = read_status(output)
     if as_json:
-        measured = read_json(RunFolder(output.absolute()).measured)
-        print_json({"status": status, "measured": measured})
+        measured = read_json(RunFolder(output.absolute()).measured, MeasuredRun)
+        print_json({"status": status.plain(), "measured": measured})
     else:
         show_status(status)
-    left = counts.get("waiting", 0) + counts.get("in_flight", 0)
+    counts = status.tasks
+    left = counts.waiting + counts.in_flight if counts else 0
+    failed = counts.failed if counts else 0
     if left:
         say(f"error: {left} tasks are not recorded; the same command with --resume runs them")
-    if counts.get("failed"):
-        say(f"error: {counts['failed']} tasks failed; see {output}/results.jsonl")
-    return int(bool(left or counts.get("failed")))
+    if failed:
+        say(f"error: {failed} tasks failed; see {output}/results.jsonl")
+    return int(bool(left or failed))

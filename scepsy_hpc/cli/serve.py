@@ -25,6 +25,6 @@ def serve(
     """
     from scepsy_hpc.serving.settings import RunSettings
 
-    settings = RunSettings(serve=True, cluster=cluster)
+    settings = RunSettings(serve=True)
     host_plan(plan, None, output, settings, cluster, site, False, time_min)
     return 0

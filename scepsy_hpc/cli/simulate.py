@@ -50,7 +50,7 @@ def simulate(
     from scepsy_hpc.formats.plan import load_plan
     from scepsy_hpc.planning.forecast import simulated
     from scepsy_hpc.planning.inputs import bundles_of, spans_of
-    from scepsy_hpc.planning.simulation.flows import Closed, Open
+    from scepsy_hpc.planning.simulation.arrivals import Closed, Open
     from scepsy_hpc.report import tables
 
     if (rate is None) == (runs_in_flight is None):

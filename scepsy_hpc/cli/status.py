@@ -19,6 +19,6 @@ def status(folder: Path, as_json: bool) -> None:
 
     found = read_status(folder)
     if as_json:
-        print_json(found)
+        print_json(found.plain())
     else:
         show_status(found)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +22,9 @@ from scepsy_hpc.cli.options import (
     say,
 )
 from scepsy_hpc.cluster.jobs.submit import ClusterName
+
+if TYPE_CHECKING:
+    from scepsy_hpc.formats.tasks import Task
 
 
 @click.command(
@@ -86,7 +90,8 @@ def trace(
     save_spans(output, spans)
     found = demand_of(spans, checked.name, tuple(checked.llms))
     if as_json:
-        print_json({"num_runs": len(chosen), "failures": failures, "demand": found.summary()})
+        summary = asdict(found.summary())  # with what is unknown, as null
+        print_json({"num_runs": len(chosen), "failures": failures, "demand": summary})
     else:
         tables.show(*tables.demand_parts(found))
         say(f"wrote {output}: {len(spans)} spans of {len(chosen)} runs")
@@ -97,7 +102,7 @@ def trace(
 
 def _by_endpoints(
     workflow: Any,
-    tasks: list[dict[str, Any]],
+    tasks: list[Task],
     endpoints: tuple[str, ...],
     runs_in_flight: int,
     timeout_s: float | None,
@@ -155,7 +160,7 @@ def _plan_to_host(
 
 def _hosted(
     plan: Any,
-    tasks: list[dict[str, Any]],
+    tasks: list[Task],
     cluster: ClusterName,
     site: Path | None,
     runs_in_flight: int,

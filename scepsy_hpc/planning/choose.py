@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.formats.plan import Certificate
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
-from scepsy_hpc.planning.p95 import NUM_AT_A_RATE, cost_of, first_within_p95, rank_by_p95
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import ClosedBatch, Hosted, closed_state, makespan
-from scepsy_hpc.planning.problem import PlanningProblem, hosted_by
+from scepsy_hpc.planning.p95 import NUM_AT_A_RATE, first_within_p95, rank_by_p95
+from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
+from scepsy_hpc.planning.pipeline.predict import ClosedBatch, closed_state, makespan
+from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.search.certificate import certify
 from scepsy_hpc.planning.search.problem import OptionTable, Solution
 from scepsy_hpc.planning.search.search import solve
@@ -36,9 +36,9 @@ class Choice:
     notes: tuple[str, ...] = ()
 
     @property
-    def hosted(self) -> tuple[Hosted, ...]:
+    def hosted(self) -> tuple[HostedStage, ...]:
         """Stages on what was chosen for them."""
-        return hosted_by(self.pipeline, self.solution)
+        return self.pipeline.hosted_by(self.solution.chosen)
 
 
 def choose(problem: PlanningProblem, target: Target) -> Choice:
@@ -66,7 +66,7 @@ def _at_rate(problem: PlanningProblem) -> Choice:
         solution, note = rank_by_p95(problem, search, best, limits.within_pct)
         notes = (note,)
     elif limits.within_pct is not None:
-        best_s = best.cost_s + pipeline.tool_time_s
+        best_s = pipeline.mean_latency_s(best.cost_s)
         # The percentage is of the whole latency; the search only knows the part of the LLMs.
         within = limits.within_pct * best_s / max(best.cost_s, 1e-12)
         few = solve(replace(search, within_pct=within))
@@ -75,7 +75,7 @@ def _at_rate(problem: PlanningProblem) -> Choice:
             f"within {limits.within_pct:g}%: {solution.num_gpus} instead of {best.num_gpus} "
             f"GPUs; the best mean latency is {best_s:.4g} s",
         )
-    cost_s = cost_of(pipeline, hosted_by(pipeline, solution))
+    cost_s = pipeline.cost_on(pipeline.hosted_by(solution.chosen))
     certificate = certify("latency_mean_s", cost_s, best.bound, pipeline.tool_time_s)
     return Choice(pipeline, search.tables, solution, certificate, notes=notes)
 
@@ -107,7 +107,7 @@ def _or_gpus(problem: PlanningProblem, solution: Solution) -> str:
 
 
 def _nearest_latency(problem: PlanningProblem, solution: Solution) -> str:
-    nearest_s = (solution.nearest_cost_s or 0.0) + problem.pipeline.tool_time_s
+    nearest_s = problem.pipeline.mean_latency_s(solution.nearest_cost_s or 0.0)
     return (
         f"latency limit {problem.limits.latency_limit_s:g} s is out of reach: the nearest feasible "
         f"limit is {nearest_s:.4g} s"
@@ -128,9 +128,7 @@ def _most(problem: PlanningProblem) -> Choice:
     if not solution.is_feasible or (by_p95 and highest.p95_s(solution) > problem.p95_limit_s):
         return _limited(problem, factor, gpus, fastest.bound)
     pipeline, bound = highest.pipeline, fastest.bound * problem.pipeline.total_rps
-    value = min(
-        pipeline.theta(h.stage, h.curve, h.num_replicas) for h in hosted_by(pipeline, solution)
-    )
+    value = min(pipeline.theta(host) for host in pipeline.hosted_by(solution.chosen))
     certificate = certify("throughput_rps", min(value * pipeline.total_rps, bound), bound)
     return Choice(pipeline, search.tables, solution, certificate)
 
@@ -226,14 +224,15 @@ def _batch_on(problem: PlanningProblem, target: Deadline, gpus: int) -> tuple[Ch
     solution = solve(search)
     if not solution.is_feasible:
         return None, math.inf
-    in_flight, time_s = _fewest_in_flight(problem, target, hosted_by(pipeline, solution))
+    hosted = pipeline.hosted_by(solution.chosen)
+    in_flight, time_s = _fewest_in_flight(problem, target, hosted)
     certificate = certify("latency_mean_s", solution.cost_s, solution.bound, pipeline.tool_time_s)
     note = f"the fewest GPUs that end {target.num_tasks} tasks in {target.deadline_s:g} s"
     return Choice(pipeline, search.tables, solution, certificate, in_flight, (note,)), time_s
 
 
 def _fewest_in_flight(
-    problem: PlanningProblem, target: Deadline, hosted: tuple[Hosted, ...]
+    problem: PlanningProblem, target: Deadline, hosted: tuple[HostedStage, ...]
 ) -> tuple[int, float]:
     """Fewest runs in flight that keep the deadline, else those of the shortest makespan."""
 

@@ -60,7 +60,7 @@ def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan
         instances=placed,
         allocation=allocation_of(placed, problem.topology, _time_min(request.target)),
         predicted=predicted,
-        demand={flow.name: request.demands[flow.name].kept() for flow in request.flows},
+        demand={flow.name: request.demands[flow.name].summary for flow in request.flows},
         certificate=choice.certificate,
         inputs=(*request.inputs, *_profiles([offer for _, offer in hosts])),
         explanation=explain(choice, problem.offers, predicted, request.demands),

@@ -74,7 +74,7 @@ def _best_cost_s(choice: Choice, llm: str, most_gpus: float) -> float:
 
 
 def _change_pct(choice: Choice, option: Option, cost_s: float) -> float:
-    total_s = choice.solution.cost_s + choice.pipeline.tool_time_s
+    total_s = choice.pipeline.mean_latency_s(choice.solution.cost_s)
     return 100.0 * (cost_s - option.cost_s) / total_s if total_s > 0 else 0.0
 
 
@@ -104,9 +104,9 @@ def _frontier(choice: Choice) -> list[str]:
     known = {p.num_gpus: p.value for p in choice.solution.frontier if p.value is not None}
     if not known:
         return []
-    tool_s = choice.pipeline.tool_time_s
     used = choice.solution.num_gpus
-    latency_s = {gpus: known[gpus] + tool_s for gpus in _picked(sorted(known), used)}
+    picked = _picked(sorted(known), used)
+    latency_s = {gpus: choice.pipeline.mean_latency_s(known[gpus]) for gpus in picked}
     longest_s = max(latency_s.values())
     lines = ["frontier: best mean latency by number of GPUs (> this plan's)"]
     for gpus, time_s in latency_s.items():

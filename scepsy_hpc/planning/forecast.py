@@ -17,8 +17,9 @@ from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.aggregate import demands_of
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.pipeline.of_plan import hosted_of, predict_plan
-from scepsy_hpc.planning.simulation.events import simulate_plan
-from scepsy_hpc.planning.simulation.flows import Arrivals, Closed
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed
+from scepsy_hpc.planning.simulation.events import simulate_timeline
+from scepsy_hpc.planning.simulation.results import result_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def simulated(
     demands = demands_in_spans(plan, spans)
     _, hosted = hosted_of(plan, demands, bundles, 1.0)
     curves = {host.stage.name: host.curve for host in hosted}
-    return simulate_plan(
+    timeline = simulate_timeline(
         plan,
         spans,
         curves,
@@ -87,6 +88,7 @@ def simulated(
         engine_models=engine_models(plan, bundles),
         profiled_on_spans=_profiled_on_spans(plan, bundles),
     )
+    return result_of(timeline)
 
 
 def _profiled_on_spans(plan: Plan, bundles: Sequence[Bundle]) -> set[str]:

@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scepsy_hpc.errors import InfeasibleError
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import Hosted
-from scepsy_hpc.planning.problem import PlanningProblem, hosted_by
+from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.search.problem import SearchProblem, Solution
 from scepsy_hpc.planning.search.search import best_choices, solve
 
@@ -72,7 +70,7 @@ def _replay(
     """Replay what is new; with ``stop`` up to the first that keeps the limit."""
     for solution in group:
         if all(solution.chosen != other.solution.chosen for other in replayed):
-            mean_s = solution.cost_s + problem.pipeline.tool_time_s
+            mean_s = problem.pipeline.mean_latency_s(solution.cost_s)
             replayed.append(_Replayed(solution, mean_s, problem.p95_s(solution)))
             if stop and replayed[-1].p95_s <= problem.p95_limit_s:
                 return
@@ -98,8 +96,8 @@ def _with_headroom(problem: PlanningProblem) -> list[Solution]:
     for factor in _HEADROOM:
         solution = solve(problem.at_rates(factor).least_latency(capped=False))
         if solution.is_feasible:
-            cost_s = cost_of(pipeline, hosted_by(pipeline, solution))
-            if limit_s is None or cost_s + pipeline.tool_time_s <= limit_s:
+            cost_s = pipeline.cost_on(pipeline.hosted_by(solution.chosen))
+            if limit_s is None or pipeline.mean_latency_s(cost_s) <= limit_s:
                 found.append(replace(solution, value=cost_s, cost_s=cost_s))
     return sorted(found, key=lambda solution: solution.cost_s)
 
@@ -139,16 +137,3 @@ def _nearest(problem: PlanningProblem, replayed: Sequence[_Replayed]) -> str:
         f"{limit} is out of reach here: of {len(replayed)} plans that were replayed the nearest "
         f"feasible limit is {nearest_s:.4g} s"
     )
-
-
-def cost_of(pipeline: Pipeline, hosted: Sequence[Hosted]) -> float:
-    """Seconds of a run's mean latency in its LLMs, at the rates of ``pipeline``."""
-    return math.fsum(_cost_s(pipeline, host) for host in hosted)
-
-
-def _cost_s(pipeline: Pipeline, host: Hosted) -> float:
-    rates = pipeline.rates_rps
-    load = host.stage.calls_rps(rates) / host.num_replicas
-    burst = host.stage.burst(rates, host.num_replicas)
-    rounds = pipeline.rounds(host.stage)
-    return rounds * host.curve.latency_s(load, burst) if rounds > 0 else 0.0

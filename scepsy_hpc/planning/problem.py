@@ -10,26 +10,14 @@ from typing import Any
 from scepsy_hpc.formats.spans import spans_of_workflow
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.planning.aggregate import offers_of
-from scepsy_hpc.planning.curves.curve import Curve
 from scepsy_hpc.planning.offers import Offers
 from scepsy_hpc.planning.pipeline.deployments import pipeline_of
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import Hosted
 from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.search.problem import OptionTable, SearchProblem, Solution
 from scepsy_hpc.planning.search.search import solve
 from scepsy_hpc.planning.simulation.tails import Tails
 from scepsy_hpc.planning.targets import Limits
-
-
-def hosted_by(pipeline: Pipeline, solution: Solution) -> tuple[Hosted, ...]:
-    """Stages on what a solution chose for them."""
-    found = []
-    for stage in pipeline.stages:
-        option = solution.chosen[stage.name]
-        assert isinstance(option.payload, Curve)
-        found.append(Hosted(stage, option.payload, option.num_replicas))
-    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +55,7 @@ class PlanningProblem:
     def p95_s(self, solution: Solution) -> float:
         """Largest 95th percentile over the workflows by replay; infinite where it is unknown."""
         assert self.tails is not None
-        return self.tails.p95_s(self.pipeline, hosted_by(self.pipeline, solution))
+        return self.tails.p95_s(self.pipeline, self.pipeline.hosted_by(solution.chosen))
 
     @property
     def p95_limit_s(self) -> float:

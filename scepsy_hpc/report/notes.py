@@ -9,6 +9,7 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle, load_bundle
 from scepsy_hpc.formats.parallelism import CPU_TYPE, is_cpu_type
 from scepsy_hpc.formats.plan import Deployment, Plan
+from scepsy_hpc.formats.status import RunStatus
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
 
 FLAG_WORDS = {
@@ -70,11 +71,11 @@ def engine_notes(plan: Plan, bundles: Sequence[Bundle] = ()) -> list[str]:
 
 def share_notes(folder: RunFolder) -> list[str]:
     """Says which engines were not held to their share of a GPU."""
-    instances = (read_json(folder.status) or {}).get("instances", [])
+    status = read_json(folder.status, RunStatus)
     return [
-        f"{i['id']} was time-sliced, no MPS held it to its share of the GPU: {i['time_sliced']}"
-        for i in instances
-        if i.get("time_sliced")
+        f"{i.id} was time-sliced, no MPS held it to its share of the GPU: {i.time_sliced}"
+        for i in (status.instances if status else ())
+        if i.time_sliced
     ]
 
 

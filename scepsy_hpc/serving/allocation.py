@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
-from scepsy_hpc.errors import RunError
+from scepsy_hpc.cluster.discovery import discover_local
+from scepsy_hpc.engines.vllm import takes_gpus
+from scepsy_hpc.errors import InputError, RunError
+from scepsy_hpc.files import record
 from scepsy_hpc.formats.plan import Instance, Plan
-from scepsy_hpc.formats.topology import Domain
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GrantedNode:
-    """One real node of the run: its rank, address, and its GPUs by link domain.
+    """One real node of the run, as it reports itself: rank, address, GPUs by link domain.
 
     GPUs are named as CUDA_VISIBLE_DEVICES takes them (index or UUID).
     """
@@ -29,7 +30,7 @@ class GrantedNode:
         return tuple(gpu for domain in self.domains for gpu in domain)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlacedInstance:
     """An instance on its real node and GPUs."""
 
@@ -61,22 +62,37 @@ def _expand(part: str) -> tuple[str, ...]:
 def this_node(rank: int, host: str, environment: Mapping[str, str] | None = None) -> GrantedNode:
     """What this process was given. Links come from NVML; without it the GPUs are one domain."""
     gpus = granted_gpus(os.environ if environment is None else environment)
-    return GrantedNode(rank, host, _real_domains(gpus))
+    return GrantedNode(rank=rank, host=host, domains=_real_domains(gpus))
 
 
 def _real_domains(gpus: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    from scepsy_hpc.cluster.discovery import discover_local
-    from scepsy_hpc.errors import InputError
-
     if not gpus or not all(gpu.isdigit() for gpu in gpus):
         return (gpus,) if gpus else ()
     try:
-        domains: tuple[Domain, ...] = discover_local().nodes[0].domains
+        found = _local_domains(gpus)
     except InputError:
         return (gpus,)
-    groups = [tuple(str(g) for g in d.gpus if str(g) in gpus) for d in domains]
     # Under a device cgroup NVML numbers anew and finds fewer: then it cannot be matched by index.
-    return tuple(g for g in groups if g) if sum(map(len, groups)) == len(gpus) else (gpus,)
+    return found if sum(map(len, found)) == len(gpus) else (gpus,)
+
+
+def _local_domains(keep: Collection[str] | None) -> tuple[tuple[str, ...], ...]:
+    """The GPUs of this machine to ``keep`` (None: all) by link domain. Raises InputError."""
+    domains = discover_local().nodes[0].domains
+    groups = [tuple(str(g) for g in d.gpus if keep is None or str(g) in keep) for d in domains]
+    return tuple(group for group in groups if group)
+
+
+def local_nodes(plan: Plan, host: str) -> tuple[GrantedNode, ...]:
+    """Nodes when one machine acts for all: its real GPUs for real engines, else as planned.
+
+    Raises InputError where real ones are needed and NVML knows of none.
+    """
+    if not any(takes_gpus(d.engine, d.gpu_type) for d in plan.llms.values()):
+        return pretended_nodes(plan, host)
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    domains = _local_domains(None if allowed is None else allowed.split(","))
+    return (GrantedNode(rank=0, host=host, domains=domains),)
 
 
 def pretended_nodes(plan: Plan, host: str) -> tuple[GrantedNode, ...]:
@@ -85,7 +101,8 @@ def pretended_nodes(plan: Plan, host: str) -> tuple[GrantedNode, ...]:
     nodes = []
     for rank, name in enumerate(names):
         gpus = sorted({g for i in plan.instances if i.node == name for g in i.gpus})
-        nodes.append(GrantedNode(rank, host, (tuple(str(g) for g in gpus),)))
+        domain = tuple(str(gpu) for gpu in gpus)
+        nodes.append(GrantedNode(rank=rank, host=host, domains=(domain,)))
     return tuple(nodes)
 
 
@@ -115,7 +132,9 @@ def place_on(plan: Plan, nodes: tuple[GrantedNode, ...]) -> tuple[PlacedInstance
         left.remove(node)
         for instance in instances:
             gpus = tuple(mapping[g] for g in instance.gpus)
-            placed.append(PlacedInstance(instance, node.rank, node.host, gpus))
+            placed.append(
+                PlacedInstance(instance=instance, rank=node.rank, host=node.host, gpus=gpus)
+            )
     return tuple(placed)
 
 

@@ -37,7 +37,7 @@ class Pulse:
 
     def is_lost(self) -> bool:
         """Look once. A rank that shows itself again is not lost any more."""
-        found = read_json(self._path)
+        found = read_json(self._path, int)
         if found is not None and found != self._last:
             self._last, self._seen_s = found, time.monotonic()
         return time.monotonic() - self._seen_s > self._patience_s

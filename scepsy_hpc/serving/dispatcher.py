@@ -13,12 +13,9 @@ from scepsy_hpc.serving.routing import Routes, retry_delay_s
 from scepsy_hpc.tracing.proxy.router import CallOutcome, CallTarget, Refused, unknown_alias
 
 SUSPECT_S = 5.0
-
-
-def routes_of(plan: Plan) -> Routes:
-    """Routes of a plan, no instance ready yet."""
-    aliases = {(w.name, alias): llm for w in plan.workflows for alias, llm in w.llms.items()}
-    return Routes(aliases)
+FAULTS = frozenset(
+    ("unreachable", "broken_off", "error_stream", "error_500", "error_502", "error_503")
+)
 
 
 @dataclass(slots=True)
@@ -74,6 +71,8 @@ class Dispatcher:
             self.faulted.add(span.run_id)
 
 
-FAULTS = frozenset(
-    ("unreachable", "broken_off", "error_stream", "error_500", "error_502", "error_503")
-)
+def dispatcher_of(plan: Plan, api_key: str, engine_wait_s: float) -> Dispatcher:
+    """The dispatcher of a plan, no instance ready yet."""
+    aliases = {(w.name, alias): llm for w in plan.workflows for alias, llm in w.llms.items()}
+    only = plan.workflows[0].name if len(plan.workflows) == 1 else None
+    return Dispatcher(Routes(aliases), api_key, engine_wait_s, default_workflow=only)

@@ -15,48 +15,31 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scepsy_hpc.cluster.jobs.tasks import rank
-from scepsy_hpc.engines.vllm import takes_gpus
 from scepsy_hpc.errors import RunError, ScepsyError
-from scepsy_hpc.formats.plan import Instance, Plan, load_plan
+from scepsy_hpc.formats.plan import load_plan
+from scepsy_hpc.formats.status import RunStatus
 from scepsy_hpc.serving.addresses import LOOPBACK, node_address, own_address
 from scepsy_hpc.serving.allocation import (
     GrantedNode,
     PlacedInstance,
+    local_nodes,
     place_on,
-    pretended_nodes,
     this_node,
 )
 from scepsy_hpc.serving.beats import Pulse, beat
 from scepsy_hpc.serving.lead import Lead
-from scepsy_hpc.serving.node_agent import Hosting, NodeAgent
-from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, no_status, read_json, write_json
-from scepsy_hpc.serving.settings import RunSettings, load_settings
+from scepsy_hpc.serving.node_agent import NodeAgent
+from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, read_json, write_json
+from scepsy_hpc.serving.settings import load_settings
+from scepsy_hpc.serving.start import Run, Start
 
 KILLED = 128 + signal.SIGTERM
 MANY_FILES = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What one start of the job is given. ``pretended``: this machine acts for every node."""
-
-    root: str
-    attempt: str
-    pretended: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """Where this process sits: its rank, how many there are, whether nodes are pretended."""
-
-    rank: int
-    num_ranks: int
-    pretended: bool
 
 
 @dataclass(slots=True)
@@ -74,110 +57,71 @@ class Interruption:
         self.stopping.set()
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One start of a run as every rank sees it."""
-
-    folder: RunFolder
-    attempt: AttemptFolder
-    plan: Plan
-    settings: RunSettings
-    seat: Seat
-    hostname: str
-
-
-def host(start: Start) -> dict[str, Any]:
+def host(start: Start) -> None:
     """Host this node until the batch ends or someone stops the run; what submitit executes.
 
-    Returns the last status. Raises RunError. A job that Slurm terminates leaves no result: whether
-    it is over or starts again is for the queue to say.
+    Raises RunError. A job that Slurm terminates leaves no result: whether it is over or starts
+    again is for the queue to say.
     """
-    rank_here, num_ranks = rank()
-    seat = Seat(0, 1, True) if start.pretended else Seat(rank_here, num_ranks, False)
+    rank_here, num_ranks = (0, 1) if start.pretended else rank()
     folder = RunFolder(Path(start.root))
     # A requeued job is a new attempt: it must not meet the endpoints of the one that was killed.
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     attempt = folder.attempt(f"{start.attempt}-{restarts}")
     plan, settings = load_plan(folder.plan), load_settings(folder.settings)
-    run = Run(folder, attempt, plan, settings, seat, socket.gethostname())
+    name = socket.gethostname()
+    run = Run(folder, attempt, plan, settings, name, rank_here, num_ranks, start.pretended)
     _allow_many_files()
-    return asyncio.run(_host(run))
+    asyncio.run(_host(run))
 
 
-async def _host(run: Run) -> dict[str, Any]:
+async def _host(run: Run) -> None:
     interruption = Interruption(asyncio.Event(), asyncio.Event())
     _on_signals(interruption)
-    beating = asyncio.create_task(beat(run.attempt, run.seat.rank))
+    beating = asyncio.create_task(beat(run.attempt, run.rank))
     try:
-        if run.seat.rank == 0:
-            status = await _lead(run, interruption)
+        if run.rank == 0:
+            await _lead(run, interruption)
         else:
             await _follow(run, interruption.stopping)
-            status = {"rank": run.seat.rank}
     finally:
         beating.cancel()
-    if interruption.number == signal.SIGTERM and not run.seat.pretended:
+    if interruption.number == signal.SIGTERM and not run.pretended:
         sys.exit(KILLED)
-    return status
 
 
-async def _lead(run: Run, interruption: Interruption) -> dict[str, Any]:
+async def _lead(run: Run, interruption: Interruption) -> None:
     """What rank 0 does: place, dispatch, lead the batch, and host its own instances."""
-    attempt, plan, settings = run.attempt, run.plan, run.settings
+    attempt = run.attempt
     lead = None
     try:
         nodes = await _nodes(run)
-        placed = place_on(plan, nodes)
-        address = node_address([node.host for node in nodes], run.hostname)
-        write_json(attempt.placement, [_placed_report(p) for p in placed])
-        own = placed if run.seat.pretended else tuple(p for p in placed if p.rank == 0)
+        placed = place_on(run.plan, nodes)
+        address = node_address([node.host for node in nodes], run.host)
+        write_json(attempt.placement, placed)
+        own = placed if run.pretended else tuple(p for p in placed if p.rank == 0)
         # Clients of a hosted plan sit on other machines; agents sit here.
-        reachable = settings.serve and not run.seat.pretended
-        lead = Lead(
-            run.folder,
-            attempt,
-            plan,
-            settings,
-            placed,
-            interruption.happened,
-            own_address() if reachable else LOOPBACK,
-        )
-        agent = NodeAgent(_hosting(run, address), own)
+        reachable = run.settings.serve and not run.pretended
+        listen = own_address() if reachable else LOOPBACK
+        lead = Lead(run, placed, interruption.happened, listen)
+        agent = NodeAgent(run, own, address)
         await _both(agent.run(interruption.stopping), lead.run(), interruption.stopping)
     except Exception as error:
-        last = lead.status() if lead else no_status(attempt.root.name)
+        last = lead.status.now() if lead else RunStatus(attempt=attempt.root.name)
         reason = str(error) if isinstance(error, ScepsyError) else repr(error)
-        write_json(run.folder.status, last | {"state": "failed", "error": reason})
+        write_json(run.folder.status, replace(last, state="failed", error=reason).plain())
         raise
     finally:
         write_json(attempt.stop, {"since_s": time.time()})
-    lead.write_status(lead.last_state())
-    return lead.status()
+    lead.status.write(lead.status.last_state())
 
 
 async def _nodes(run: Run) -> tuple[GrantedNode, ...]:
-    if run.seat.pretended:
-        return local_nodes(run.plan, run.hostname)
-    own = this_node(0, run.hostname)
-    write_json(run.attempt.node(0), _report(own))
-    return await _gather(run.attempt, run.seat.num_ranks, run.settings.nodes_timeout_s)
-
-
-def local_nodes(plan: Plan, hostname: str) -> tuple[GrantedNode, ...]:
-    """Nodes when one machine acts for all: its real GPUs for real engines, else as planned."""
-    real = any(takes_gpus(d.engine, d.gpu_type) for d in plan.llms.values())
-    if not real:
-        return pretended_nodes(plan, hostname)
-    from scepsy_hpc.cluster.discovery import discover_local
-
-    node = discover_local().nodes[0]
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    keep = None if allowed is None else set(allowed.split(","))
-    domains = tuple(
-        tuple(str(g) for g in domain.gpus if keep is None or str(g) in keep)
-        for domain in node.domains
-    )
-    return (GrantedNode(0, hostname, tuple(d for d in domains if d)),)
+    if run.pretended:
+        return local_nodes(run.plan, run.host)
+    own = this_node(0, run.host)
+    write_json(run.attempt.node(0), own)
+    return await _gather(run.attempt, run.num_ranks, run.settings.nodes_timeout_s)
 
 
 async def _both(
@@ -199,17 +143,16 @@ async def _both(
 
 async def _follow(run: Run, stopping: asyncio.Event) -> None:
     """What every rank but the first does: wait for the placement, host, end with the lead."""
-    attempt, rank = run.attempt, run.seat.rank
-    write_json(attempt.node(rank), _report(this_node(rank, run.hostname)))
+    attempt, rank = run.attempt, run.rank
+    write_json(attempt.node(rank), this_node(rank, run.host))
     until_s = time.monotonic() + run.settings.nodes_timeout_s
-    while (placement := read_json(attempt.placement)) is None:
+    while (placed := read_json(attempt.placement, tuple[PlacedInstance, ...])) is None:
         if time.monotonic() > until_s or attempt.is_stopped() or stopping.is_set():
             return
         await asyncio.sleep(0.3)
-    placed = tuple(_placed(entry) for entry in placement)
     own = tuple(p for p in placed if p.rank == rank)
-    address = node_address([p.host for p in placed], run.hostname)
-    agent = NodeAgent(_hosting(run, address), own)
+    address = node_address([p.host for p in placed], run.host)
+    agent = NodeAgent(run, own, address)
     watching = asyncio.create_task(_until_stopped(run, stopping))
     try:
         await agent.run(stopping)
@@ -233,7 +176,7 @@ async def _gather(
 ) -> tuple[GrantedNode, ...]:
     until_s = time.monotonic() + timeout_s
     while True:
-        reports = [read_json(attempt.node(rank)) for rank in range(num_ranks)]
+        reports = [read_json(attempt.node(rank), GrantedNode) for rank in range(num_ranks)]
         if all(reports):
             break
         if time.monotonic() > until_s:
@@ -243,22 +186,7 @@ async def _gather(
                 f"{attempt.root} on a file system that every node shares? Nothing was run"
             )
         await asyncio.sleep(0.3)
-    return tuple(
-        GrantedNode(r["rank"], r["host"], tuple(tuple(d) for d in r["domains"]))
-        for r in reports
-        if r
-    )
-
-
-def _hosting(run: Run, address: str) -> Hosting:
-    return Hosting(
-        folder=run.folder,
-        attempt=run.attempt,
-        deployments=run.plan.llms,
-        host=address,
-        ready_timeout_s=run.settings.ready_timeout_s,
-        starts_at_once=run.settings.starts_at_once,
-    )
+    return tuple(report for report in reports if report)
 
 
 def _allow_many_files() -> None:
@@ -267,35 +195,6 @@ def _allow_many_files() -> None:
     if soft != resource.RLIM_INFINITY and soft < MANY_FILES:
         wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _report(node: GrantedNode) -> dict[str, Any]:
-    return {"rank": node.rank, "host": node.host, "domains": [list(d) for d in node.domains]}
-
-
-def _placed_report(placed: PlacedInstance) -> dict[str, Any]:
-    instance = placed.instance
-    return {
-        "id": instance.id,
-        "llm": instance.llm,
-        "node": instance.node,
-        "planned_gpus": list(instance.gpus),
-        "gpu_share_pct": instance.gpu_share_pct,
-        "rank": placed.rank,
-        "host": placed.host,
-        "gpus": list(placed.gpus),
-    }
-
-
-def _placed(entry: dict[str, Any]) -> PlacedInstance:
-    instance = Instance(
-        id=entry["id"],
-        llm=entry["llm"],
-        node=entry["node"],
-        gpus=tuple(entry["planned_gpus"]),
-        gpu_share_pct=entry["gpu_share_pct"],
-    )
-    return PlacedInstance(instance, entry["rank"], entry["host"], tuple(entry["gpus"]))
 
 
 def _on_signals(act: Callable[[int], object]) -> None:

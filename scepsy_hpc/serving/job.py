@@ -6,16 +6,18 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 import psutil
 
 from scepsy_hpc.cluster.jobs import slurm
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import check, record, to_plain
+from scepsy_hpc.files import record
+from scepsy_hpc.formats.status import FinalState, RunStatus
 from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
 
-FINAL_STATES = ("ended", "stopped", "interrupted", "failed")
+FINAL_STATES = get_args(FinalState)
 # A status file is rewritten every second; another node may see it a minute late.
 FRESH_S = 90.0
 
@@ -43,30 +45,19 @@ def remember_job(folder: RunFolder, cluster: str, ids: Sequence[str]) -> None:
     created_s = None if pid is None else _created_s(pid)
     host = socket.gethostname()
     job = Job(cluster=cluster, ids=tuple(ids), host=host, pid=pid, created_s=created_s)
-    write_json(folder.job, to_plain(job))
-
-
-def forget_job(folder: RunFolder) -> None:
-    """A new one is about to be submitted."""
-    folder.job.unlink(missing_ok=True)
-
-
-def read_job(folder: RunFolder) -> Job | None:
-    """What was submitted last; None while there is nothing."""
-    data = read_json(folder.job)
-    return None if data is None else check(data, Job, str(folder.job))
+    write_json(folder.job, job)
 
 
 def is_alive(folder: RunFolder) -> bool | None:
     """Whether the job of a run lives. None where neither its machine nor the queue can be asked."""
-    job, status = read_job(folder), read_json(folder.status)
+    job, status = read_json(folder.job, Job), read_json(folder.status, RunStatus)
     if job is None or status is None:
-        return None if status and _is_fresh(status["updated_s"]) else False
+        return None if status and _is_fresh(status.updated_s) else False
     if job.cluster == "slurm":
         return _in_queue(job)
     if job.pid is not None and job.host == socket.gethostname():
         return job.created_s is not None and _created_s(job.pid) == job.created_s
-    return True if _is_fresh(status["updated_s"]) else None
+    return True if _is_fresh(status.updated_s) else None
 
 
 def is_pending(job: Job) -> bool:
@@ -77,11 +68,11 @@ def is_pending(job: Job) -> bool:
 
 def check_idle(folder: RunFolder) -> None:
     """Raise InputError when a run uses the folder now."""
-    status = read_json(folder.status)
-    if status is None or status["state"] in FINAL_STATES or not is_alive(folder):
+    status = read_json(folder.status, RunStatus)
+    if status is None or status.state in FINAL_STATES or not is_alive(folder):
         return
     raise InputError(
-        f"{folder.root}: a run uses this folder now (state {status['state']}); wait for it, end it "
+        f"{folder.root}: a run uses this folder now (state {status.state}); wait for it, end it "
         f"with `scepsy stop {folder.root}`, or give another folder with -o"
     )
 

@@ -9,23 +9,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TextIO
 
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.files import json_line, read_jsonl_data, record
-
-
-@record
-class TaskResult:
-    """One task that ended; times are Unix seconds."""
-
-    task_id: str
-    status: Literal["ok", "failed"]
-    attempts: int
-    started_s: float
-    finished_s: float
-    result: Any = None
-    error: str | None = None
+from scepsy_hpc.files import json_line
+from scepsy_hpc.formats.results import TaskResult, load_results
 
 
 class Ledger:
@@ -38,7 +26,9 @@ class Ledger:
         self._stream: TextIO = path.open("a+", encoding="utf-8")
         _lock(self._stream, path)
         cut_torn_line(path)
-        self._statuses = {line["task_id"]: line["status"] for line in read_jsonl_data(path)}
+        self._statuses: dict[str, str] = {
+            found.task_id: found.status for found in load_results(path)
+        }
 
     @property
     def recorded(self) -> dict[str, str]:

@@ -19,25 +19,17 @@ from scepsy_hpc.engines.ports import spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.engines.vllm import is_shared
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
-from scepsy_hpc.formats.plan import Deployment
+from scepsy_hpc.formats.status import EngineState
 from scepsy_hpc.serving.allocation import PlacedInstance
-from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, write_json
+from scepsy_hpc.serving.engine_view import EngineReport
+from scepsy_hpc.serving.run_folder import write_json
+from scepsy_hpc.serving.start import Run
 
 MAX_STARTS = 4
 # After so long in service a death counts as the first again: a run may last for days.
 STEADY_S = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Hosting:
-    """What every instance of a run has in common."""
-
-    folder: RunFolder
-    attempt: AttemptFolder
-    deployments: dict[str, Deployment]
-    host: str
-    ready_timeout_s: float
-    starts_at_once: int = 2
+LOOK_S = 0.5
+FIRST_PAUSE_S = 1.0
 
 
 @dataclass(slots=True)
@@ -48,23 +40,23 @@ class Kept:
     """
 
     placed: PlacedInstance
-    state: str = "waiting"
+    state: EngineState = "waiting"
     process: EngineProcess | None = None
     starts: int = 0
     starts_in_row: int = 0
     ready_since_s: float | None = None
-    error: str | None = None
+    error: str = ""
     time_sliced: str | None = None
 
 
 class NodeAgent:
     """Engines of one node (or, on one machine, of all its pretended nodes)."""
 
-    def __init__(self, hosting: Hosting, instances: Sequence[PlacedInstance]) -> None:
-        """Take the instances placed on this node; nothing starts yet."""
-        self.hosting = hosting
+    def __init__(self, run: Run, instances: Sequence[PlacedInstance], address: str) -> None:
+        """Take the instances placed on this node, to listen on ``address``; nothing starts yet."""
+        self._run, self._address = run, address
         self._kept = [[Kept(placed) for placed in group] for group in _sharing(instances)]
-        self._starting = asyncio.Semaphore(hosting.starts_at_once)
+        self._starting = asyncio.Semaphore(run.settings.starts_at_once)
         self._ports: dict[str, int] = {}  # by instance: two that start together take two ports
         self._mps: Sharing | None = None
 
@@ -94,7 +86,7 @@ class NodeAgent:
             if kept.state != "failed":
                 self._report(kept, "stopped")
         if self._mps is not None:
-            logs = self.hosting.folder.logs / f"mps-{every[0].placed.host}"
+            logs = self._run.folder.logs / f"mps-{every[0].placed.host}"
             await asyncio.to_thread(self._mps.stop, keep_logs=logs)
         for end in ends:
             if isinstance(end, BaseException):
@@ -109,7 +101,7 @@ class NodeAgent:
 
     def _holds_part(self, kept: Kept) -> bool:
         instance = kept.placed.instance
-        deployment = self.hosting.deployments[instance.llm]
+        deployment = self._run.plan.llms[instance.llm]
         return is_shared(deployment.engine, deployment.gpu_type, instance.gpu_share_pct)
 
     async def _keep_all(self, group: Sequence[Kept]) -> None:
@@ -119,35 +111,35 @@ class NodeAgent:
                 alive = kept.process is not None and kept.process.is_alive()
                 if not alive and kept.state != "failed":
                     await self._start(kept)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(LOOK_S)
 
     async def _start(self, kept: Kept) -> None:
         """Start an instance, or start it again; the failure of a start is noted, not raised."""
         try:
             await self._clear_away(kept)
-            if kept.starts_in_row >= MAX_STARTS:
+            pause_s = pause_before_start_s(kept.starts_in_row)
+            if pause_s is None:
                 self._report(kept, "failed")
                 return
-            if kept.starts_in_row > 0:
-                await asyncio.sleep(min(2.0 ** (kept.starts_in_row - 1), 10.0))
+            await asyncio.sleep(pause_s)
             async with self._starting:
                 kept.starts += 1
                 kept.starts_in_row += 1
                 self._report(kept, "starting")
                 kept.process = EngineProcess.start(self._config(kept))
-                await kept.process.wait_ready(self.hosting.ready_timeout_s)
+                await kept.process.wait_ready(self._run.settings.ready_timeout_s)
                 if self._mps is not None and self._holds_part(kept):
                     pid = kept.process.pid
                     kept.time_sliced = await asyncio.to_thread(self._mps.time_sliced, pid)
         except ScepsyError as error:
             kept.error = str(error)
             # What is wrong with the plan does not get better by trying.
-            if isinstance(error, InputError) or kept.starts_in_row >= MAX_STARTS:
+            if isinstance(error, InputError) or pause_before_start_s(kept.starts_in_row) is None:
                 await self._give_up(kept)
             else:
                 self._report(kept, "restarting")
             return
-        kept.ready_since_s, kept.error = time.monotonic(), None
+        kept.ready_since_s, kept.error = time.monotonic(), ""
         self._report(kept, "ready")
 
     async def _give_up(self, kept: Kept) -> None:
@@ -176,11 +168,11 @@ class NodeAgent:
 
     def _config(self, kept: Kept) -> EngineConfig:
         placed, instance = kept.placed, kept.placed.instance
-        deployment = self.hosting.deployments[instance.llm]
+        deployment = self._run.plan.llms[instance.llm]
         known = gpu_types.known(deployment.gpu_type)
-        log = self.hosting.folder.logs / f"{instance.id}.{kept.starts}.log"
+        log = self._run.folder.logs / f"{instance.id}.{kept.starts}.log"
         taken = [port for name, port in self._ports.items() if name != instance.id]
-        self._ports[instance.id] = spaced_ports(1, self.hosting.host, avoid=taken)[0]
+        self._ports[instance.id] = spaced_ports(1, self._address, avoid=taken)[0]
         return EngineConfig(
             instance_id=instance.id,
             engine=deployment.engine,
@@ -193,28 +185,34 @@ class NodeAgent:
             log_path=log,
             tp_degree=deployment.tp_degree,
             gpu_share_pct=instance.gpu_share_pct,
-            host=self.hosting.host,
+            host=self._address,
             engine_args=deployment.engine_args,
-            api_key=self.hosting.folder.key.read_text().strip(),
+            api_key=self._run.folder.key.read_text().strip(),
             mps_environment=self._mps.environment(placed.gpus) if self._mps else {},
         )
 
-    def _report(self, kept: Kept, state: str) -> None:
-        placed, kept.state = kept.placed, state
-        report = {
-            "instance": placed.instance.id,
-            "llm": placed.instance.llm,
-            "host": placed.host,
-            "gpus": list(placed.gpus),
-            "state": state,
-            "since_s": time.time(),
-            "starts": kept.starts,
-            "error": kept.error,
-            "time_sliced": kept.time_sliced,
-        }
-        if kept.process is not None:
-            report |= {"base_url": kept.process.base_url, "pid": kept.process.pid}
-        write_json(self.hosting.attempt.engine(placed.instance.id), report)
+    def _report(self, kept: Kept, state: EngineState) -> None:
+        placed, process, kept.state = kept.placed, kept.process, state
+        report = EngineReport(
+            id=placed.instance.id,
+            llm=placed.instance.llm,
+            host=placed.host,
+            gpus=placed.gpus,
+            state=state,
+            starts=kept.starts,
+            error=kept.error,
+            time_sliced=kept.time_sliced,
+            base_url=process.base_url if process else "",
+            pid=process.pid if process else None,
+        )
+        write_json(self._run.attempt.engine(report.id), report)
+
+
+def pause_before_start_s(starts_in_row: int) -> float | None:
+    """Seconds to wait before a start that follows so many in a row; None to give up."""
+    if starts_in_row >= MAX_STARTS:
+        return None
+    return FIRST_PAUSE_S * 2.0 ** (starts_in_row - 1) if starts_in_row else 0.0
 
 
 def _sharing(instances: Sequence[PlacedInstance]) -> list[list[PlacedInstance]]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from scepsy_hpc.cluster.jobs.submit import ClusterName
 from scepsy_hpc.cluster.site import Site
-from scepsy_hpc.files import read_jsonl_data, write_jsonl
+from scepsy_hpc.files import write_jsonl
 from scepsy_hpc.formats.plan import Plan, save_plan
+from scepsy_hpc.formats.results import load_results
 from scepsy_hpc.formats.spans import Span, load_spans
+from scepsy_hpc.formats.tasks import Task
 from scepsy_hpc.serving import run as runs
 from scepsy_hpc.serving.run import OnStatus
 from scepsy_hpc.serving.settings import RunSettings
@@ -20,7 +22,7 @@ from scepsy_hpc.serving.settings import RunSettings
 
 def record_hosted(
     plan: Plan,
-    tasks: Sequence[dict[str, Any]],
+    tasks: Sequence[Task],
     cluster: ClusterName,
     site: Site,
     runs_in_flight: int,
@@ -34,11 +36,9 @@ def record_hosted(
     Slurm's nodes share); it stays where something failed, for its logs. Raises RunError.
     """
     made = Path(tempfile.mkdtemp(prefix=".scepsy-trace-", dir=parent or Path.cwd()))
-    save_plan(made / "wanted.yaml", _one_run_plan(plan))
-    write_jsonl(made / "wanted.jsonl", tasks)
-    settings = RunSettings(
-        max_runs_in_flight=runs_in_flight, task_timeout_s=timeout_s, cluster=cluster
-    )
+    save_plan(made / "wanted.yaml", replace(plan, predicted=None, certificate=None, explanation=()))
+    write_jsonl(made / "wanted.jsonl", (task.data for task in tasks))
+    settings = RunSettings(max_runs_in_flight=runs_in_flight, task_timeout_s=timeout_s)
     folder = runs.prepare(made / "wanted.yaml", made / "wanted.jsonl", made / "run", settings)
     jobs = runs.launch(folder, cluster, site)
     try:
@@ -46,19 +46,9 @@ def record_hosted(
     except KeyboardInterrupt:
         runs.end_in_order(folder, jobs)
         raise
-    results = read_jsonl_data(folder.results)
-    failures = {r["task_id"]: str(r.get("error")) for r in results if r["status"] != "ok"}
+    results = load_results(folder.results)
+    failures = {r.task_id: str(r.error) for r in results if r.status != "ok"}
     spans = load_spans(folder.spans)
     if not failures:
-        _remove(made)
+        shutil.rmtree(made, ignore_errors=True)
     return spans, failures
-
-
-def _one_run_plan(plan: Plan) -> Plan:
-    return replace(plan, predicted=None, certificate=None, explanation=())
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)

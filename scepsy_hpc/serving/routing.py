@@ -1,7 +1,9 @@
 """The dispatcher's decisions, without a network: which instance takes a call, when to try again.
 
 Rule `least_in_flight`: the ready instance of the deployment with the fewest calls in flight; ties
-go to the one that was picked longest ago, so that idle replicas take turns.
+go to the one that was picked longest ago, so that idle replicas take turns. The simulator keeps the
+same order in a heap, as picking is its inner loop (``planning/simulation/events.py``): a test holds
+both to the same choices.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ class Routes:
             if state is None:
                 self.instances[instance_id] = InstanceState(instance_id, deployment, base_url)
             else:
-                state.base_url, state.ready = base_url, True
+                state.base_url = base_url
         for instance_id, state in self.instances.items():
             state.ready = instance_id in endpoints
 

@@ -9,33 +9,33 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from scepsy_hpc.cluster.jobs.submit import ClusterName, submit
-from scepsy_hpc.cluster.jobs.tasks import Jobs, JobsProgress, Resources
+from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
-from scepsy_hpc.files import read_jsonl_data, read_text, write_text
+from scepsy_hpc.files import extended, read_jsonl_data, read_text, write_text
 from scepsy_hpc.formats.plan import Component, Plan, load_plan, save_plan
+from scepsy_hpc.formats.status import RunStatus, WatchedRun
 from scepsy_hpc.formats.tasks import load_tasks
-from scepsy_hpc.serving.host import Start, host
+from scepsy_hpc.serving.host import host
 from scepsy_hpc.serving.job import (
     FINAL_STATES,
+    Job,
     check_idle,
-    forget_job,
     is_alive,
     is_pending,
-    read_job,
     remember_job,
 )
 from scepsy_hpc.serving.ledger import num_recorded
-from scepsy_hpc.serving.run_folder import RunFolder, no_status, read_json, write_json
+from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
+from scepsy_hpc.serving.start import Start
 
 DEFAULT_RUNS_IN_FLIGHT = 8
 # On one's own machine nobody waits for the end of the allocation.
 LOCAL_TIME_MIN = 30 * 24 * 60
-OnStatus = Callable[[dict[str, Any] | None, str], None]
+OnStatus = Callable[[RunStatus | None, str], None]
 
 
 def prepare(
@@ -113,13 +113,14 @@ def launch(
     resources = _resources(plan, site, time_min, pretended)
     attempt = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
     start = Start(str(folder.root), attempt, pretended)
-    forget_job(folder)
-    write_json(folder.status, no_status(f"{attempt}-0"))
+    folder.job.unlink(missing_ok=True)
+    waiting = RunStatus(attempt=f"{attempt}-0")
+    write_json(folder.status, waiting.plain())
     try:
         jobs = submit(cluster, folder.jobs, host, [start], resources, site, name="scepsy-run")
     except ScepsyError as error:
-        failed = {"state": "failed", "error": str(error)}
-        write_json(folder.status, no_status(f"{attempt}-0") | failed)
+        failed = replace(waiting, state="failed", error=str(error))
+        write_json(folder.status, failed.plain())
         raise
     remember_job(folder, cluster, jobs.ids)
     return jobs
@@ -154,31 +155,25 @@ def _components(plan: Plan) -> tuple[Component, ...]:
     return (Component(num_nodes=len(names), gpus_per_node=most, gpu_type=gpu_type),)
 
 
-def follow(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> dict[str, Any]:
+def follow(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> None:
     """Wait for the job; ``on_status(status, note)`` is called at every look.
 
-    Returns the last status; where rank 0 ended well, what became of other nodes is an alert in it.
-    Raises RunError that says what is recorded and how to go on.
+    Where rank 0 ended well, what became of other nodes is an alert in the last status. Raises
+    RunError that says what is recorded and how to go on.
     """
-    note = ""
 
-    def on_progress(progress: JobsProgress) -> None:
-        nonlocal note
-        note = progress.note
+    def on_tick(note: str) -> None:
+        on_status(read_json(folder.status, RunStatus), note)
 
-    def on_tick() -> None:
-        on_status(read_json(folder.status), note)
-
-    outcome = jobs.wait(on_progress, on_tick=on_tick)[0]
-    status: dict[str, Any] = read_json(folder.status) or {}
+    outcome = jobs.wait(on_tick=on_tick)[0]
     if outcome.errors[0] is not None:
         raise RunError(f"{outcome.errors[0]}\n{_what_is_left(folder)}")
     others = [f"rank {r}: {error}" for r, error in enumerate(outcome.errors) if error]
-    if others:
-        status["alerts"] = [*status.get("alerts", []), *others]
-        write_json(folder.status, status)
+    status = read_json(folder.status, RunStatus)
+    if others and status:
+        status = replace(status, alerts=(*status.alerts, *others))
+        write_json(folder.status, status.plain())
     on_status(status, "")
-    return status
 
 
 def _what_is_left(folder: RunFolder) -> str:
@@ -202,22 +197,24 @@ def end_in_order(folder: RunFolder, jobs: Jobs, patience_s: float = 20.0) -> Non
         jobs.cancel()
 
 
-def read_status(root: Path) -> dict[str, Any]:
-    """The last status of a run. Raises InputError when the folder is not one.
-
-    ``alive`` says whether its job still lives; None where that cannot be told from here.
-    """
+def read_status(root: Path) -> WatchedRun:
+    """The last status of a run. Raises InputError when the folder is not one."""
     folder = RunFolder(root.absolute())
-    status = read_json(folder.status)
+    status = read_json(folder.status, RunStatus)
     if status is None:
         raise InputError(f"{root}: holds no status.json; give the -o folder of `scepsy run`")
-    alive = False if status["state"] in FINAL_STATES else is_alive(folder)
-    if alive is False and status["state"] not in FINAL_STATES:
+    alive = False if status.state in FINAL_STATES else is_alive(folder)
+    if alive is False and status.state not in FINAL_STATES:
         gone = "its job is gone without a word: killed, or its machine failed"
-        status = status | {"state": "lost", "alerts": [*status.get("alerts", []), gone]}
-    job = read_job(folder)
-    more = {"recorded": num_recorded(folder.results), "alive": alive}
-    return {**status, **more, "cluster": job.cluster if job else "unknown"}
+        status = replace(status, state="lost", alerts=(*status.alerts, gone))
+    job = read_json(folder.job, Job)
+    return extended(
+        WatchedRun,
+        status,
+        recorded=num_recorded(folder.results),
+        alive=alive,
+        cluster=job.cluster if job else "unknown",
+    )
 
 
 def ask_to_stop(root: Path) -> str:
@@ -226,13 +223,14 @@ def ask_to_stop(root: Path) -> str:
     Returns what was done, in a sentence. Raises InputError.
     """
     folder = RunFolder(root.absolute())
-    status, job = read_status(root), read_job(folder)
-    if status["alive"] is False:
-        return f"{root}: has ended already ({status['state']})"
-    write_json(folder.attempt(status["attempt"]).asked, {"since_s": time.time()})
-    if status["state"] == "waiting" and job and job.cluster == "slurm" and is_pending(job):
+    status, job = read_status(root), read_json(folder.job, Job)
+    if status.alive is False:
+        return f"{root}: has ended already ({status.state})"
+    write_json(folder.attempt(status.attempt).asked, {"since_s": time.time()})
+    if status.state == "waiting" and job and job.cluster == "slurm" and is_pending(job):
         done = _scancel(job.ids)
-        write_json(folder.status, no_status(status["attempt"]) | {"state": "stopped"})
+        stopped = RunStatus(attempt=status.attempt, state="stopped")
+        write_json(folder.status, stopped.plain())
         return f"{root}: {done}"
     return f"{root}: asked to stop; what is not recorded runs again with --resume"
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import write_text
+from scepsy_hpc.files import check, to_plain, write_text
+
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,28 +141,18 @@ class AttemptFolder:
         return self.root / "engines" / f"{instance_id}.json"
 
 
-def no_status(attempt: str) -> dict[str, Any]:
-    """Status of a run of which nothing is known yet; what the lead writes has the same keys."""
-    return {
-        "state": "waiting",
-        "updated_s": time.time(),
-        "attempt": attempt,
-        "url": None,
-        "tasks": None,
-        "instances": [],
-    }
-
-
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader on another node never sees half of it."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    """Write a record or plain JSON so that a reader on another node never sees half of it."""
+    write_text(path, json.dumps(to_plain(value), indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any | None:
-    """JSON of a file that another node writes; None while it is not there."""
+def read_json(path: Path, cls: type[_Record]) -> _Record | None:
+    """What another process writes, as a record; None while it is not there.
+
+    Raises InputError where it is no such record.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # Network file systems show a renamed file late: the next look succeeds.
+    return check(data, cls, str(path))

@@ -8,8 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.files import check, record, to_plain
-from scepsy_hpc.serving.batch import Pace
+from scepsy_hpc.files import record
 from scepsy_hpc.serving.run_folder import read_json, write_json
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -17,7 +16,9 @@ Seconds = Annotated[float, Field(gt=0)]
 
 @record
 class RunSettings:
-    """Times in seconds. ``serve`` hosts the engines until stopped, without a batch.
+    """Times in seconds. Runs enter ``max_runs_in_flight`` at a time, or by chance at ``rate_rps``.
+
+    ``serve`` hosts the engines until stopped, without a batch.
 
     ``node_lost_s``: a node that was silent for that long counts as dead.
     """
@@ -32,22 +33,16 @@ class RunSettings:
     nodes_timeout_s: Seconds = 300.0
     starts_at_once: Annotated[int, Field(ge=1)] = 4
     node_lost_s: Seconds = 120.0
-    cluster: str = "local"
-
-    @property
-    def pace(self) -> Pace:
-        """How runs enter."""
-        return Pace(self.max_runs_in_flight, self.rate_rps, self.seed)
 
 
 def save_settings(path: Path, settings: RunSettings) -> None:
     """Write the settings of a run."""
-    write_json(path, to_plain(settings))
+    write_json(path, settings)
 
 
 def load_settings(path: Path) -> RunSettings:
     """Read the settings of a run. Raises RunError when the folder holds none."""
-    data = read_json(path)
-    if data is None:
+    found = read_json(path, RunSettings)
+    if found is None:
         raise RunError(f"{path}: no settings; this is no results folder of `scepsy run`")
-    return check(data, RunSettings, str(path))
+    return found

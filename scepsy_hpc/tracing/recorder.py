@@ -6,13 +6,12 @@ import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import aiohttp
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.spans import Span, new_run_id
+from scepsy_hpc.formats.tasks import Task
 from scepsy_hpc.formats.workflow import Agent, Workflow
 from scepsy_hpc.tracing.agents.pool import AgentOutcome, AgentPool, agent_environment
 from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
@@ -26,7 +25,6 @@ class TraceProgress:
     """How far a recording is."""
 
     num_done: int
-    num_failed: int
     num_total: int
     num_calls: int
 
@@ -36,37 +34,33 @@ class Recording:
     """Spans in order of their start, and the error of each task that failed, by task id."""
 
     spans: tuple[Span, ...]
-    num_tasks: int
     failures: dict[str, str]
 
 
 def trace_workflow(
     workflow: Workflow,
-    tasks: Sequence[Mapping[str, Any]],
+    tasks: Sequence[Task],
     endpoints: Mapping[str, CallTarget],
     *,
-    num_tasks: int | None = None,
     concurrency: int = 1,
     timeout_s: float | None = None,
-    log_path: Path | None = None,
     on_progress: Callable[[TraceProgress], None] = lambda progress: None,
 ) -> Recording:
     """Run tasks, record their calls. A failed task's spans are kept: its calls were sent.
 
-    ``endpoints``: where each LLM of the workflow is served, by alias. ``num_tasks``: only the
-    first so many; ``concurrency``: runs at once; ``timeout_s``: for one task. Raises InputError: no
-    agent, no tasks, an alias without endpoint, an endpoint that cannot be reached.
+    ``endpoints``: where each LLM of the workflow is served, by alias. ``concurrency``: runs at
+    once; ``timeout_s``: for one task. Raises InputError: no agent, no tasks, an alias without
+    endpoint, an endpoint that cannot be reached.
     """
     if workflow.agent is None:
         raise InputError(f"{workflow.path}: agent: missing; tracing runs it")
     if concurrency < 1:
         raise InputError(f"concurrency ({concurrency}) must be at least 1")
-    chosen = list(tasks)[:num_tasks]
-    if not chosen:
+    if not tasks:
         raise InputError(f"no task of {workflow.name} to trace; give at least 1")
     _check_endpoints(workflow, endpoints)
     recorder = _Recorder(workflow, workflow.agent, endpoints, on_progress)
-    return asyncio.run(recorder.record(chosen, concurrency, timeout_s, log_path))
+    return asyncio.run(recorder.record(tasks, concurrency, timeout_s))
 
 
 def _check_endpoints(workflow: Workflow, endpoints: Mapping[str, CallTarget]) -> None:
@@ -81,13 +75,12 @@ def _check_endpoints(workflow: Workflow, endpoints: Mapping[str, CallTarget]) ->
 
 async def check_reachable(alias: str, target: CallTarget) -> None:
     """Ask an endpoint for its models. Raises InputError when it cannot be reached."""
-    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     timeout = aiohttp.ClientTimeout(total=CHECK_TIMEOUT_S)
     problem = None
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(target.url("models"), headers=headers) as answer,
+            session.get(target.url("models"), headers=target.headers) as answer,
         ):
             if answer.status in (401, 403):
                 problem = f"refuses the API key (HTTP {answer.status})"
@@ -117,10 +110,9 @@ class _Recorder:
 
     async def record(
         self,
-        tasks: Sequence[Mapping[str, Any]],
+        tasks: Sequence[Task],
         concurrency: int,
         timeout_s: float | None,
-        log_path: Path | None,
     ) -> Recording:
         for alias, target in self._endpoints.items():
             await check_reachable(alias, target)
@@ -132,21 +124,21 @@ class _Recorder:
             workflow_of=lambda run_id: self._workflow.name,
         )
         num_workers = min(concurrency, len(tasks))
-        async with proxy, AgentPool(self._agent, num_workers, log_path) as pool:
+        async with proxy, AgentPool(self._agent, num_workers) as pool:
             self._tell(len(tasks))
 
-            async def run_one(task: dict[str, Any]) -> None:
-                run_id = new_run_id(task["task_id"])
-                env = agent_environment(proxy.base_url(run_id), key, task["task_id"], run_id)
-                self._end(task["task_id"], run_id, await pool.run(task, env, timeout_s))
+            async def run_one(task: Task) -> None:
+                run_id = new_run_id(task.task_id)
+                env = agent_environment(proxy.base_url(run_id), key, task.task_id, run_id)
+                self._end(task.task_id, run_id, await pool.run(task.data, env, timeout_s))
                 self._tell(len(tasks))
 
             async with asyncio.TaskGroup() as group:
                 for task in tasks:
-                    group.create_task(run_one(dict(task)))
+                    group.create_task(run_one(task))
         # After the proxy has stopped: a call that outlives its run has its span by now.
         spans = tuple(sorted(self._spans, key=lambda span: span.start_s))
-        return Recording(spans, len(tasks), self._failures)
+        return Recording(spans, self._failures)
 
     def _add(self, span: Span) -> None:
         self._spans.append(span)
@@ -159,13 +151,11 @@ class _Recorder:
         self._spans.append(run_span(run_id, self._workflow.name, outcome))
 
     def _tell(self, num_total: int) -> None:
-        self._on_progress(
-            TraceProgress(self._num_done, len(self._failures), num_total, self._num_calls)
-        )
+        self._on_progress(TraceProgress(self._num_done, num_total, self._num_calls))
 
 
-def run_span(run_id: str, workflow: str, outcome: AgentOutcome) -> Span:
-    """The span of a whole run."""
+def run_span(run_id: str, workflow: str, outcome: AgentOutcome, status: str | None = None) -> Span:
+    """The span of a whole run, `ok` or `failed` unless its ``status`` is another."""
     return Span(
         run_id=run_id,
         span_id=f"{run_id}.run",
@@ -173,5 +163,5 @@ def run_span(run_id: str, workflow: str, outcome: AgentOutcome) -> Span:
         workflow=workflow,
         start_s=outcome.started_s,
         end_s=outcome.finished_s,
-        status="ok" if outcome.error is None else "failed",
+        status=status or ("ok" if outcome.error is None else "failed"),
     )

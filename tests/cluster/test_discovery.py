@@ -1,9 +1,8 @@
 """Topologies from nvidia-smi text, sinfo rows and NVML; the outside program is what is faked."""
 
 import os
-import sys
-import types
 
+import fake_nvml
 import pytest
 
 from scepsy_hpc.cluster.discovery import discover_local, discover_slurm, from_nvidia_smi
@@ -76,7 +75,7 @@ def test_slurm_partition(tmp_path, monkeypatch):
     fake_sinfo(tmp_path, rows)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     topology = discover_slurm("gpu")
-    assert topology.names == ("n1", "n2")
+    assert [node.name for node in topology.nodes] == ["n1", "n2"]
     assert topology.nodes[0].free == (1, 3)
     assert topology.nodes[1].free == (0, 1, 2, 3)
     assert topology.nodes[0].gpu_type == "h100_sxm"
@@ -102,28 +101,9 @@ def test_without_slurm(tmp_path, monkeypatch):
         discover_slurm("gpu")
 
 
-def nvml(num_gpus, links):
-    """A module that answers as pynvml for ``num_gpus`` GPUs; ``links``: pairs joined by NVLink."""
-    made = types.ModuleType("pynvml")
-    made.NVMLError = type("NVMLError", (Exception,), {})
-    made.NVML_P2P_CAPS_INDEX_NVLINK = 2
-    made.NVML_P2P_STATUS_OK = 0
-    made.NVML_TOPOLOGY_SYSTEM = 50
-    made.NVML_DEVICE_MIG_ENABLE = 1
-    made.nvmlInit = made.nvmlShutdown = lambda: None
-    made.nvmlDeviceGetCount = lambda: num_gpus
-    made.nvmlDeviceGetHandleByIndex = lambda i: i
-    made.nvmlDeviceGetName = lambda h: b"NVIDIA H100 80GB HBM3"
-    made.nvmlDeviceGetMemoryInfo = lambda h: types.SimpleNamespace(total=80 * 2**30)
-    made.nvmlDeviceGetP2PStatus = lambda a, b, _: 0 if {a, b} in links else 5
-    made.nvmlDeviceGetTopologyCommonAncestor = lambda a, b: 30 if a // 2 == b // 2 else 50
-    made.nvmlDeviceGetMigMode = lambda h: (0, 0)
-    return made
-
-
 def test_local_nvml(monkeypatch):
     """NVLink neighbours are one domain, GPUs under one PCIe root another."""
-    monkeypatch.setitem(sys.modules, "pynvml", nvml(4, [{0, 1}]))
+    fake_nvml.install(monkeypatch, 4, [{0, 1}])
     node = discover_local().nodes[0]
     assert [(d.gpus, d.link) for d in node.domains] == [((0, 1), "nvlink"), ((2, 3), "pcie")]
     assert node.gpu_type == "h100_sxm"
@@ -131,6 +111,6 @@ def test_local_nvml(monkeypatch):
 
 def test_local_without_gpu(monkeypatch):
     """No GPU is a clear line, not an empty topology."""
-    monkeypatch.setitem(sys.modules, "pynvml", nvml(0, []))
+    fake_nvml.install(monkeypatch, 0)
     with pytest.raises(InputError, match="no GPU"):
         discover_local()

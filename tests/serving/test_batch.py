@@ -5,18 +5,21 @@ import json
 
 import pytest
 
-from scepsy_hpc.serving.batch import AttemptEnd, Batch, Pace
+from scepsy_hpc.formats.tasks import Task
+from scepsy_hpc.serving.batch import AttemptEnd, Batch
 from scepsy_hpc.serving.ledger import Ledger
+from scepsy_hpc.serving.settings import RunSettings
 
-TASKS = [{"task_id": f"t{i}"} for i in range(20)]
+TASKS = [Task(f"t{i}", "rag", {"task_id": f"t{i}"}) for i in range(20)]
 
 
-def work_off(tmp_path, run_task, tasks=TASKS, pace=None, **more):
+def work_off(tmp_path, run_task, tasks=TASKS, **settings):
     """Run a batch to its end; returns it and the recorded lines."""
 
     async def go():
         ledger = Ledger(tmp_path / "results.jsonl")
-        batch = Batch(tasks, ledger, run_task, pace or Pace(max_runs_in_flight=4), **more)
+        asked = RunSettings(**(settings or {"max_runs_in_flight": 4}))
+        batch = Batch(tasks, ledger, run_task, asked)
         try:
             await batch.run()
         finally:
@@ -38,10 +41,10 @@ def test_every_task_once_and_never_more_in_flight_than_allowed(tmp_path):
         most = max(most, running)
         await asyncio.sleep(0.002)
         running -= 1
-        return AttemptEnd(0.0, 1.0, result=task["task_id"])
+        return AttemptEnd(0.0, 1.0, result=task.task_id)
 
     batch, lines = work_off(tmp_path, run_task)
-    assert sorted(line["task_id"] for line in lines) == sorted(t["task_id"] for t in TASKS)
+    assert sorted(line["task_id"] for line in lines) == sorted(t.task_id for t in TASKS)
     assert (most, batch.num_ok, batch.num_failed) == (4, 20, 0)
 
 
@@ -49,11 +52,11 @@ def test_a_fault_is_tried_again_and_an_agents_own_failure_is_not(tmp_path):
     """Attempts are counted; a task that keeps meeting faults is recorded as failed in the end."""
 
     async def run_task(task, attempt):
-        if task["task_id"] == "t1":
+        if task.task_id == "t1":
             return AttemptEnd(0.0, 1.0, error="ValueError: no", faulted=False)
-        if task["task_id"] == "t2" and attempt < 2:
+        if task.task_id == "t2" and attempt < 2:
             return AttemptEnd(0.0, 1.0, error="engine gone", faulted=True)
-        if task["task_id"] == "t3":
+        if task.task_id == "t3":
             return AttemptEnd(0.0, 1.0, error="engine gone", faulted=True)
         return AttemptEnd(0.0, 1.0, result=1)
 
@@ -79,7 +82,7 @@ def test_resume_takes_only_what_is_not_recorded(tmp_path):
     seen = []
 
     async def run_task(task, attempt):
-        seen.append(task["task_id"])
+        seen.append(task.task_id)
         return AttemptEnd(0.0, 1.0, result=1)
 
     work_off(tmp_path, run_task, TASKS[:5])
@@ -93,12 +96,12 @@ def test_cancelled_runs_leave_no_record(tmp_path):
 
     async def go():
         async def run_task(task, attempt):
-            if task["task_id"] != "t0":
+            if task.task_id != "t0":
                 await asyncio.Event().wait()
             return AttemptEnd(0.0, 1.0, result=1)
 
         ledger = Ledger(tmp_path / "results.jsonl")
-        batch = Batch(TASKS, ledger, run_task, Pace(max_runs_in_flight=3))
+        batch = Batch(TASKS, ledger, run_task, RunSettings(max_runs_in_flight=3))
         job = asyncio.create_task(batch.run())
         while len(batch.in_flight) < 3 or batch.num_ok < 1:
             await asyncio.sleep(0.001)
@@ -109,7 +112,7 @@ def test_cancelled_runs_leave_no_record(tmp_path):
         return batch
 
     batch = asyncio.run(go())
-    assert batch.in_flight == {}
+    assert batch.in_flight == set()
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     assert [json.loads(line)["task_id"] for line in lines] == ["t0"]
 
@@ -128,7 +131,7 @@ def test_a_full_disk_ends_the_batch(tmp_path):
     async def go():
         ledger = Full(tmp_path / "results.jsonl")
         try:
-            await Batch(TASKS, ledger, run_task, Pace(max_runs_in_flight=2)).run()
+            await Batch(TASKS, ledger, run_task, RunSettings(max_runs_in_flight=2)).run()
         finally:
             ledger.close()
 
@@ -142,5 +145,5 @@ def test_poisson_arrivals_admit_everything(tmp_path):
     async def run_task(task, attempt):
         return AttemptEnd(0.0, 1.0, result=1)
 
-    _, lines = work_off(tmp_path, run_task, pace=Pace(rate_rps=2000.0, seed=1))
+    _, lines = work_off(tmp_path, run_task, rate_rps=2000.0, seed=1)
     assert len(lines) == 20

@@ -3,8 +3,9 @@
 from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.serving import beats
 from scepsy_hpc.serving.addresses import LOOPBACK, node_address
-from scepsy_hpc.serving.allocation import PlacedInstance
-from scepsy_hpc.serving.engine_view import EngineView
+from scepsy_hpc.serving.allocation import GrantedNode, PlacedInstance
+from scepsy_hpc.serving.engine_view import EngineReport, EngineView
+from scepsy_hpc.serving.routing import Routes
 from scepsy_hpc.serving.run_folder import RunFolder, write_json
 
 PATIENCE_S = 100.0
@@ -12,26 +13,29 @@ PATIENCE_S = 100.0
 
 def placed(name, llm, rank):
     instance = Instance(id=name, llm=llm, node=f"n{rank}", gpus=(0,), gpu_share_pct=100)
-    return PlacedInstance(instance, rank, f"host{rank}", ("0",))
+    return PlacedInstance(instance=instance, rank=rank, host=f"host{rank}", gpus=("0",))
 
 
 def view_of(tmp_path, *instances):
     """An attempt folder in which every rank has reported itself, and the view of it."""
     attempt = RunFolder(tmp_path).attempt("a-0")
     for one in instances:
-        write_json(attempt.node(one.rank), {"rank": one.rank})
+        write_json(attempt.node(one.rank), GrantedNode(rank=one.rank, host=one.host, domains=()))
     return attempt, EngineView(attempt, instances, PATIENCE_S)
 
 
-def report(attempt, name, llm, state, starts=1, error=None):
-    text = {
-        "llm": llm,
-        "state": state,
-        "starts": starts,
-        "error": error,
-        "base_url": f"http://{name}",
-    }
-    write_json(attempt.engine(name), text)
+def report(attempt, name, llm, state, starts=1, error=""):
+    said = EngineReport(
+        id=name,
+        llm=llm,
+        host="host1" if name == "b" else "host0",
+        gpus=("0",),
+        state=state,
+        starts=starts,
+        error=error,
+        base_url=f"http://{name}",
+    )
+    write_json(attempt.engine(name), said)
 
 
 def test_a_batch_waits_for_first_starts_only(tmp_path):
@@ -75,8 +79,8 @@ def test_a_silent_node_is_lost_and_may_come_back(tmp_path, monkeypatch):
     now_s = PATIENCE_S + 1
     view.look()
     assert set(view.endpoints()) == {"a"}
-    assert [entry["state"] for entry in view.states()] == ["ready", "lost"]
-    assert view.alerts() == ["b on host1: lost after 1 starts"]
+    assert [one.state for one in view.states(Routes({}))] == ["ready", "lost"]
+    assert view.alerts() == ("b on host1: lost after 1 starts",)
     write_json(attempt.beat(1), 2)
     view.look()
     assert set(view.endpoints()) == {"a", "b"}

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.serving.ledger import Ledger, TaskResult
+from scepsy_hpc.formats.results import TaskResult
+from scepsy_hpc.serving.ledger import Ledger
 
 
 def result(task_id):

@@ -177,7 +177,7 @@ def test_a_signal_ends_everything_and_the_batch_resumes(tmp_path, number):
     assert running.returncode == 130
     assert "--resume goes on" in errors
     cases.wait_until(lambda: cases.processes_of(tmp_path) == [], "every process to end")
-    assert runs.read_status(out)["state"] in ("interrupted", "stopped")
+    assert runs.read_status(out).state in ("interrupted", "stopped")
     assert {line["task_id"] for line in cases.results(out)} == {"t0", "t1"}
     (tmp_path / "gate").touch()
     words = ["run", str(plan), str(tasks), "-o", str(out), "--resume", "--cluster", "debug"]

@@ -196,7 +196,7 @@ def test_a_node_that_dies_takes_no_task_with_it(hasty_slurm: MiniSlurm) -> None:
     with begin(hasty_slurm, folder, "run", plan, tasks, "-o", out, "--cluster", "slurm") as running:
         cases.wait_for_results(running, out, 6, LONG_S)
         placement = json.loads(next(out.glob("private/attempts/*/placement.json")).read_text())
-        ranks = {entry["id"]: entry["rank"] for entry in placement}
+        ranks = {entry["instance"]["id"]: entry["rank"] for entry in placement}
         engine = psutil.Process(cases.engine_reports(out)["l1"]["pid"])
         node = engine.environ()["SLURMD_NODENAME"]
         hasty_slurm.kill_node(node)

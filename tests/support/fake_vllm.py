@@ -20,7 +20,9 @@ COMMAND = ["-m", "vllm.entrypoints.cli.main", "serve"]
 
 
 def install(folder: Path, behaviour: str) -> Path:
-    """An executable that behaves so: good, dies, mute, status=NNN, no_token or stubborn."""
+    """An executable that behaves so: good, dies, late=N (dies in its first N starts, which it
+    counts in STARTS_FILE), mute, status=NNN, no_token or stubborn.
+    """
     path = folder / f"python-{behaviour}"
     path.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {behaviour} "$@"\n')
     path.chmod(0o755)
@@ -56,6 +58,11 @@ def main() -> None:
         print("0.32.0")
         return
     assert arguments[:3] == COMMAND, arguments
+    if behaviour.startswith("late="):
+        with Path(os.environ["STARTS_FILE"]).open("a") as starts:
+            starts.write("x")
+            is_late = starts.tell() > int(behaviour.partition("=")[2])
+        behaviour = "good" if is_late else "dies"
     if behaviour == "dies":
         print("first line\nCUDA out of everything", flush=True)
         sys.exit(3)

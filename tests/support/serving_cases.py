@@ -12,7 +12,7 @@ import psutil
 from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
 from scepsy_hpc.formats.spans import load_spans
 from scepsy_hpc.formats.workflow import Agent
-from scepsy_hpc.serving.run_folder import RunFolder, read_json
+from scepsy_hpc.serving.run_folder import RunFolder
 
 MODELS = {"small": "Qwen/Qwen3-0.6B", "large": "Qwen/Qwen3-8B"}
 TIME_SCALE = 0.02
@@ -116,13 +116,21 @@ def assert_each_once(out, tasks_path, status="ok"):
 
 def status_of(out):
     """status.json as it is now, or an empty status."""
-    return read_json(Path(out) / "status.json") or {"state": None, "instances": [], "tasks": None}
+    found = _json_of(Path(out) / "status.json")
+    return found or {"state": None, "instances": [], "tasks": None}
 
 
 def engine_reports(out):
     """What the nodes say of each engine in the attempt that the status names."""
     folder = RunFolder(Path(out)).attempt(status_of(out)["attempt"]).root / "engines"
-    return {path.stem: read_json(path) for path in folder.glob("*.json")}
+    return {path.stem: _json_of(path) for path in folder.glob("*.json")}
+
+
+def _json_of(path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def run_ids_of(out, task_id):

@@ -11,7 +11,7 @@ from fake_engine import engine_in_thread
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.spans import load_spans, save_spans
-from scepsy_hpc.formats.tasks import load_tasks
+from scepsy_hpc.formats.tasks import Task
 from scepsy_hpc.formats.workflow import Workflow, load_workflow
 from scepsy_hpc.tracing.proxy.router import CallTarget
 from scepsy_hpc.tracing.recorder import Recording, TraceProgress, trace_workflow
@@ -40,7 +40,10 @@ def make_workflow(folder: Path, text: str = "agent: {python: 'some_agent:run'}")
 
 
 def trace(workflow: Workflow, *num_calls: int, **options: Any) -> Recording:
-    tasks = [{"task_id": f"t/{i}", "num_calls": n} for i, n in enumerate(num_calls)]
+    tasks = [
+        Task(f"t/{i}", "draft", {"task_id": f"t/{i}", "num_calls": n})
+        for i, n in enumerate(num_calls)
+    ]
     with engine_in_thread() as engine:
         return trace_workflow(
             workflow, tasks, {"writer": CallTarget(engine.base_url, "m")}, **options
@@ -61,7 +64,7 @@ def test_runs_and_calls_are_recorded(tmp_path: Path) -> None:
         assert (call.llm, call.role, call.workflow, call.status) == (
             "writer", "draft", "draft", "ok")  # fmt: skip
     assert [s.start_s for s in found.spans] == sorted(s.start_s for s in found.spans)
-    assert seen[-1] == TraceProgress(num_done=3, num_failed=0, num_total=3, num_calls=3)
+    assert seen[-1] == TraceProgress(num_done=3, num_total=3, num_calls=3)
     save_spans(tmp_path / "spans.jsonl", found.spans)
     assert tuple(load_spans(tmp_path / "spans.jsonl")) == found.spans
 
@@ -74,15 +77,10 @@ def test_failures_are_told_and_their_calls_kept(tmp_path: Path) -> None:
     assert sum(s.kind == "llm" for s in found.spans) == 4
 
 
-def test_only_the_first_tasks_are_traced(tmp_path: Path) -> None:
-    """``num_tasks`` limits how many tasks run."""
-    assert trace(make_workflow(tmp_path), 1, 1, 1, num_tasks=2).num_tasks == 2
-
-
 def test_bad_input_is_told_before_anything_runs(tmp_path: Path) -> None:
     """No agent, no endpoint for an LLM, one for an unknown LLM, nobody at the address."""
     workflow = make_workflow(tmp_path)
-    tasks = [{"task_id": "a", "num_calls": 1}]
+    tasks = [Task("a", "draft", {"task_id": "a", "num_calls": 1})]
     nobody = CallTarget("http://127.0.0.1:9/v1", "m")
     cases = [
         (make_workflow(tmp_path, ""), {"writer": nobody}, "agent: missing"),
@@ -94,29 +92,3 @@ def test_bad_input_is_told_before_anything_runs(tmp_path: Path) -> None:
     for which, endpoints, says in cases:
         with pytest.raises(InputError, match=says):
             trace_workflow(which, tasks, endpoints)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("", "has no tasks"),
-        ('{"task_id": "a"}\n{"task_id": "a"}\n', "task 2: task_id 'a' stands already in task 1"),
-        ('{"id": "a"}\n', "task 1: task_id: must be a non-empty string, is None"),
-        ('{"task_id": "a", "workflow": "x"}\n', "workflow: 'x' is not known; known: draft"),
-        ('{"task_id": "a"}\n[1]\n', "line 2: must be one JSON object"),
-    ],
-)
-def test_wrong_tasks_are_refused(tmp_path: Path, text: str, says: str) -> None:
-    """A tasks file is refused with the line and what is wrong in it."""
-    (tmp_path / "tasks.jsonl").write_text(text)
-    with pytest.raises(InputError, match=says):
-        load_tasks(tmp_path / "tasks.jsonl", ["draft"])
-
-
-def test_tasks_need_a_workflow_only_among_several(tmp_path: Path) -> None:
-    """With one workflow the key may be left out; with two it may not."""
-    path = tmp_path / "tasks.jsonl"
-    path.write_text('{"task_id": "a", "x": 1}\n')
-    assert load_tasks(path, ["draft"]) == [{"task_id": "a", "x": 1, "workflow": "draft"}]
-    with pytest.raises(InputError, match="workflow: None is not known; known: draft, other"):
-        load_tasks(path, ["draft", "other"])

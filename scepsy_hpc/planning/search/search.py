@@ -2,7 +2,7 @@
 
 GPU units are counted by a multiple-choice knapsack (``relaxation``), which gives the best value at
 every number of GPUs at once. Its choice is proved best as soon as it can be placed. Where it
-cannot, a constraint model (``core``, ``cp_sat``) decides choice and packing together, and the
+cannot, a constraint model (``lagrangian``, ``cp_sat``) decides choice and packing together, and the
 solution says how far from the bound it may be.
 """
 

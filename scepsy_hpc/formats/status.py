@@ -1,0 +1,85 @@
+"""``status.json``: how far a run is and how its engines are; times are Unix seconds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, field
+from typing import Any, Literal
+
+from scepsy_hpc.files import record
+
+EngineState = Literal["waiting", "starting", "ready", "restarting", "failed", "stopped", "lost"]
+FinalState = Literal["ended", "stopped", "interrupted", "failed"]
+RunState = Literal["waiting", "starting", "serving", "running", "ending", "lost", FinalState]
+
+
+@record
+class EngineStatus:
+    """One instance on its host and GPUs; ``starts`` counts all it has had.
+
+    ``time_sliced`` says why no MPS holds it to its share of a GPU; None where it is, or needs none.
+    """
+
+    id: str
+    llm: str
+    host: str
+    gpus: tuple[str, ...]
+    state: EngineState = "waiting"
+    starts: int = 0
+    error: str = ""
+    time_sliced: str | None = None
+
+
+@record
+class InstanceStatus(EngineStatus):
+    """The same with its calls; ``error`` is one line."""
+
+    calls_in_flight: int = 0
+    num_calls: int = 0
+
+
+@record
+class TaskCounts:
+    """Tasks of a batch; ``waiting`` are those that no agent has begun."""
+
+    total: int
+    recorded_before: int
+    ok: int
+    failed: int
+    in_flight: int
+    waiting: int
+    retried: int
+
+
+@record
+class RunStatus:
+    """One start of a run, named by ``attempt``; ``url`` is where agents find their LLMs.
+
+    Without a batch there are no ``tasks``; ``error`` is what ended a run that failed.
+    """
+
+    state: RunState = "waiting"
+    updated_s: float = field(default_factory=time.time)
+    attempt: str
+    started_s: float | None = None
+    url: str | None = None
+    tasks: TaskCounts | None = None
+    instances: tuple[InstanceStatus, ...] = ()
+    alerts: tuple[str, ...] = ()
+    error: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: every key stands there, null where it is unknown."""
+        return asdict(self)
+
+
+@record
+class WatchedRun(RunStatus):
+    """The same from outside: tasks ``recorded`` so far, and whether the job is ``alive``.
+
+    None where that cannot be told from here.
+    """
+
+    recorded: int
+    alive: bool | None
+    cluster: str
