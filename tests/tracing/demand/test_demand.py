@@ -99,10 +99,11 @@ def test_calls_that_outlive_their_run_take_no_tool_time() -> None:
 
 
 def test_short_calls_are_as_parallel_as_long_ones() -> None:
-    """Two calls of 2 ms that are in flight for 3 ms together."""
-    found = demand_of([call("a", "m", 0.0, 0.002), call("a", "m", 0.001, 0.003)], "w")
+    """Two calls of 2 ms in flight for 3 ms together, and one to another LLM inside the last."""
+    spans = [call("a", "m", 0.0, 0.002), call("a", "m", 0.001, 0.003), call("a", "n", 0.002, 0.003)]
+    found = demand_of(spans, "w")
     assert found.llms["m"].parallelism == pytest.approx(4 / 3)
-    assert found.overlap == 1.0
+    assert found.overlap == pytest.approx(3 / 4)
 
 
 def test_calls_of_no_duration_are_calls() -> None:
