@@ -224,7 +224,8 @@ def _batch_on(problem: PlanningProblem, target: Deadline, gpus: int) -> tuple[Ch
     solution = solve(search)
     if not solution.is_feasible:
         return None, math.inf
-    in_flight, time_s = _fewest_in_flight(problem, target, pipeline.hosted_by(solution.chosen))
+    hosted = pipeline.hosted_by(solution.chosen)
+    in_flight, time_s = _fewest_in_flight(problem, target, hosted)
     certificate = certify("latency_mean_s", solution.cost_s, solution.bound, pipeline.tool_time_s)
     note = f"the fewest GPUs that end {target.num_tasks} tasks in {target.deadline_s:g} s"
     return Choice(pipeline, search.tables, solution, certificate, in_flight, (note,)), time_s

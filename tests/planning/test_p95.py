@@ -1,20 +1,12 @@
-"""Plans under a limit on the 95th percentile."""
+"""Plans that keep a limit on the 95th percentile."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from planning_cases import (
-    ENGINE,
-    SHAPES,
-    bundle,
-    cluster,
-    engine_points,
-    p95_of,
-    traced_request,
-    workflow,
-)
+from planning_cases import ENGINE, SHAPES, bundle, cluster, engine_points, workflow
+from traced_plans import p95_s_of, plan_of_runs
 
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InfeasibleError
@@ -28,10 +20,10 @@ from scepsy_hpc.planning.targets import Limits, MaxThroughput, Rate
 
 def test_limit_on_the_p95() -> None:
     """The highest rate under a p95 limit keeps it, is below the free one, and says how."""
-    free = make_plan(traced_request(MaxThroughput()))
-    limit_s = 1.3 * p95_of(make_plan(traced_request(Rate(0.1))))
-    held = make_plan(traced_request(MaxThroughput(), Limits(p95_limit_s=limit_s)))
-    assert p95_of(held) <= limit_s < p95_of(free)
+    free = plan_of_runs(MaxThroughput())
+    limit_s = 1.3 * p95_s_of(plan_of_runs(Rate(0.1)))
+    held = plan_of_runs(MaxThroughput(), Limits(p95_limit_s=limit_s))
+    assert p95_s_of(held) <= limit_s < p95_s_of(free)
     assert (held.workflows[0].rate_rps or 0.0) < (free.workflows[0].rate_rps or 0.0)
     assert any("replayed" in line for line in held.explanation)
     assert held.certificate is not None
@@ -41,20 +33,19 @@ def test_limit_on_the_p95() -> None:
 def test_limit_out_of_reach() -> None:
     """A p95 limit below what an idle plan has is infeasible and names the nearest."""
     with pytest.raises(InfeasibleError, match=r"p95 limit 0\.01 s .* nearest"):
-        make_plan(traced_request(Rate(1.0), Limits(p95_limit_s=0.01)))
+        plan_of_runs(Rate(1.0), Limits(p95_limit_s=0.01))
     with pytest.raises(InfeasibleError, match="rate of nearly zero") as caught:
-        make_plan(traced_request(MaxThroughput(), Limits(p95_limit_s=0.01)))
+        plan_of_runs(MaxThroughput(), Limits(p95_limit_s=0.01))
     nearest_s = float(str(caught.value).partition("feasible limit is ")[2].split()[0])
     assert (
-        make_plan(traced_request(MaxThroughput(), Limits(p95_limit_s=1.01 * nearest_s))).certificate
-        is not None
+        plan_of_runs(MaxThroughput(), Limits(p95_limit_s=1.01 * nearest_s)).certificate is not None
     )
 
 
 def test_limit_that_holds_changes_nothing() -> None:
     """A limit that the plan of lowest mean keeps leaves it as it is, and the plan says so."""
-    free = make_plan(traced_request(Rate(1.0)))
-    held = make_plan(traced_request(Rate(1.0), Limits(p95_limit_s=10 * p95_of(free))))
+    free = plan_of_runs(Rate(1.0))
+    held = plan_of_runs(Rate(1.0), Limits(p95_limit_s=10 * p95_s_of(free)))
     assert held.llms == free.llms
     assert held.certificate == free.certificate
     assert any("did not change the order" in line for line in held.explanation)
@@ -92,15 +83,9 @@ def _one_of_two(limits: Limits | None = None) -> Plan:
     ]
     flow = workflow("w", {x: Llm(model=f"org/{x}", gpu_shares_pct=(100,)) for x in "ab"})
     bundles = [bundle(points, model=f"org/{x}", link="nvlink") for x in "ab"]
+    gpus, target = cluster(gpus=3), Rate(0.01)
     return make_plan(
-        PlanRequest(
-            [(flow, None)],
-            bundles,
-            cluster(gpus=3),
-            Rate(0.01),
-            limits or Limits(),
-            spans={"w": spans},
-        )
+        PlanRequest([(flow, None)], bundles, gpus, target, limits or Limits(), {"w": spans})
     )
 
 
@@ -109,9 +94,9 @@ def test_ranking_by_replay() -> None:
     free = _one_of_two()
     assert (free.llms["a"].tp_degree, free.llms["b"].tp_degree) == (2, 1)
     assert free.certificate is not None
-    held = _one_of_two(Limits(p95_limit_s=0.8 * p95_of(free)))
+    held = _one_of_two(Limits(p95_limit_s=0.8 * p95_s_of(free)))
     assert (held.llms["a"].tp_degree, held.llms["b"].tp_degree) == (1, 2)
-    assert p95_of(held) <= 0.8 * p95_of(free)
+    assert p95_s_of(held) <= 0.8 * p95_s_of(free)
     assert held.predicted is not None
     assert held.certificate is not None
     assert held.certificate.value == pytest.approx(held.predicted.latency_mean_s)
@@ -122,11 +107,11 @@ def test_ranking_by_replay() -> None:
 
 def test_ranking_within_a_percentage() -> None:
     """With --within, of the plans that keep the p95 limit one on fewer GPUs is taken."""
-    best = make_plan(traced_request(Rate(1.0)))
-    limits = Limits(p95_limit_s=1.2 * p95_of(best), within_pct=10.0)
-    few = make_plan(traced_request(Rate(1.0), limits))
+    best = plan_of_runs(Rate(1.0))
+    limits = Limits(p95_limit_s=1.2 * p95_s_of(best), within_pct=10.0)
+    few = plan_of_runs(Rate(1.0), limits)
     assert len(few.instances) < len(best.instances)
-    assert p95_of(few) <= 1.2 * p95_of(best)
+    assert p95_s_of(few) <= 1.2 * p95_s_of(best)
     assert few.certificate is not None
     assert best.certificate is not None
     assert few.certificate.value <= 1.1 * best.certificate.value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from scepsy_hpc.formats.bundle import Bundle, BundleHeader
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.plan import DemandSummary, LlmDemand, Plan
 from scepsy_hpc.formats.points import Point
-from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.topology import Domain, Node, Topology, check_topology
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
@@ -21,7 +19,7 @@ from scepsy_hpc.planning.curves.evidence import evidence_for
 from scepsy_hpc.planning.curves.making import make_curve
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.request import PlanRequest
-from scepsy_hpc.planning.targets import Limits, Rate, Target
+from scepsy_hpc.planning.targets import Rate, Target
 
 HEADER = BundleHeader(
     model="org/model",
@@ -158,7 +156,6 @@ def demand(
     return WorkflowDemand(summary, **more)
 
 
-SHAPES = ((1000.0, 100.0), (4000.0, 200.0), (500.0, 1.0), (2000.0, 400.0))
 MODELS = {"a": "org/model", "b": "org/small"}
 FLOW = workflow("w", {alias: Llm(model=model) for alias, model in MODELS.items()})
 NEEDS = demand({"a": calls(3.0, parallelism=1.5), "b": calls(2.0)}, tool_time_s=1.0)
@@ -192,47 +189,3 @@ def request_for(target: Target, flow: Workflow = FLOW, **changes: Any) -> PlanRe
 def gpus_of_plan(plan: Plan) -> int:
     """GPUs that its instances stand on."""
     return len({(i.node, gpu) for i in plan.instances for gpu in i.gpus})
-
-
-def traced_spans(num_runs: int) -> list[Span]:
-    """Runs of one to nine calls of `a`, one after the other, of a second each."""
-    rng = random.Random(1)
-    found = []
-    for run in range(num_runs):
-        clock_s = 0.0
-        for call in range(rng.randint(1, 9)):
-            found.append(
-                Span(
-                    run_id=f"r{run}",
-                    span_id=f"s{call}",
-                    kind="llm",
-                    llm="a",
-                    start_s=clock_s,
-                    end_s=clock_s + 1.0,
-                    status="ok",
-                    input_tokens=1000,
-                    output_tokens=100,
-                )
-            )
-            clock_s += 1.1
-    return found
-
-
-def traced_request(target: Target, limits: Limits | None = None, num_runs: int = 30) -> PlanRequest:
-    """A request from those spans: one LLM on a node of eight GPUs."""
-    flow = workflow("w", {"a": Llm(model="org/model")})
-    return PlanRequest(
-        [(flow, None)],
-        [bundle(engine_points(SHAPES))],
-        cluster(),
-        target,
-        limits or Limits(),
-        spans={"w": traced_spans(num_runs)},
-    )
-
-
-def p95_of(plan: Plan) -> float:
-    """Its predicted 95th percentile in seconds."""
-    assert plan.predicted is not None
-    assert plan.predicted.latency_p95_s is not None
-    return plan.predicted.latency_p95_s
