@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO_DIR ?= demo-results
+SEEDS ?= 1
 
-.PHONY: demo test check format test-slurm test-vllm test-browser bench clean
+.PHONY: demo test check format test-slurm test-vllm test-browser bench mutants coverage clean
 
 demo: $(VENV)/.installed
 	$(BIN)/scepsy demo -o $(DEMO_DIR)
@@ -42,6 +43,16 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/planner.py
 	$(BIN)/python bench/predictor.py
 
+# Do the tests notice small bugs? `make mutants MODULES="a.py b.py=tests/test_b.py" SEEDS=1,2`
+mutants: $(VENV)/.installed
+	$(BIN)/python bench/mutants.py --seeds $(SEEDS) $(addprefix --module ,$(MODULES))
+
+# Which lines no test runs, most first; `make coverage TESTS=tests/serving` looks at some tests only.
+coverage: $(VENV)/.installed
+	rm -rf build/coverage
+	$(BIN)/coverage run -m pytest -q $(TESTS); status=$$?; \
+	$(BIN)/coverage combine -q && $(BIN)/coverage report; exit $$status
+
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scepsy-hpc needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -50,4 +61,4 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO_DIR) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DEMO_DIR) build .mypy_cache .ruff_cache .pytest_cache

@@ -22,7 +22,7 @@ from whole_command import COMMANDS, timed_command
 from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.planning.search import cp_sat
 from scepsy_hpc.planning.search.candidates import Candidates, space_of
-from scepsy_hpc.planning.search.problem import OptionTable, Problem, Solution
+from scepsy_hpc.planning.search.problem import OptionTable, SearchProblem, Solution
 from scepsy_hpc.planning.search.search import solve
 
 
@@ -106,14 +106,14 @@ def tables_for(case: Case, num_gpus: int) -> Iterator[OptionTable]:
                     )
 
 
-def problem_of(case: Case) -> Problem:
+def problem_of(case: Case) -> SearchProblem:
     """The least-cost problem of a case."""
     topology = topology_of(case)
     tables = tuple(tables_for(case, topology.num_gpus))
-    return Problem(tables, topology, "min_cost", min_throughput_rps=1.0)
+    return SearchProblem(tables, topology, "min_cost", min_throughput_rps=1.0)
 
 
-def timed(problem: Problem) -> tuple[Solution, float]:
+def timed(problem: SearchProblem) -> tuple[Solution, float]:
     """The solution and the seconds it took."""
     start = time.perf_counter()
     solution = solve(problem)
@@ -131,7 +131,9 @@ def undominated(group: Candidates) -> Candidates:
     return group.keep(np.array(kept))
 
 
-def by_cp_sat(problem: Problem, limit_s: float, num_workers: int) -> tuple[float, float, float]:
+def by_cp_sat(
+    problem: SearchProblem, limit_s: float, num_workers: int
+) -> tuple[float, float, float]:
     """Value, bound and seconds of CP-SAT alone on the instance (value inf: none found)."""
     space = space_of(problem)
     groups = [

@@ -6,14 +6,16 @@ refused with one line that names the file, the key or line, the value and what i
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import tempfile
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -207,6 +209,34 @@ def write_yaml(path: Path | str, value: Any, schema: str) -> None:
     write_text(path, text)
 
 
+def read_csv(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Line and cells, stripped, of each row of a table; empty rows are passed over.
+
+    Raises InputError: a required column is missing, one stands twice, a row is of another length.
+    """
+    reader = csv.reader(io.StringIO(read_text(path)))
+    columns = [name.strip() for name in next(reader, [])]
+    for name in columns:
+        if columns.count(name) > 1:
+            raise InputError(f"{path} line 1: column {name!r} stands twice")
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise InputError(
+            f"{path} line 1: column {missing[0]!r} is missing; required columns: "
+            f"{', '.join(required)}"
+        )
+    rows = []
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        where = f"{path} line {reader.line_num}"
+        if len(cells) != len(columns):
+            raise InputError(f"{where}: has {len(cells)} cells, the header has {len(columns)}")
+        named = zip(columns, (cell.strip() for cell in cells), strict=True)
+        rows.append((reader.line_num, dict(named)))
+    return rows
+
+
 def read_jsonl(path: Path | str, cls: type[T]) -> list[T]:
     """Read JSON lines into records. Raises InputError that names the line."""
     adapter = _adapter(typing.cast(Any, cls))
@@ -250,7 +280,12 @@ def json_line(value: Any) -> str:
 
 
 def write_text(path: Path | str, text: str, mode: int = 0o644) -> None:
-    """Write a file so that a reader sees the old text or the new, never a part.
+    """Write a UTF-8 file atomically, as :func:`write_bytes` does. Raises InputError."""
+    write_bytes(path, text.encode(), mode)
+
+
+def write_bytes(path: Path | str, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees the old bytes or the new, never a part.
 
     Raises InputError when the folder cannot be written.
     """
@@ -261,8 +296,8 @@ def write_text(path: Path | str, text: str, mode: int = 0o644) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, mode)

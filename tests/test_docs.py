@@ -76,3 +76,14 @@ def test_accuracy_page_is_what_the_bench_says(monkeypatch: pytest.MonkeyPatch) -
             == pytest.approx([float(cell) for cell in row[2:]], abs=0.25)
             for cells in same
         ), row
+
+
+def test_the_glossary_says_where_each_noun_lives() -> None:
+    """Every module of the glossary exists and defines the name that stands beside it."""
+    rows = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").splitlines()
+    homes = [m for row in rows if (m := re.fullmatch(r"\|.*\| `([\w/]+\.py)` `(\w+)` \|", row))]
+    assert len(homes) >= 50
+    for home in homes:
+        text = (ROOT / "scepsy_hpc" / home[1]).read_text(encoding="utf-8")
+        defined = re.search(rf"^(?:(?:async )?def |class )?{home[2]}\b(?: =|:|\()", text, re.M)
+        assert defined, f"docs/glossary.md: {home[1]} defines no {home[2]}"

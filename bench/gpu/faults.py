@@ -24,8 +24,7 @@ from gpu_bench import Bench, engines_on_one_gpu, gpu_memory
 from scepsy_hpc.cluster.mps import Sharing
 from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.profiling.load_generator import Client
-from scepsy_hpc.profiling.loads import endpoint_of
+from scepsy_hpc.profiling.loads import client_of
 from scepsy_hpc.profiling.spec import Loads, SweepTask
 from scepsy_hpc.profiling.sweep import running
 
@@ -94,7 +93,7 @@ def kill(engine: EngineProcess, kind: str) -> None:
 async def tallied(engine: EngineProcess, concurrency: int) -> AsyncIterator[Tally]:
     """Calls in flight meanwhile, counted; a call that fails is counted, not raised."""
     tally = Tally()
-    async with Client(endpoint_of(engine), [gpu_bench.Lengths(*SHAPE)], 0) as client:
+    async with client_of(engine, [gpu_bench.Lengths(*SHAPE)], 0) as client:
 
         async def work() -> None:
             while True:

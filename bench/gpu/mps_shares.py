@@ -18,8 +18,8 @@ from gpu_bench import Bench, engines_on_one_gpu, figures, gpu_memory
 
 from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.formats.points import Point
-from scepsy_hpc.profiling.load_generator import Client, warm_up
-from scepsy_hpc.profiling.loads import busy, closed, endpoint_of
+from scepsy_hpc.profiling.load_generator import warm_up
+from scepsy_hpc.profiling.loads import busy, client_of, closed
 from scepsy_hpc.profiling.spec import Loads, SweepTask
 from scepsy_hpc.profiling.sweep import SweepResult, engine_version
 
@@ -120,7 +120,7 @@ async def idle_and_busy(
 ) -> dict[str, list[Point]]:
     """Points of one engine by the state of its neighbours, alternating at each load."""
     found: dict[str, list[Point]] = {"idle": [], "busy": []} if others else {"idle": []}
-    async with Client(endpoint_of(engine), task.lengths, task.seed) as client:
+    async with client_of(engine, task.lengths, task.seed) as client:
         await warm_up(client, task.loads.warmup_requests)
         for concurrency in task.loads.concurrency:
             for state, points in found.items():

@@ -29,6 +29,7 @@ from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow, sa
 from scepsy_hpc.formats.spans import load_spans
 from scepsy_hpc.formats.status import RunStatus
 from scepsy_hpc.planning.make_plan import make_plan
+from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.targets import Limits, MaxThroughput
 from scepsy_hpc.serving import run as runs
 from scepsy_hpc.serving.rehearsal import rehearsed
@@ -116,15 +117,16 @@ def plan(bench: Bench, options: argparse.Namespace, flow: workflows.Workflow, tr
     """The planner's answer for the highest throughput on one GPU."""
     bundles = find_bundles(options.profiles or shipped_path("profiles"))
     spans = load_spans(traced / "spans.jsonl")
-    made = make_plan(
+    request = PlanRequest(
         [(flow, None)],
-        {flow.name: spans},
         bundles,
         bench.topology,
         MaxThroughput(),
         Limits(num_gpus=1),
+        spans={flow.name: spans},
         engine="vllm",
     )
+    made = make_plan(request)
     if bench.dry_run:
         made = rehearsed(made, bundles)
         scale = {"time_scale": gpu_bench.DRY_TIME_SCALE}

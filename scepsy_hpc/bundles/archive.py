@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
-import shutil
 import tarfile
 import tempfile
 import zlib
@@ -18,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from scepsy_hpc.bundles.library import bundle_folder, swap_folder
+from scepsy_hpc.bundles.library import bundle_folder, staged_folder
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.files import write_bytes
 from scepsy_hpc.formats.bundle import HEADER_FILE, Bundle, load_bundle, save_bundle_files
 from scepsy_hpc.formats.points import POINTS_FILE
 
@@ -61,7 +60,7 @@ def export_bundles(bundles: Sequence[Bundle], archive: Path | str) -> Path:
             names[folder] = bundle.path
             for file in (HEADER_FILE, POINTS_FILE):
                 _add(tar, f"{folder}/{file}", (bundle.path / file).read_bytes())
-    _write_bytes(archive, buffer.getvalue())
+    write_bytes(archive, buffer.getvalue())
     return archive
 
 
@@ -69,22 +68,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(data), 0o644
     tar.addfile(member, io.BytesIO(data))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def import_bundles(
@@ -118,20 +101,9 @@ def import_bundles(
 
 def _place(bundle: Bundle, target: Path, origin: str) -> None:
     """Copy a checked bundle to its place; its header says where it came from."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror}") from None
-    try:
-        staging.chmod(0o755)
-        header = bundle.header
-        if header.imported_from is None:
-            header = replace(header, imported_from=origin)
+    header = replace(bundle.header, imported_from=bundle.header.imported_from or origin)
+    with staged_folder(target) as staging:
         save_bundle_files(staging, header, (bundle.path / POINTS_FILE).read_bytes())
-        swap_folder(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def verify_bundles(path: Path | str) -> list[Verified]:

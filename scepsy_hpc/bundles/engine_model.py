@@ -225,7 +225,6 @@ def _quality(points: Sequence[Point], limits: _Limits, factors: Array) -> FitQua
     shapes = [(p.input_tokens_mean, p.output_tokens_mean) for p in points]
     return FitQuality(
         num_points=len(points),
-        num_shapes=len(set(shapes)),
         in_sample=float(np.median(np.abs(rows @ factors - 1.0))),
         held_out_point=_held_out(points, [p.concurrency for p in points], limits, rows),
         held_out_shape=_held_out(points, shapes, limits, rows),

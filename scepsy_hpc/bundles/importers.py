@@ -7,9 +7,7 @@ ttft_s, tpot_s, latency_s, and ``precision`` where it is known.
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +16,13 @@ from pathlib import Path
 from scepsy_hpc.bundles.library import save_bundle
 from scepsy_hpc.bundles.published_sizes import published_kv_bytes_per_token, published_weights_gib
 from scepsy_hpc.bundles.step_time import kv_tokens_that_fit
+from scepsy_hpc.cluster import gpu_types
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import read_text
+from scepsy_hpc.files import read_csv
 from scepsy_hpc.formats.bundle import Bundle, BundleHeader, How
 from scepsy_hpc.formats.points import LITTLE_TOLERANCE, Point, operating_point
 
 WORKLOAD = "token-grid"
-GPU_MEMORY_GIB = {"h100_sxm": 80.0, "a100_sxm": 80.0}
 
 TABLE_COLUMNS = (
     "gpu_type",
@@ -72,10 +70,9 @@ KINDS: dict[str, TableKind] = {
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """The bundles written, the rows used, and how many were left out for which reason."""
+    """The bundles written, and how many rows were left out for which reason."""
 
     bundles: tuple[Bundle, ...]
-    num_points: int
     dropped: Mapping[str, int]
 
 
@@ -92,7 +89,7 @@ def import_csv(
         raise InputError(f"kind {kind!r} of table is not known; known kinds: {', '.join(KINDS)}")
     groups: dict[tuple[str, ...], list[Point]] = {}
     dropped: Counter[str] = Counter()
-    for line, row in _rows(path):
+    for line, row in read_csv(path, TABLE_COLUMNS):
         key = _key(row, KINDS[kind], f"{path} line {line}")
         point, reason = _point(row, f"{path} line {line}")
         points = groups.setdefault(key, [])
@@ -107,26 +104,12 @@ def import_csv(
         for key, points in groups.items()
         if points
     ]
-    return Imported(tuple(bundles), sum(len(b.points) for b in bundles), dict(dropped))
-
-
-def _rows(path: Path | str) -> list[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path)))
-    missing = [name for name in TABLE_COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise InputError(
-            f"{path} line 1: column {missing[0]!r} is missing; needed: {', '.join(TABLE_COLUMNS)}"
-        )
-    return [(reader.line_num, row) for row in reader]
+    return Imported(tuple(bundles), dict(dropped))
 
 
 def _key(row: Mapping[str, str], kind: TableKind, place: str) -> tuple[str, ...]:
     """(gpu_type, model, engine, engine_version, precision)."""
-    if row["gpu_type"] not in GPU_MEMORY_GIB:
-        raise InputError(
-            f"{place}: gpu_type: {row['gpu_type']!r} is not known; known: "
-            f"{', '.join(GPU_MEMORY_GIB)}"
-        )
+    gpu_types.look_up(row["gpu_type"], place)
     precision = row.get("precision") or kind.precision
     version = row["engine_version"] or "unknown"
     return row["gpu_type"], row["model"], row["engine"], version, precision
@@ -166,7 +149,7 @@ def _no_room(key: tuple[str, ...], point: Point | None, kind: TableKind) -> str 
     kv_bytes = published_kv_bytes_per_token(key[1])
     if kind.how == "measured" or point is None or weights_gib is None or kv_bytes is None:
         return None
-    memory_gib = GPU_MEMORY_GIB[key[0]]
+    memory_gib = gpu_types.look_up(key[0], "").memory_gib
     tokens = kv_tokens_that_fit(memory_gib, point.tp_degree, 100, weights_gib, kv_bytes)
     if tokens <= 0:
         return "the weights do not fit the GPU memory"
@@ -191,6 +174,7 @@ def _save(
     keys: Sequence[tuple[str, ...]],
 ) -> Bundle:
     gpu_type, model, engine, version, precision = key
+    entry = gpu_types.look_up(gpu_type, "")
     header = BundleHeader(
         model=model,
         engine=engine,
@@ -198,14 +182,14 @@ def _save(
         engine_args={},
         precision=precision,
         gpu_type=gpu_type,
-        gpu_memory_gib=GPU_MEMORY_GIB[gpu_type],
+        gpu_memory_gib=entry.memory_gib,
         how=kind.how,
         source=kind.source,
         licence="Apache-2.0",
         date=date,
         points_sha256="",
         imported_from=kind.imported_from,
-        link="nvlink",  # SXM boards
+        link=entry.link,
         weights_gib=published_weights_gib(model, precision),
         kv_bytes_per_token=published_kv_bytes_per_token(model),
     )

@@ -9,9 +9,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
@@ -72,7 +72,6 @@ def save_bundle(
     header: BundleHeader,
     points: Sequence[Point],
     workload: str,
-    extra_columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> Bundle:
     """Write a bundle below ``root``; the whole folder appears at once, an old one is replaced.
 
@@ -83,7 +82,18 @@ def save_bundle(
     if not points:
         raise InputError(f"{header.model}: a bundle needs at least one point")
     target = bundle_folder(root, header, workload)
-    text = points_text(points, extra_columns)
+    with staged_folder(target) as staging:
+        save_bundle_files(staging, header, points_text(points).encode())
+        load_bundle(staging)
+    return load_bundle(target)
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that then appears as ``target``, in the place of an old one.
+
+    An old one is out of sight for an instant. Raises InputError where it cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -91,16 +101,13 @@ def save_bundle(
         raise InputError(f"{target}: cannot be written: {error.strerror}") from None
     try:
         staging.chmod(0o755)
-        save_bundle_files(staging, header, text.encode())
-        load_bundle(staging)
-        swap_folder(staging, target)
+        yield staging
+        _swap(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return load_bundle(target)
 
 
-def swap_folder(staging: Path, target: Path) -> None:
-    """Put ``staging`` in the place of ``target``; an old folder is out of sight for an instant."""
+def _swap(staging: Path, target: Path) -> None:
     if target.exists():
         old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
         os.replace(target, old / "bundle")

@@ -45,7 +45,6 @@ class FitQuality:
     """
 
     num_points: int
-    num_shapes: int
     in_sample: float
     held_out_point: float | None
     held_out_shape: float | None
@@ -172,14 +171,16 @@ class EngineModel:
         """
         if gpu_share_pct >= 100:
             return self
-        prefill, decode = slowdown(gpu_share_pct)
+        return replace(self.slower(*slowdown(gpu_share_pct)), derived=True)
+
+    def slower(self, prefill: float, decode: float) -> EngineModel:
+        """This model with prefill, and with all else, so many times as long."""
         return replace(
             self,
             step_s=self.step_s * decode,
             prefill_token_s=self.prefill_token_s * prefill,
             sequence_s=self.sequence_s * decode,
             context_token_s=self.context_token_s * decode,
-            derived=True,
         )
 
 

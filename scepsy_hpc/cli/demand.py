@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -26,6 +27,6 @@ def demand(workflow: Path, spans: Path, as_json: bool) -> None:
     checked = load_workflow(workflow)
     found = demand_of(load_spans(spans), checked.name, tuple(checked.llms))
     if as_json:
-        print_json(found.summary())
+        print_json(asdict(found.summary()))  # with what is unknown, as null
     else:
         tables.show(*tables.demand_parts(found))

@@ -12,11 +12,11 @@ import click
 from scepsy_hpc.cli.options import named
 
 
-def load_workflows(values: tuple[str, ...]) -> tuple[list[tuple[Any, float | None]], list[Path]]:
-    """Workflows with their rates, and their paths."""
+def load_workflows(values: tuple[str, ...]) -> list[tuple[Any, float | None]]:
+    """Workflows with their rates."""
     from scepsy_hpc.formats.workflow import load_workflow
 
-    flows, paths = [], []
+    flows = []
     for name, value in named(values, "workflow").items():
         match = re.fullmatch(r"(.+?)(?:@([\d.eE+-]+))?", value)
         assert match is not None
@@ -24,8 +24,7 @@ def load_workflows(values: tuple[str, ...]) -> tuple[list[tuple[Any, float | Non
         if name is not None and name != flow.name:
             raise click.UsageError(f"--workflow {name}={value}: its `name:` is {flow.name!r}")
         flows.append((flow, _rate(match[2], value)))
-        paths.append(Path(match[1]))
-    return flows, paths
+    return flows
 
 
 def _rate(text: str | None, value: str) -> float | None:
@@ -40,22 +39,16 @@ def _rate(text: str | None, value: str) -> float | None:
     return rate
 
 
-def load_spans_by_workflow(
-    values: tuple[str, ...], flows: Sequence[Any]
-) -> tuple[dict[str, Any], list[Path]]:
-    """Spans by workflow name, and their paths."""
-    from scepsy_hpc.formats.spans import load_spans
-
-    found: dict[str, Any] = {}
-    paths: list[Path] = []
+def spans_files(values: tuple[str, ...], flows: Sequence[Any]) -> dict[str, Path]:
+    """File of each workflow's spans, by the workflow's name."""
+    found: dict[str, Path] = {}
     known = ", ".join(flow.name for flow in flows)
     for name, value in named(values, "spans").items():
         wanted = name or (str(flows[0].name) if len(flows) == 1 else "")
         if wanted not in {flow.name for flow in flows}:
             raise click.UsageError(f"--spans {value}: write NAME={value}; NAME is one of {known}")
-        found[wanted] = load_spans(value)
-        paths.append(Path(value))
+        found[wanted] = Path(value)
     for flow in flows:
         if flow.name not in found:
             raise click.UsageError(f"--spans {flow.name}=FILE is missing")
-    return found, paths
+    return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from scepsy_hpc.cli.inputs import load_spans_by_workflow, load_workflows
+from scepsy_hpc.cli.inputs import load_workflows, spans_files
 from scepsy_hpc.cli.options import (
     COUNT,
     DURATION,
@@ -89,29 +89,34 @@ def plan(
     target: the message names the nearest that is feasible, and nothing is written.
     """
     from scepsy_hpc.bundles.library import find_bundles
+    from scepsy_hpc.cluster.dask import dask_workers
     from scepsy_hpc.formats.plan import save_plan
+    from scepsy_hpc.formats.spans import load_spans
     from scepsy_hpc.formats.topology import load_topology
-    from scepsy_hpc.planning.aggregate import dask_workers
+    from scepsy_hpc.planning.inputs import input_of
     from scepsy_hpc.planning.make_plan import make_plan
+    from scepsy_hpc.planning.request import PlanRequest
     from scepsy_hpc.planning.targets import Limits
 
     target = _target(rate, max_throughput, tasks, deadline)
-    flows, paths = load_workflows(workflows)
-    recorded, span_paths = load_spans_by_workflow(spans, [flow for flow, _ in flows])
-    limits = Limits(gpus, latency_limit, p95_limit, within)
+    flows = load_workflows(workflows)
+    files = spans_files(spans, [flow for flow, _ in flows])
+    request = PlanRequest(
+        flows,
+        find_bundles(profiles),
+        load_topology(topology),
+        target,
+        Limits(gpus, latency_limit, p95_limit, within),
+        spans={name: load_spans(path) for name, path in files.items()},
+        engine=engine,
+        inputs=(
+            *(input_of("workflow", flow.path, flow.name) for flow, _ in flows),
+            *(input_of("spans", path, name) for name, path in files.items()),
+            input_of("topology", topology),
+        ),
+    )
     with dask_workers(dask) as client:
-        made = make_plan(
-            flows,
-            recorded,
-            find_bundles(profiles.absolute()),
-            load_topology(topology),
-            target,
-            limits,
-            engine=engine,
-            # Absolute: `scepsy report` looks for them from the results folder of a later day.
-            inputs=[path.absolute() for path in (*paths, *span_paths, topology)],
-            client=client,
-        )
+        made = make_plan(request, client)
     save_plan(output, made)
     if as_json:
         print_json(made)

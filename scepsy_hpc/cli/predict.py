@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from scepsy_hpc.cli.inputs import load_spans_by_workflow, load_workflows
+from scepsy_hpc.cli.inputs import load_workflows, spans_files
 from scepsy_hpc.cli.options import (
     COUNT,
     FILE,
@@ -55,18 +55,18 @@ def predict(
     come from `scepsy simulate`.
     """
     from scepsy_hpc.formats.plan import load_plan
-    from scepsy_hpc.planning.aggregate import demands_in
     from scepsy_hpc.planning.forecast import demands_in_spans, with_in_flight
-    from scepsy_hpc.planning.inputs import bundles_of
+    from scepsy_hpc.planning.inputs import bundles_of, spans_of
     from scepsy_hpc.planning.pipeline import of_plan
+    from scepsy_hpc.planning.pipeline.deployments import demands_in
     from scepsy_hpc.report import tables
 
     made = load_plan(plan_path)
     bundles = bundles_of(made, profiles)
-    flows = [flow for flow, _ in load_workflows(workflows)[0]]
+    flows = [flow for flow, _ in load_workflows(workflows)]
     made = of_plan.complete(made, flows, bundles)
     if spans:
-        demands = demands_in_spans(made, load_spans_by_workflow(spans, made.workflows)[0])
+        demands = demands_in_spans(made, spans_of(made, spans_files(spans, made.workflows)))
     else:
         demands = demands_in(made)
     if runs_in_flight:

@@ -11,7 +11,7 @@ from scepsy_hpc.cli.options import FILE, FOLDER, cluster_options, example, json_
 from scepsy_hpc.cluster.jobs.submit import ClusterName
 
 
-@click.command(epilog=example("scepsy profile jobs/profile.yaml -o profiles/ --dry-run"))
+@click.command(epilog=example("scepsy profile profile.yaml -o profiles/ --dry-run"))
 @click.argument("spec", type=FILE)
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of profiles to write to.")
 @cluster_options("slurm")

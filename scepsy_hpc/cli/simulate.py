@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from scepsy_hpc.cli.inputs import load_spans_by_workflow
+from scepsy_hpc.cli.inputs import spans_files
 from scepsy_hpc.cli.options import (
     COUNT,
     FILE,
@@ -50,13 +50,13 @@ def simulate(
     from scepsy_hpc.formats.plan import load_plan
     from scepsy_hpc.planning.forecast import simulated
     from scepsy_hpc.planning.inputs import bundles_of, spans_of
-    from scepsy_hpc.planning.simulation.flows import Closed, Open
+    from scepsy_hpc.planning.simulation.arrivals import Closed, Open
     from scepsy_hpc.report import tables
 
     if (rate is None) == (runs_in_flight is None):
         raise click.UsageError("give one of --rate and --runs-in-flight")
     made = load_plan(plan_path)
-    recorded = load_spans_by_workflow(spans, made.workflows)[0] if spans else spans_of(made)
+    recorded = spans_of(made, spans_files(spans, made.workflows) if spans else None)
     load = Open(runs, rate) if rate is not None else Closed(runs, runs_in_flight or 1)
     found = simulated(made, recorded, bundles_of(made, profiles), load, seed)
     if as_json:

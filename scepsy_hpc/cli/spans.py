@@ -12,7 +12,7 @@ from scepsy_hpc.cli.options import FILE, example, json_option, print_json, say
 @click.group(
     epilog=example(
         "scepsy spans import --from agent-traces session.json -o spans.jsonl \\",
-        "    --llm Qwen/Qwen3-8B=generator",
+        "    --llm claude-opus-4-5-20251101=planner",
     )
 )
 def spans() -> None:

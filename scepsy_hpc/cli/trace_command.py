@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,8 @@ def trace(
     save_spans(output, spans)
     found = demand_of(spans, checked.name, tuple(checked.llms))
     if as_json:
-        print_json({"num_runs": len(chosen), "failures": failures, "demand": found.summary()})
+        summary = asdict(found.summary())  # with what is unknown, as null
+        print_json({"num_runs": len(chosen), "failures": failures, "demand": summary})
     else:
         tables.show(*tables.demand_parts(found))
         say(f"wrote {output}: {len(spans)} spans of {len(chosen)} runs")
@@ -141,7 +143,7 @@ def _plan_to_host(
     from scepsy_hpc.bundles.library import find_bundles
     from scepsy_hpc.formats.plan import load_plan
     from scepsy_hpc.formats.topology import load_topology
-    from scepsy_hpc.planning.make_plan import one_each
+    from scepsy_hpc.planning.one_each import one_each
     from scepsy_hpc.serving.rehearsal import rehearsed
 
     bundles = find_bundles(profiles) if profiles else []

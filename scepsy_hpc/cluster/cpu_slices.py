@@ -11,7 +11,6 @@ environment variable ``SCEPSY_CPU_SLICE_CGROUP``.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -70,14 +69,6 @@ class SliceGroup:
             _write(self.path / "cpu.max", "max")
         else:
             _write(self.path / "cpu.cfs_quota_us", "-1")
-
-    def throttled_s(self) -> float:
-        """How long its runnable threads have been held back so far, summed over CPUs."""
-        fields = (line.split() for line in (self.path / "cpu.stat").read_text().splitlines())
-        found = {key: int(value) for key, value in fields}
-        if _is_v2(self.path):
-            return found["throttled_usec"] / 1e6
-        return found["throttled_time"] / 1e9
 
     def remove(self, timeout_s: float = 5.0) -> None:
         """Remove the group once its processes are gone; a group already removed is fine.
@@ -163,17 +154,6 @@ def enter(parent: Path, pid: int) -> None:
     not needed and does no harm.
     """
     _write(parent / _OUTSIDE / "cgroup.procs", str(pid))
-
-
-def withdraw(parent: Path) -> None:
-    """As root: undo :func:`delegate`. Its processes move up, empty groups go."""
-    root = controller_root()
-    for folder in (*sorted(path for path in parent.glob("*/")), parent):
-        procs = folder / "cgroup.procs"
-        for pid in procs.read_text().split() if procs.exists() else ():
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
-                (root / "cgroup.procs").write_text(pid)
-        SliceGroup(folder).remove()
 
 
 _ADVICE = (

@@ -7,7 +7,8 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,32 @@ from scepsy_hpc.files import read_text
 from scepsy_hpc.formats.parallelism import Link
 from scepsy_hpc.formats.topology import Domain, Node, Topology, check_topology
 
+_GIVE_MEMORY = "; give --gpu-memory-gib GIB"
 
-def discover_local() -> Topology:
-    """Topology of this machine from NVML. Raises InputError when there is no driver or GPU."""
+
+@contextmanager
+def nvml_session(refusal: str) -> Iterator[Any]:
+    """NVML for a while. Raises InputError where it fails: ``refusal`` with its words for ``{}``."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
+        try:
+            yield pynvml
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise InputError(
-            f"topology --local: NVML does not answer ({error}); no NVIDIA driver here. Run it on "
-            "a GPU node, or use --slurm PARTITION or --from-nvidia-smi FILE"
-        ) from None
-    try:
-        node = _node_from_nvml(pynvml)
-    finally:
-        pynvml.nvmlShutdown()
+        raise InputError(refusal.format(error)) from None
+
+
+def discover_local() -> Topology:
+    """Topology of this machine from NVML. Raises InputError when there is no driver or GPU."""
+    refusal = (
+        "topology --local: NVML does not answer ({}); no NVIDIA driver here. Run it on "
+        "a GPU node, or use --slurm PARTITION or --from-nvidia-smi FILE"
+    )
+    with nvml_session(refusal) as nvml:
+        node = _node_from_nvml(nvml)
     return check_topology((node,), "topology --local")
 
 
@@ -40,7 +51,7 @@ def _node_from_nvml(nvml: Any) -> Node:
     handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
     if not handles:
         raise InputError("topology --local: NVML finds no GPU on this machine")
-    names = {_text(nvml.nvmlDeviceGetName(h)) for h in handles}
+    names = {nvml.nvmlDeviceGetName(h) for h in handles}
     if len(names) > 1:
         raise InputError(
             f"topology --local: GPUs of different types on one node: {', '.join(sorted(names))}; "
@@ -58,10 +69,6 @@ def _node_from_nvml(nvml: Any) -> Node:
         domains=_domains(range(len(handles)), link),
         mig=_mig_profile(nvml, handles[0]),
     )
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _nvml_link(nvml: Any, a: Any, b: Any) -> Link:
@@ -172,15 +179,14 @@ def _slurm_node(
         raise InputError(f"{where}: node {name}: cannot read gres {gres!r}")
     if gpu_type is None and match["type"] is None:
         raise InputError(f"{where}: node {name}: gres {gres!r} names no type; give --gpu-type TYPE")
-    entry = gpu_types.known(gpu_type) if gpu_type else gpu_types.from_gres(match["type"], where)
-    if entry is None and memory_gib is None:
-        raise InputError(f"{where}: GPU type {gpu_type!r} is new; give --gpu-memory-gib GIB too")
+    gpu_type = gpu_type or gpu_types.from_gres(match["type"], where).name
+    entry = gpu_types.known(gpu_type)
     gpus = tuple(range(int(match["count"])))
     busy = _used_indices(used)
     return Node(
         name=name,
-        gpu_type=gpu_type or (entry.name if entry else ""),
-        gpu_memory_gib=memory_gib or (entry.memory_gib if entry else 0.0),
+        gpu_type=gpu_type,
+        gpu_memory_gib=memory_gib or gpu_types.look_up(gpu_type, where, _GIVE_MEMORY).memory_gib,
         domains=(Domain(gpus=gpus, link=entry.link if entry else "pcie"),),
         free_gpus=tuple(g for g in gpus if g not in busy) if busy else None,
     )
@@ -215,10 +221,8 @@ def from_nvidia_smi(
             f"{path}: does not say which GPUs these are; append the output of `nvidia-smi "
             "--query-gpu=index,name,memory.total --format=csv`, or give --gpu-type TYPE"
         )
-    entry = gpu_types.known(gpu_type)
-    memory_gib = gpu_memory_gib or memory_gib or (entry.memory_gib if entry else None)
-    if memory_gib is None:
-        raise InputError(f"{path}: GPU memory of {gpu_type!r} is unknown; give --gpu-memory-gib")
+    memory_gib = gpu_memory_gib or memory_gib
+    memory_gib = memory_gib or gpu_types.look_up(gpu_type, str(path), _GIVE_MEMORY).memory_gib
 
     def link(a: int, b: int) -> Link:
         cell = matrix[a][b]

@@ -77,12 +77,22 @@ def from_gres(name: str, where: str) -> GpuType:
     for gpu in GPU_TYPES:
         if name.lower() in (gpu.name, *gpu.gres):
             return gpu
-    raise InputError(
-        f"{where}: GPU type {name!r} is not in the table; known: {', '.join(_BY_NAME)}; "
-        "give --gpu-type TYPE and --gpu-memory-gib GIB"
-    )
+    raise _unknown(name, where, "; give --gpu-type TYPE and --gpu-memory-gib GIB")
 
 
 def known(name: str) -> GpuType | None:
     """The table's entry of that type, or None."""
     return _BY_NAME.get(name)
+
+
+def look_up(name: str, where: str, fix: str = "") -> GpuType:
+    """The table's entry of that type. Raises InputError, ended by ``fix``, where it has none."""
+    if name not in _BY_NAME:
+        raise _unknown(name, where, fix)
+    return _BY_NAME[name]
+
+
+def _unknown(name: str, where: str, fix: str) -> InputError:
+    return InputError(
+        f"{where}: gpu_type: {name!r} is not in the table; known: {', '.join(_BY_NAME)}{fix}"
+    )

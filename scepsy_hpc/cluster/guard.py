@@ -6,11 +6,18 @@ Its standard input is a pipe that only the parent holds open, so end of file mea
 is gone, however it went. Run as a script: imports nothing of the package and starts in no time.
 """
 
+import contextlib
 import os
 import select
 import signal
 import subprocess
 import sys
+
+
+def signal_group(leader: int, number: int = signal.SIGKILL) -> None:
+    """Signal a process group; one that is empty or another user's is left alone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)
 
 
 def stand_guard() -> int:
@@ -22,7 +29,7 @@ def stand_guard() -> int:
     ended = os.pidfd_open(server.pid)
     readable, _, _ = select.select([sys.stdin.fileno(), ended], [], [])
     if ended not in readable:
-        os.killpg(os.getpgid(0), signal.SIGKILL)
+        signal_group(os.getpgid(0))
     status = server.wait()
     # The shell's convention, so that the parent can name the signal.
     return status if status >= 0 else 128 - status

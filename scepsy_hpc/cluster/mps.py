@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from pathlib import Path
 import psutil
 
 from scepsy_hpc.cluster import guard
+from scepsy_hpc.cluster.discovery import nvml_session
 from scepsy_hpc.errors import InputError, RunError
 
 PROGRAM = "nvidia-cuda-mps-control"
@@ -167,8 +167,7 @@ class MpsDaemon:
                 self.ask(f"quit -t {grace_s:g}")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(grace_s + 1.0)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        guard.signal_group(self.pid)
         for process in family:  # a server may have left the group
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -233,29 +232,13 @@ def uuids_of(gpus: Sequence[str]) -> tuple[str, ...]:
     """UUIDs of GPUs named by index or UUID, in their order. Raises InputError without NVML."""
     if all(not gpu.isdigit() for gpu in gpus):
         return tuple(gpus)
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        try:
-            handles = [
-                pynvml.nvmlDeviceGetHandleByIndex(int(g)) if g.isdigit() else None for g in gpus
-            ]
-            found = [
-                gpu if handle is None else _text(pynvml.nvmlDeviceGetUUID(handle))
-                for gpu, handle in zip(gpus, handles, strict=True)
-            ]
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        raise InputError(
-            f"GPUs {','.join(gpus)}: NVML does not tell their UUIDs: {error}"
-        ) from None
-    return tuple(found)
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    with nvml_session(f"GPUs {','.join(gpus)}: NVML does not tell their UUIDs: {{}}") as nvml:
+        return tuple(
+            nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(int(gpu)))
+            if gpu.isdigit()
+            else gpu
+            for gpu in gpus
+        )
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -27,6 +27,7 @@ ENGINES = ("vllm", "simulated")
 # The key of an engine is its own: not one that this environment has for something else.
 _NOT_INHERITED = ("VLLM_API_KEY",)
 NUM_LOG_LINES = 15
+_NOT_ASKED = "not asked yet"
 
 
 class EngineProcess:
@@ -93,7 +94,7 @@ class EngineProcess:
         """
         until = time.monotonic() + timeout_s
         pause_s = 0.05
-        reason = "not asked yet"
+        reason = _NOT_ASKED
         async with aiohttp.ClientSession() as session:
             while (left_s := until - time.monotonic()) > 0:
                 if not self.is_alive():
@@ -105,7 +106,9 @@ class EngineProcess:
                     return
                 if answer is not None and answer.final:
                     raise self._error(answer.reason)
-                reason = answer.reason if answer is not None else reason
+                # What was cut off by the end of our patience says less than the answer before.
+                if answer is not None and (time.monotonic() < until or reason == _NOT_ASKED):
+                    reason = answer.reason
                 await asyncio.sleep(min(pause_s, max(left_s, 0.0)))
                 pause_s = min(pause_s * 1.5, 0.5)
         raise self._error(f"not ready after {timeout_s:g} s: {reason}")
@@ -173,8 +176,7 @@ class EngineProcess:
         return {process for process in found if _lives(process)}
 
     def _signal(self, members: set[psutil.Process], number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is empty
-            os.killpg(self.pid, number)
+        guard.signal_group(self.pid, number)
         for process in members:
             try:
                 if os.getpgid(process.pid) != self.pid:

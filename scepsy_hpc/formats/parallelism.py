@@ -7,7 +7,6 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 Link = Literal["nvlink", "pcie", "cross_numa"]
-LINKS: tuple[Link, ...] = ("nvlink", "pcie", "cross_numa")
 
 SharePct = Annotated[int, Field(ge=1, le=100)]
 

@@ -13,6 +13,7 @@ from scepsy_hpc.formats.parallelism import Link, SharePct
 from scepsy_hpc.formats.workflow import Agent, EngineArgs
 
 PLAN_SCHEMA = "scepsy/plan/v1"
+InputRole = Literal["workflow", "spans", "profile", "topology"]
 
 
 @record
@@ -119,8 +120,10 @@ class Certificate:
 
 @record
 class PlanInput:
-    """A file the plan was made from."""
+    """A file the plan was made from; ``workflow`` says whose workflow file or spans it is."""
 
+    role: InputRole
+    workflow: str | None = None
     path: str
     sha256: str
 
@@ -169,6 +172,13 @@ def _check_names(plan: Plan, where: str) -> None:
                     f"{where}: workflows[{number}].llms.{alias}: {llm!r} is not under llms; "
                     f"known: {known}"
                 )
+    names = [w.name for w in plan.workflows]
+    for number, item in enumerate(plan.inputs):
+        if item.role in ("workflow", "spans") and item.workflow not in names:
+            raise InputError(
+                f"{where}: inputs[{number}].workflow: must be one of {', '.join(names) or 'none'}, "
+                f"whose {item.role} it is; is {item.workflow}"
+            )
 
 
 def save_plan(path: Path | str, plan: Plan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import Count, Positive, read_text, record, to_plain
+from scepsy_hpc.files import Count, Positive, read_csv, record, to_plain
 from scepsy_hpc.formats.parallelism import Link, SharePct
 
 POINTS_FILE = "points.csv"
@@ -66,39 +66,14 @@ def read_points(path: Path | str) -> tuple[Point, ...]:
 
     Raises InputError that names the line.
     """
-    reader = csv.reader(io.StringIO(read_text(path)))
-    columns = [name.strip() for name in next(reader, [])]
-    _check_columns(path, columns)
-    rows: list[dict[str, str]] = []
-    lines: list[int] = []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        lines.append(reader.line_num)
-        if len(cells) != len(columns):
-            raise InputError(
-                f"{path} line {reader.line_num}: has {len(cells)} cells, "
-                f"the header has {len(columns)}"
-            )
-        pairs = zip(columns, cells, strict=True)
-        rows.append({c: v.strip() for c, v in pairs if c in COLUMNS and v.strip()})
+    table = read_csv(path, REQUIRED_COLUMNS)
+    lines = [line for line, _ in table]
+    rows = [{c: v for c, v in row.items() if c in COLUMNS and v} for _, row in table]
     if not rows:
         raise InputError(f"{path}: holds no points; a bundle needs at least one row")
     points = _to_points(path, rows, lines)
     check_points(points, [f"{path} line {line}" for line in lines])
     return points
-
-
-def _check_columns(path: Path | str, columns: Sequence[str]) -> None:
-    for name in columns:
-        if columns.count(name) > 1:
-            raise InputError(f"{path} line 1: column {name!r} stands twice")
-    missing = [name for name in REQUIRED_COLUMNS if name not in columns]
-    if missing:
-        raise InputError(
-            f"{path} line 1: column {missing[0]!r} is missing; required columns: "
-            f"{', '.join(REQUIRED_COLUMNS)}, and arrival_rate_rps (open) or concurrency (closed)"
-        )
 
 
 def _to_points(path: Path | str, rows: list[dict[str, str]], lines: list[int]) -> tuple[Point, ...]:
@@ -176,19 +151,14 @@ def _check_point(point: Point, place: str) -> None:
         )
 
 
-def points_text(
-    points: Sequence[Point], extra_columns: Mapping[str, Sequence[Any]] | None = None
-) -> str:
-    """``points.csv`` as text: known columns that hold anything, then the extra ones."""
-    extra = dict(extra_columns or {})
+def points_text(points: Sequence[Point]) -> str:
+    """``points.csv`` as text: the columns that hold anything."""
     plain = [to_plain(point) for point in points]
     used = [c for c in COLUMNS if c in REQUIRED_COLUMNS or any(c in row for row in plain)]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*used, *extra])
-    for i, row in enumerate(plain):
-        cells = [row.get(c) for c in used] + [values[i] for values in extra.values()]
-        writer.writerow([_cell(value) for value in cells])
+    writer.writerow(used)
+    writer.writerows([_cell(row.get(c)) for c in used] for row in plain)
     return buffer.getvalue()
 
 

@@ -105,11 +105,12 @@ def save_spans(path: Path | str, spans: Iterable[Span]) -> None:
     write_jsonl(path, spans)
 
 
-def spans_of_workflow(spans: Sequence[Span], workflow: str) -> list[Span]:
+def spans_of_workflow(spans: Sequence[Span], workflow: str, *, needed: bool = True) -> list[Span]:
     """The spans of a workflow's runs.
 
     A run belongs to the workflow that any of its spans names; runs that name none belong to
-    whichever is asked for. Raises InputError for a run whose spans name two, and for no run.
+    whichever is asked for. Raises InputError for a run whose spans name two, and for no run where
+    one is ``needed``.
     """
     named: dict[str, str] = {}
     for span in spans:
@@ -122,7 +123,7 @@ def spans_of_workflow(spans: Sequence[Span], workflow: str) -> list[Span]:
                 f"{span.workflow!r}; run ids must differ between workflows"
             )
     found = [s for s in spans if named.get(s.run_id, workflow) == workflow]
-    if not found:
+    if needed and not found:
         known = ", ".join(sorted(set(named.values()))) or "none"
         raise InputError(f"no run of workflow {workflow!r} in the spans; they name: {known}")
     return found

@@ -73,23 +73,9 @@ class Topology:
         """Free GPUs over all nodes."""
         return sum(len(node.free) for node in self.nodes)
 
-    @property
-    def gpu_types(self) -> tuple[str, ...]:
-        """GPU types in order of first appearance."""
-        return tuple(dict.fromkeys(node.gpu_type for node in self.nodes))
-
     def node(self, name: str) -> Node:
         """The node of that name. Raises KeyError."""
-        return next(n for n in self.nodes if n.name == name) if name in self.names else _no(name)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Node names in file order."""
-        return tuple(node.name for node in self.nodes)
-
-
-def _no(name: str) -> Node:
-    raise KeyError(name)
+        return {node.name: node for node in self.nodes}[name]
 
 
 def load_topology(path: Path | str) -> Topology:

@@ -1,28 +1,19 @@
 """The Dask step: spans and profiles to what the pipeline needs.
 
-One task per part of each workflow's runs (a part is a set of whole runs, so its sums are exact),
-one task per model for its curves. Small inputs are worked off in this process by Dask's synchronous
-scheduler; ``dask_workers`` gives a client on this machine, a running cluster or Slurm.
+One task per part of each workflow's runs (a part is a set of whole runs) to read its calls, one
+task per model for its curves. Without a client (see ``cluster/dask.py``) they are worked off in
+this process by Dask's synchronous scheduler.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import check, to_plain
 from scepsy_hpc.formats.bundle import Bundle
-from scepsy_hpc.formats.plan import DemandSummary, LlmDemand, Plan
 from scepsy_hpc.formats.spans import Span, spans_of_workflow
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Llm, Workflow
@@ -32,7 +23,8 @@ from scepsy_hpc.planning.offers import Offers, offers_for, shelf_for
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.search.pools import holes_of
-from scepsy_hpc.tracing.demand.demand import Demand, demand_of
+from scepsy_hpc.tracing.demand.call_table import read_calls
+from scepsy_hpc.tracing.demand.demand import demand_of_parts
 
 SPANS_PER_PART = 20_000
 """Below twice this a workflow's spans are one part: tasks cost more than they save."""
@@ -45,40 +37,16 @@ def demands_of(
 
     ``client`` is a ``distributed.Client``; without it the tasks run here. Raises InputError.
     """
-    parts: dict[str, list[Any]] = {}
-    prefixes: dict[str, tuple[str, ...]] = {}
+    tasks: dict[str, list[Any]] = {}
     for workflow in workflows:
         if not spans.get(workflow.name):
             raise InputError(f"workflow {workflow.name}: no spans were given for it")
         named = spans_of_workflow(spans[workflow.name], workflow.name)
-        prefixes[workflow.name] = tuple(_unused_prefixes(workflow.name, named))
-        parts[workflow.name] = [
-            _task(demand_of, part, workflow.name, tuple(workflow.llms)) for part in _parts(named)
+        tasks[workflow.name] = [
+            _task(read_calls, part, workflow.name, tuple(workflow.llms)) for part in _parts(named)
         ]
-    done = _compute(parts, client)
-    merged = {name: merge(demands) for name, demands in done.items()}
-    return {n: replace(d, warnings=(*d.warnings, *prefixes[n])) for n, d in merged.items()}
-
-
-def _unused_prefixes(workflow: str, spans: Sequence[Span]) -> Iterator[str]:
-    """Input that repeats an earlier prompt where no engine said whether it was cached.
-
-    A hit needs the replica that served the earlier call, which nothing here promises; so only
-    ``cached_tokens`` count as cached.
-    """
-    shared, inputs = Counter[str](), Counter[str]()
-    for span in spans:
-        if span.kind == "llm" and span.llm is not None:
-            inputs[span.llm] += span.input_tokens or 0
-            if span.prefix_of is not None and span.cached_tokens is None:
-                shared[span.llm] += min(span.prefix_of.tokens, span.input_tokens or 0)
-    for llm, tokens in sorted(shared.items()):
-        if tokens:
-            yield (
-                f"{workflow}: {llm}: {100 * tokens / inputs[llm]:.0f}% of its input repeats an "
-                "earlier prompt (prefix_of); planned without cache hits, since no cached_tokens "
-                "were recorded"
-            )
+    parts = _compute(tasks, client)
+    return {name: WorkflowDemand.of(demand_of_parts(parts[name], name)) for name in parts}
 
 
 def offers_of(
@@ -143,137 +111,3 @@ def _parts(spans: list[Span]) -> list[list[Span]]:
     for span in spans:
         found[zlib.crc32(span.run_id.encode()) % count].append(span)
     return [part for part in found if part]
-
-
-def merge(parts: Sequence[Demand]) -> WorkflowDemand:
-    """Demand of all runs from that of disjoint sets of them.
-
-    Everything but the bursts is exactly what all runs at once would give; bursts are told apart by
-    each part's own median call.
-    """
-    first = parts[0]
-    summary = check(to_plain(first.summary()), DemandSummary, f"demand of {first.workflow}")
-    if len(parts) > 1:
-        summary = _merged_summary(parts)
-    flags = first.flags if len(parts) == 1 else ()
-    return WorkflowDemand(
-        summary=summary,
-        fan_out={alias: _fan_out(parts, alias) for alias in first.llms},
-        cached_tokens={alias: _cached(parts, index) for index, alias in enumerate(first.llms)},
-        run_lengths_s=tuple(np.concatenate([p.run_length_s for p in parts]).tolist()),
-        warnings=tuple(f"{first.workflow}: {flag}" for flag in flags),
-    )
-
-
-def _merged_summary(parts: Sequence[Demand]) -> DemandSummary:
-    busy_s = np.concatenate([p.busy_s for p in parts])
-    any_busy_s = np.concatenate([p.any_busy_s for p in parts])
-    lengths_s = np.concatenate([p.run_length_s for p in parts])
-    num_calls = np.concatenate([p.num_calls for p in parts])
-    total_s = busy_s.sum()
-    run_total_s = busy_s.sum(axis=1)
-    shares = busy_s[run_total_s > 0] / run_total_s[run_total_s > 0, None]
-    llms = {}
-    for index, alias in enumerate(parts[0].llms):
-        duration_s = sum(float(p.calls.duration_s[p.calls.llm == index].sum()) for p in parts)
-        own_s = float(busy_s[:, index].sum())
-        mean = float(shares[:, index].mean()) if len(shares) else 0.0
-        spread = float(shares[:, index].std(ddof=1)) if len(shares) > 1 else 0.0
-        llms[alias] = LlmDemand(
-            calls_per_run=float(num_calls[:, index].mean()),
-            parallelism=duration_s / own_s if own_s > 0 else 1.0,
-            share_mean=mean,
-            share_cv=spread / mean if mean > 0 and len(shares) > 1 else None,
-            input_tokens_mean=_mean_of(parts, index, "input_tokens"),
-            output_tokens_mean=_mean_of(parts, index, "output_tokens"),
-        )
-    return DemandSummary(
-        num_runs=len(lengths_s),
-        tool_time_s=float(np.maximum(lengths_s - any_busy_s, 0.0).mean()),
-        overlap=float(any_busy_s.sum() / total_s) if total_s > 0 else 1.0,
-        llms=llms,
-    )
-
-
-def _mean_of(parts: Sequence[Demand], index: int, field: str) -> float | None:
-    values = np.concatenate([getattr(p.calls, field)[p.calls.llm == index] for p in parts])
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
-
-
-def _cached(parts: Sequence[Demand], index: int) -> float:
-    return _mean_of(parts, index, "cached_tokens") or 0.0
-
-
-def _fan_out(parts: Sequence[Demand], alias: str) -> float:
-    """Size of the burst that a call picked at random is in."""
-    sizes = [item for p in parts for item in p.llms[alias].bursts.sizes.items()]
-    calls = sum(size * count for size, count in sizes)
-    return sum(size * size * count for size, count in sizes) / calls if calls else 1.0
-
-
-def demands_in(plan: Plan) -> dict[str, WorkflowDemand]:
-    """Demand as far as a plan keeps it. Raises InputError where a workflow has none."""
-    found = {}
-    for workflow in plan.workflows:
-        if workflow.name not in plan.demand:
-            raise InputError(
-                f"plan: demand.{workflow.name}: missing; give the workflow's spans "
-                "(--workflow, --spans and --profiles)"
-            )
-        found[workflow.name] = WorkflowDemand(plan.demand[workflow.name])
-    return found
-
-
-@contextlib.contextmanager
-def dask_workers(where: str, site: Site | None = None, num_workers: int = 2) -> Iterator[Any]:
-    """A Dask client: ``none`` (None), ``local`` processes, ``slurm`` jobs, or ``tcp://HOST:PORT``.
-
-    Workers and cluster end with the context. Raises InputError for anything else.
-    """
-    if where == "none":
-        yield None
-        return
-    if where not in ("local", "slurm") and "://" not in where:
-        raise InputError(f"--dask: must be none, local, slurm or tcp://HOST:PORT, is {where!r}")
-    from distributed import Client
-
-    with contextlib.ExitStack() as stack:
-        if where == "local":
-            from distributed import LocalCluster
-
-            target: Any = stack.enter_context(
-                LocalCluster(n_workers=num_workers, threads_per_worker=1, dashboard_address=None)
-            )
-        elif where == "slurm":
-            target = stack.enter_context(_slurm_cluster(site or Site(), num_workers))
-        else:
-            target = where
-        yield stack.enter_context(Client(target))
-
-
-def slurm_settings(site: Site) -> dict[str, Any]:
-    """What ``dask_jobqueue.SLURMCluster`` is asked for: one process a job, no GPU."""
-    extra = [f"--{key.replace('_', '-')}={value}" for key, value in site.sbatch.items()]
-    extra += [f"--qos={site.qos}"] if site.qos else []
-    extra += [f"--constraint={site.constraint}"] if site.constraint else []
-    cores = site.cpus_per_gpu or 2
-    return {
-        "queue": site.partition,
-        "account": site.account,
-        "cores": cores,
-        "processes": 1,
-        "memory": f"{math.ceil(site.mem_gib_per_gpu or 2.0 * cores)}GiB",
-        "walltime": f"{site.time_min // 60:02d}:{site.time_min % 60:02d}:00",
-        "job_extra_directives": extra,
-        "job_script_prologue": list(site.setup),
-        **({"python": site.python} if site.python else {}),
-    }
-
-
-def _slurm_cluster(site: Site, num_workers: int) -> Any:
-    from dask_jobqueue import SLURMCluster
-
-    cluster = SLURMCluster(**slurm_settings(site))
-    cluster.scale(jobs=num_workers)
-    return cluster

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.formats.plan import Certificate
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
-from scepsy_hpc.planning.p95 import NUM_AT_A_RATE, cost_of, first_within_p95, rank_by_p95
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import ClosedBatch, Hosted, closed_state, makespan
-from scepsy_hpc.planning.problem import Case, hosted_by
+from scepsy_hpc.planning.p95 import NUM_AT_A_RATE, first_within_p95, rank_by_p95
+from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
+from scepsy_hpc.planning.pipeline.predict import ClosedBatch, closed_state, makespan
+from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.search.certificate import certify
 from scepsy_hpc.planning.search.problem import OptionTable, Solution
 from scepsy_hpc.planning.search.search import solve
@@ -21,6 +21,7 @@ _RATE_TOLERANCE = 1e-3
 _P95_TOLERANCE = 0.01  # a replayed percentile is no more certain than that
 _IDLE = 1e-6
 _JUST_BELOW = 1.0 - 1e-9
+_MOST_IN_FLIGHT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,114 +36,113 @@ class Choice:
     notes: tuple[str, ...] = ()
 
     @property
-    def hosted(self) -> tuple[Hosted, ...]:
+    def hosted(self) -> tuple[HostedStage, ...]:
         """Stages on what was chosen for them."""
-        return hosted_by(self.pipeline, self.solution)
+        return self.pipeline.hosted_by(self.solution.chosen)
 
 
-def choose(case: Case, target: Target) -> Choice:
+def choose(problem: PlanningProblem, target: Target) -> Choice:
     """The best choice for the target. Raises InfeasibleError, InputError."""
-    if case.limits.p95_limit_s is not None:
+    if problem.limits.p95_limit_s is not None:
         if isinstance(target, Deadline):
             raise InputError("--p95-limit: belongs to --rate or --max-throughput, not to --tasks")
-        if case.tails is None:
+        if problem.tails is None:
             raise InputError("--p95-limit: needs the workflow's spans to replay")
     if isinstance(target, MaxThroughput):
-        return _most(case)
+        return _most(problem)
     if isinstance(target, Deadline):
-        return _in_time(case, target)
-    return _at_rate(case)
+        return _in_time(problem, target)
+    return _at_rate(problem)
 
 
-def _at_rate(case: Case) -> Choice:
-    pipeline, limits = case.pipeline, case.limits
-    problem = case.problem(pipeline)
-    best = solution = solve(problem)
+def _at_rate(problem: PlanningProblem) -> Choice:
+    pipeline, limits = problem.pipeline, problem.limits
+    search = problem.least_latency()
+    best = solution = solve(search)
     if not best.is_feasible:
-        raise InfeasibleError(_nearest(case, best))
+        raise InfeasibleError(_nearest(problem, best))
     notes: tuple[str, ...] = ()
     if limits.p95_limit_s is not None:
-        solution, note = rank_by_p95(case, problem, best, limits.within_pct)
+        solution, note = rank_by_p95(problem, search, best, limits.within_pct)
         notes = (note,)
     elif limits.within_pct is not None:
-        best_s = best.cost_s + pipeline.tool_time_s
+        best_s = pipeline.mean_latency_s(best.cost_s)
         # The percentage is of the whole latency; the search only knows the part of the LLMs.
         within = limits.within_pct * best_s / max(best.cost_s, 1e-12)
-        few = solve(replace(problem, within_pct=within))
+        few = solve(replace(search, within_pct=within))
         solution = few if few.is_feasible else best
         notes = (
             f"within {limits.within_pct:g}%: {solution.num_gpus} instead of {best.num_gpus} "
             f"GPUs; the best mean latency is {best_s:.4g} s",
         )
-    cost_s = cost_of(pipeline, hosted_by(pipeline, solution))
+    cost_s = pipeline.cost_on(pipeline.hosted_by(solution.chosen))
     certificate = certify("latency_mean_s", cost_s, best.bound, pipeline.tool_time_s)
-    return Choice(pipeline, problem.tables, solution, certificate, notes=notes)
+    return Choice(pipeline, search.tables, solution, certificate, notes=notes)
 
 
-def _nearest(case: Case, solution: Solution) -> str:
+def _nearest(problem: PlanningProblem, solution: Solution) -> str:
     """What would be feasible: the highest rate here, or the lowest latency; or more GPUs."""
-    rates = ", ".join(f"{w.name} {w.rate_rps:g}" for w in case.pipeline.workflows)
-    fastest = case.fastest()
+    rates = ", ".join(f"{w.name} {w.rate_rps:g}" for w in problem.pipeline.workflows)
+    fastest = problem.fastest()
     if not fastest.is_feasible:
         return f"no plan fits: {fastest.refused}; free more GPUs or allow smaller shares"
     theta = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
     if theta < 1.0:
-        near = ", ".join(f"{w.name} {w.rate_rps * theta:.4g}" for w in case.pipeline.workflows)
+        near = ", ".join(f"{w.name} {w.rate_rps * theta:.4g}" for w in problem.pipeline.workflows)
         return (
             f"rate {rates} runs/s is out of reach here: the nearest feasible rate is {near} runs/s "
             f"({100 * MAX_UTILISATION:.0f}% of capacity on {fastest.num_gpus} GPUs)"
-            f"{_or_gpus(case, solution)}"
+            f"{_or_gpus(problem, solution)}"
         )
     if solution.nearest_cost_s is not None:
-        return (
-            f"{_nearest_latency(case, solution)} at rate {rates} runs/s{_or_gpus(case, solution)}"
-        )
+        near = _nearest_latency(problem, solution)
+        return f"{near} at rate {rates} runs/s{_or_gpus(problem, solution)}"
     return f"rate {rates} runs/s: {solution.refused}"
 
 
-def _or_gpus(case: Case, solution: Solution) -> str:
+def _or_gpus(problem: PlanningProblem, solution: Solution) -> str:
     if solution.nearest_num_gpus is None:
         return ""
-    return f"; {solution.nearest_num_gpus} GPUs, not {case.limits.num_gpus}, would reach it"
+    return f"; {solution.nearest_num_gpus} GPUs, not {problem.limits.num_gpus}, would reach it"
 
 
-def _nearest_latency(case: Case, solution: Solution) -> str:
-    nearest_s = (solution.nearest_cost_s or 0.0) + case.pipeline.tool_time_s
+def _nearest_latency(problem: PlanningProblem, solution: Solution) -> str:
+    nearest_s = problem.pipeline.mean_latency_s(solution.nearest_cost_s or 0.0)
     return (
-        f"latency limit {case.limits.latency_limit_s:g} s is out of reach: the nearest feasible "
+        f"latency limit {problem.limits.latency_limit_s:g} s is out of reach: the nearest feasible "
         f"limit is {nearest_s:.4g} s"
     )
 
 
-def _most(case: Case) -> Choice:
+def _most(problem: PlanningProblem) -> Choice:
     """The highest rate at 95% of capacity; with a latency limit, the highest that keeps it."""
-    fastest = case.fastest(case.limits.within_pct)
+    fastest = problem.fastest(problem.limits.within_pct)
     if not fastest.is_feasible:
-        raise InfeasibleError(_nearest(case, fastest))
-    gpus = fastest.num_gpus if case.limits.within_pct is not None else None
+        raise InfeasibleError(_nearest(problem, fastest))
+    gpus = fastest.num_gpus if problem.limits.within_pct is not None else None
     factor = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
-    solution, tables = case.cheapest(case.pipeline.at_rates(factor), gpus)
-    bound = fastest.bound * case.pipeline.total_rps
-    pipeline = case.pipeline.at_rates(factor)
-    if not (solution.is_feasible and case.keeps_p95(pipeline, solution)):
-        return _limited(case, factor, gpus, fastest.bound)
-    value = min(
-        pipeline.theta(h.stage, h.curve, h.num_replicas) for h in hosted_by(pipeline, solution)
-    )
+    highest = problem.at_rates(factor)
+    search = highest.least_latency(gpus)
+    solution = solve(search)
+    by_p95 = problem.limits.p95_limit_s is not None
+    if not solution.is_feasible or (by_p95 and highest.p95_s(solution) > problem.p95_limit_s):
+        return _limited(problem, factor, gpus, fastest.bound)
+    pipeline, bound = highest.pipeline, fastest.bound * problem.pipeline.total_rps
+    value = min(pipeline.theta(host) for host in pipeline.hosted_by(solution.chosen))
     certificate = certify("throughput_rps", min(value * pipeline.total_rps, bound), bound)
-    return Choice(pipeline, tables, solution, certificate)
+    return Choice(pipeline, search.tables, solution, certificate)
 
 
-def _limited(case: Case, highest: float, gpus: int | None, capacity: float) -> Choice:
-    """The highest rate that keeps a limit on latency; rates as factors of the case's."""
-    by_p95 = case.limits.p95_limit_s is not None
+def _limited(problem: PlanningProblem, highest: float, gpus: int | None, capacity: float) -> Choice:
+    """The highest rate that keeps a limit on latency; rates as factors of the problem's."""
+    by_p95 = problem.limits.p95_limit_s is not None
     low, high = highest * _IDLE, highest
-    best, tables = _kept_at(case, low, gpus)
+    best, tables = _kept_at(problem, low, gpus)
     if best is None:
-        raise InfeasibleError(_nearest_idle(case, low, gpus))
+        raise InfeasibleError(_nearest_idle(problem, low, gpus))
     while high - low > (_P95_TOLERANCE if by_p95 else _RATE_TOLERANCE) * high:
         middle = (low + high) / 2.0
-        found, options = _kept_at(case, middle, gpus)
+        found, options = _kept_at(problem, middle, gpus)
         if found is None:
             high = middle
         else:
@@ -154,62 +154,62 @@ def _limited(case: Case, highest: float, gpus: int | None, capacity: float) -> C
         note += (
             f"; at each rate up to {NUM_AT_A_RATE} plans of lowest mean were replayed for their p95"
         )
-    total_rps = case.pipeline.total_rps
+    total_rps = problem.pipeline.total_rps
     certificate = certify("rate_rps", low * total_rps, high * total_rps)
-    return Choice(case.pipeline.at_rates(low), tables, best, certificate, notes=(note,))
+    return Choice(problem.pipeline.at_rates(low), tables, best, certificate, notes=(note,))
 
 
 def _kept_at(
-    case: Case, factor: float, gpus: int | None
+    problem: PlanningProblem, factor: float, gpus: int | None
 ) -> tuple[Solution | None, tuple[OptionTable, ...]]:
     """The plan of lowest mean that keeps all limits at so many times the rates; None: none."""
-    here = replace(case, pipeline=case.pipeline.at_rates(factor))
-    problem = here.problem(here.pipeline, gpus)
-    best = solve(problem)
+    here = problem.at_rates(factor)
+    search = here.least_latency(gpus)
+    best = solve(search)
     if not best.is_feasible:
         return None, ()
-    if case.limits.p95_limit_s is None:
-        return best, problem.tables
-    return first_within_p95(here, problem, best), problem.tables
+    if problem.limits.p95_limit_s is None:
+        return best, search.tables
+    return first_within_p95(here, search, best), search.tables
 
 
-def _nearest_idle(case: Case, factor: float, gpus: int | None) -> str:
+def _nearest_idle(problem: PlanningProblem, factor: float, gpus: int | None) -> str:
     """What limit could be kept at a rate of nearly zero."""
-    slow = replace(case, pipeline=case.pipeline.at_rates(factor))
-    problem = slow.problem(slow.pipeline, gpus)
-    idle = solve(problem)
+    slow = problem.at_rates(factor)
+    search = slow.least_latency(gpus)
+    idle = solve(search)
     if idle.is_feasible:
         try:
-            rank_by_p95(slow, problem, idle)
+            rank_by_p95(slow, search, idle)
         except InfeasibleError as error:
             return f"{error}, at a rate of nearly zero"
     if idle.nearest_cost_s is None:
         return _nearest(slow, idle)
-    return f"{_nearest_latency(case, idle)} at a rate of nearly zero{_or_gpus(case, idle)}"
+    return f"{_nearest_latency(problem, idle)} at a rate of nearly zero{_or_gpus(problem, idle)}"
 
 
-def _in_time(case: Case, target: Deadline) -> Choice:
+def _in_time(problem: PlanningProblem, target: Deadline) -> Choice:
     """Fewest GPUs whose closed batch ends in time, and on them the lowest latency."""
-    if len(case.pipeline.workflows) > 1:
+    if len(problem.pipeline.workflows) > 1:
         raise InputError("--tasks: a batch by a deadline is planned for one workflow at a time")
-    unit = replace(case, pipeline=case.pipeline.at_rates(1.0 / case.pipeline.total_rps))
+    unit = problem.at_rates(1.0 / problem.pipeline.total_rps)
     fastest = unit.fastest()
     if not fastest.is_feasible:
         raise InfeasibleError(_nearest(unit, fastest))
     most_rps = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
     rate = target.num_tasks / target.deadline_s
-    best: Choice | None = None
     shortest_s = math.inf
     while True:
-        rate = min(rate, most_rps)
-        for gpus in _budgets(unit, rate):
-            choice, time_s = _batch_on(unit, target, rate, gpus)
-            shortest_s = min(shortest_s, time_s)
+        here = unit.at_rates(min(rate, most_rps))
+        best = solve(here.least_latency())
+        if not best.is_feasible and math.isinf(shortest_s):
+            raise InfeasibleError(_nearest(here, best))
+        budgets = {point.num_gpus for point in best.frontier} | {best.num_gpus}
+        for gpus in sorted(budgets) if best.is_feasible else ():
+            choice, time_s = _batch_on(here, target, gpus)
             if choice is not None and time_s <= target.deadline_s:
-                best = choice
-                break
-        if best is not None:
-            return best
+                return choice
+            shortest_s = min(shortest_s, time_s)
         if rate >= most_rps:
             raise InfeasibleError(
                 f"{target.num_tasks} tasks by a deadline of {target.deadline_s:g} s are out of "
@@ -218,47 +218,37 @@ def _in_time(case: Case, target: Deadline) -> Choice:
         rate *= 1.25
 
 
-def _budgets(case: Case, rate: float) -> list[int]:
-    """Numbers of GPUs worth trying at a rate, fewest first."""
-    solution, _ = case.cheapest(case.pipeline.at_rates(rate))
-    if not solution.is_feasible:
-        return []
-    return sorted({point.num_gpus for point in solution.frontier} | {solution.num_gpus})
-
-
-def _batch_on(case: Case, target: Deadline, rate: float, gpus: int) -> tuple[Choice | None, float]:
-    """Lowest latency at a rate on so many GPUs, with the fewest runs in flight that suffice."""
-    pipeline = case.pipeline.at_rates(rate)
-    solution, tables = case.cheapest(pipeline, gpus)
+def _batch_on(problem: PlanningProblem, target: Deadline, gpus: int) -> tuple[Choice | None, float]:
+    """Lowest latency on so many GPUs with the fewest runs in flight that suffice; its makespan."""
+    search, pipeline = problem.least_latency(gpus), problem.pipeline
+    solution = solve(search)
     if not solution.is_feasible:
         return None, math.inf
-    hosted = hosted_by(pipeline, solution)
-    in_flight, time_s = _fewest_in_flight(case, target, pipeline, hosted)
+    hosted = pipeline.hosted_by(solution.chosen)
+    in_flight, time_s = _fewest_in_flight(problem, target, hosted)
     certificate = certify("latency_mean_s", solution.cost_s, solution.bound, pipeline.tool_time_s)
     note = f"the fewest GPUs that end {target.num_tasks} tasks in {target.deadline_s:g} s"
-    return Choice(pipeline, tables, solution, certificate, in_flight, (note,)), time_s
+    return Choice(pipeline, search.tables, solution, certificate, in_flight, (note,)), time_s
 
 
 def _fewest_in_flight(
-    case: Case, target: Deadline, pipeline: Pipeline, hosted: tuple[Hosted, ...]
+    problem: PlanningProblem, target: Deadline, hosted: tuple[HostedStage, ...]
 ) -> tuple[int, float]:
     """Fewest runs in flight that keep the deadline, else those of the shortest makespan."""
 
     def time_s(num: int) -> float:
-        state, _ = closed_state(pipeline, hosted, num)
-        return makespan(state, ClosedBatch(target.num_tasks, num, case.run_lengths_s))[0]
+        state, _ = closed_state(problem.pipeline, hosted, num)
+        return makespan(state, ClosedBatch(target.num_tasks, num, problem.run_lengths_s))[0]
 
-    tried = {1: time_s(1)}
-    num = 1
-    while num < min(target.num_tasks, 4096) and tried[num] > target.deadline_s:
-        num = min(2 * num, target.num_tasks, 4096)
-        tried[num] = time_s(num)
-    good = [k for k, s in tried.items() if s <= target.deadline_s]
-    if not good:
-        best = min(tried, key=lambda k: tried[k])
-        return best, tried[best]
-    high = min(good)
-    low = high // 2
+    most = min(target.num_tasks, _MOST_IN_FLIGHT)
+    low = high = 1
+    tried = {high: time_s(high)}
+    while high < most and tried[high] > target.deadline_s:
+        low, high = high, min(2 * high, most)
+        tried[high] = time_s(high)
+    if tried[high] > target.deadline_s:
+        high = min(tried, key=lambda num: tried[num])
+        return high, tried[high]
     while high - low > 1:
         middle = (low + high) // 2
         tried[middle] = time_s(middle)

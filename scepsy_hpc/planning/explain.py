@@ -39,13 +39,12 @@ def explain(
 
 def _llm_line(choice: Choice, name: str, offers: Offers, predicted: Figures) -> str:
     option = choice.solution.chosen[name]
-    offer = next(o for o in offers.found if o.curve is option.payload)
     figures = predicted.per_llm[name]
     share = figures.share_of_latency
     over = f" over {option.link}" if option.link else ""
     text = (
         f"{name}: {option.num_replicas} x TP {option.tp_degree}{over}, {option.gpu_share_pct}% of "
-        f"{option.gpu_type}, by {offer.evidence.label}"
+        f"{option.gpu_type}, by {offers.of(option.payload).evidence.label}"
     )
     if share is not None:
         text += f": {100 * share:.0f}% of the latency of a run"
@@ -75,7 +74,7 @@ def _best_cost_s(choice: Choice, llm: str, most_gpus: float) -> float:
 
 
 def _change_pct(choice: Choice, option: Option, cost_s: float) -> float:
-    total_s = choice.solution.cost_s + choice.pipeline.tool_time_s
+    total_s = choice.pipeline.mean_latency_s(choice.solution.cost_s)
     return 100.0 * (cost_s - option.cost_s) / total_s if total_s > 0 else 0.0
 
 
@@ -105,9 +104,9 @@ def _frontier(choice: Choice) -> list[str]:
     known = {p.num_gpus: p.value for p in choice.solution.frontier if p.value is not None}
     if not known:
         return []
-    tool_s = choice.pipeline.tool_time_s
     used = choice.solution.num_gpus
-    latency_s = {gpus: known[gpus] + tool_s for gpus in _picked(sorted(known), used)}
+    picked = _picked(sorted(known), used)
+    latency_s = {gpus: choice.pipeline.mean_latency_s(known[gpus]) for gpus in picked}
     longest_s = max(latency_s.values())
     lines = ["frontier: best mean latency by number of GPUs (> this plan's)"]
     for gpus, time_s in latency_s.items():

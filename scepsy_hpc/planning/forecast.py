@@ -4,37 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from scepsy_hpc.bundles.engine_model import BadFitError, fit_bundle
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.formats.figures import Figures
-from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.plan import Plan, PlanWorkflow
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.aggregate import demands_of
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.pipeline.of_plan import hosted_of, predict_plan
-from scepsy_hpc.planning.simulation.events import simulate_plan
-from scepsy_hpc.planning.simulation.flows import Arrivals, Closed
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed
+from scepsy_hpc.planning.simulation.events import simulate_timeline
+from scepsy_hpc.planning.simulation.results import result_of
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class Forecast:
     """Both predictions of one plan under one load."""
 
     pipeline: Figures
     simulation: Figures
 
 
-def outlook(
+def forecast(
     plan: Plan,
     spans: Mapping[str, Sequence[Span]],
     bundles: Sequence[Bundle],
     arrivals: Arrivals,
     seed: int = 0,
-) -> Outlook:
+) -> Forecast:
     """Predict a plan of one workflow, open or closed. Raises InputError.
 
     A closed load of N runs is a batch: throughput and makespan include fill and drain.
@@ -45,20 +47,17 @@ def outlook(
         pipeline = predict_plan(planned, demands, bundles, num_tasks=arrivals.num_runs)
     else:
         pipeline = predict_plan(plan, demands, bundles, rate_rps=arrivals.rate_rps)
-    return Outlook(pipeline, simulated(plan, spans, bundles, arrivals, seed))
+    return Forecast(pipeline, simulated(plan, spans, bundles, arrivals, seed))
 
 
 def demands_in_spans(plan: Plan, spans: Mapping[str, Sequence[Span]]) -> dict[str, WorkflowDemand]:
     """Demand of the plan's workflows. Raises InputError."""
-    return demands_of([_as_workflow(plan, w.name) for w in plan.workflows], spans)
+    return demands_of([_as_workflow(plan, planned) for planned in plan.workflows], spans)
 
 
-def _as_workflow(plan: Plan, name: str) -> Workflow:
-    from pathlib import Path
-
-    planned = next(w for w in plan.workflows if w.name == name)
+def _as_workflow(plan: Plan, planned: PlanWorkflow) -> Workflow:
     llms = {alias: Llm(model=plan.llms[llm].model) for alias, llm in planned.llms.items()}
-    return Workflow(name, llms, planned.agent, Path())
+    return Workflow(planned.name, llms, planned.agent, Path())
 
 
 def with_in_flight(plan: Plan, num_runs: int) -> Plan:
@@ -80,7 +79,7 @@ def simulated(
     demands = demands_in_spans(plan, spans)
     _, hosted = hosted_of(plan, demands, bundles, 1.0)
     curves = {host.stage.name: host.curve for host in hosted}
-    return simulate_plan(
+    timeline = simulate_timeline(
         plan,
         spans,
         curves,
@@ -89,6 +88,7 @@ def simulated(
         engine_models=engine_models(plan, bundles),
         profiled_on_spans=_profiled_on_spans(plan, bundles),
     )
+    return result_of(timeline)
 
 
 def _profiled_on_spans(plan: Plan, bundles: Sequence[Bundle]) -> set[str]:

@@ -27,6 +27,12 @@ class Offer:
     evidence: Evidence
     most_replicas: int
 
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle whose points the curve is held to."""
+        sha256 = self.curve.bundle_sha256
+        return next(b for b in self.evidence.bundles if b.sha256 == sha256)
+
 
 @dataclass(frozen=True, slots=True)
 class Offers:
@@ -34,6 +40,10 @@ class Offers:
 
     found: tuple[Offer, ...]
     refused: tuple[str, ...]
+
+    def of(self, curve: Curve) -> Offer:
+        """The one with this very curve."""
+        return next(offer for offer in self.found if offer.curve is curve)
 
 
 def shelf_for(bundles: Sequence[Bundle], topology: Topology, engine: str | None = None) -> Shelf:

@@ -14,10 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scepsy_hpc.errors import InfeasibleError
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import Hosted
-from scepsy_hpc.planning.problem import Case, hosted_by
-from scepsy_hpc.planning.search.problem import Problem, Solution
+from scepsy_hpc.planning.problem import PlanningProblem
+from scepsy_hpc.planning.search.problem import SearchProblem, Solution
 from scepsy_hpc.planning.search.search import best_choices, solve
 
 NUM_BEST = 8
@@ -33,90 +31,91 @@ _HEADROOM = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
 @dataclass(frozen=True, slots=True)
 class _Replayed:
     solution: Solution
+    mean_s: float
     p95_s: float
 
 
 def rank_by_p95(
-    case: Case, problem: Problem, best: Solution, within_pct: float | None = None
+    problem: PlanningProblem, search: SearchProblem, best: Solution, within_pct: float | None = None
 ) -> tuple[Solution, str]:
     """The plan of lowest mean found that keeps the p95 limit, and what the ranking did.
 
     With ``within_pct``: of those found within so many percent of that, the one on the fewest GPUs.
-    ``best`` answers ``problem`` at the case's rates. Raises InfeasibleError that names the nearest
-    limit.
+    ``best`` answers ``search``. Raises InfeasibleError that names the nearest limit.
     """
     replayed: list[_Replayed] = []
     few = within_pct is not None
-    for group in (_lowest_means(problem, best, few), _with_headroom(case)):
-        _replay(case, group, replayed, stop=not few)
-        good = [r for r in replayed if r.p95_s <= _limit_s(case)]
+    for group in (_lowest_means(search, best, few), _with_headroom(problem)):
+        _replay(problem, group, replayed, stop=not few)
+        good = [r for r in replayed if r.p95_s <= problem.p95_limit_s]
         if good:
-            taken = _fewest_gpus(case, good, within_pct or 0.0) if few else good[0]
-            return taken.solution, _note(case, replayed, taken, within_pct)
-    raise InfeasibleError(_nearest(case, replayed))
+            taken = _fewest_gpus(good, within_pct or 0.0) if few else good[0]
+            return taken.solution, _note(problem, replayed, taken, within_pct)
+    raise InfeasibleError(_nearest(problem, replayed))
 
 
-def first_within_p95(case: Case, problem: Problem, best: Solution) -> Solution | None:
+def first_within_p95(
+    problem: PlanningProblem, search: SearchProblem, best: Solution
+) -> Solution | None:
     """The first of the plans of lowest mean that keeps the p95 limit; None: none does."""
     replayed: list[_Replayed] = []
-    _replay(case, _lowest_means(problem, best, few=False, most=NUM_AT_A_RATE), replayed, stop=True)
-    return replayed[-1].solution if replayed[-1].p95_s <= _limit_s(case) else None
+    group = _lowest_means(search, best, few=False, most=NUM_AT_A_RATE)
+    _replay(problem, group, replayed, stop=True)
+    return replayed[-1].solution if replayed[-1].p95_s <= problem.p95_limit_s else None
 
 
-def _limit_s(case: Case) -> float:
-    return math.inf if case.limits.p95_limit_s is None else case.limits.p95_limit_s
-
-
-def _replay(case: Case, group: Iterable[Solution], replayed: list[_Replayed], stop: bool) -> None:
+def _replay(
+    problem: PlanningProblem, group: Iterable[Solution], replayed: list[_Replayed], stop: bool
+) -> None:
     """Replay what is new; with ``stop`` up to the first that keeps the limit."""
     for solution in group:
         if all(solution.chosen != other.solution.chosen for other in replayed):
-            replayed.append(_Replayed(solution, case.p95_s(case.pipeline, solution)))
-            if stop and replayed[-1].p95_s <= _limit_s(case):
+            mean_s = problem.pipeline.mean_latency_s(solution.cost_s)
+            replayed.append(_Replayed(solution, mean_s, problem.p95_s(solution)))
+            if stop and replayed[-1].p95_s <= problem.p95_limit_s:
                 return
 
 
 def _lowest_means(
-    problem: Problem, best: Solution, few: bool, most: int = NUM_BEST
+    search: SearchProblem, best: Solution, few: bool, most: int = NUM_BEST
 ) -> Iterator[Solution]:
     """The best plan, then the next ones; with ``few`` also the best on fewer GPUs."""
     yield best
-    yield from best_choices(problem, most, best)
+    yield from best_choices(search, most, best)
     if few:
         fewer = [p.num_gpus for p in best.frontier if p.value and p.num_gpus < best.num_gpus]
         picks = np.unique(np.linspace(0, len(fewer) - 1, min(NUM_BEST, len(fewer))).astype(int))
-        solved = (solve(replace(problem, max_gpus=fewer[pick])) for pick in picks)
+        solved = (solve(replace(search, max_gpus=fewer[pick])) for pick in picks)
         yield from (solution for solution in solved if solution.is_feasible)
 
 
-def _with_headroom(case: Case) -> list[Solution]:
+def _with_headroom(problem: PlanningProblem) -> list[Solution]:
     """Best plans for higher rates, by their mean at the rate asked for."""
-    pipeline, limit_s = case.pipeline, case.limits.latency_limit_s
+    pipeline, limit_s = problem.pipeline, problem.limits.latency_limit_s
     found: list[Solution] = []
     for factor in _HEADROOM:
-        solution, _ = case.cheapest(pipeline.at_rates(factor), capped=False)
+        solution = solve(problem.at_rates(factor).least_latency(capped=False))
         if solution.is_feasible:
-            cost_s = cost_of(pipeline, hosted_by(pipeline, solution))
-            if limit_s is None or cost_s + pipeline.tool_time_s <= limit_s:
+            cost_s = pipeline.cost_on(pipeline.hosted_by(solution.chosen))
+            if limit_s is None or pipeline.mean_latency_s(cost_s) <= limit_s:
                 found.append(replace(solution, value=cost_s, cost_s=cost_s))
     return sorted(found, key=lambda solution: solution.cost_s)
 
 
-def _mean_s(case: Case, replayed: _Replayed) -> float:
-    return replayed.solution.cost_s + case.pipeline.tool_time_s
-
-
-def _fewest_gpus(case: Case, good: Sequence[_Replayed], within_pct: float) -> _Replayed:
-    ceiling_s = min(_mean_s(case, r) for r in good) * (1 + within_pct / 100)
-    near = [r for r in good if _mean_s(case, r) <= ceiling_s]
+def _fewest_gpus(good: Sequence[_Replayed], within_pct: float) -> _Replayed:
+    ceiling_s = min(r.mean_s for r in good) * (1 + within_pct / 100)
+    near = [r for r in good if r.mean_s <= ceiling_s]
     return min(near, key=lambda r: (r.solution.num_gpus, r.solution.cost_s))
 
 
 def _note(
-    case: Case, replayed: Sequence[_Replayed], taken: _Replayed, within_pct: float | None
+    problem: PlanningProblem,
+    replayed: Sequence[_Replayed],
+    taken: _Replayed,
+    within_pct: float | None,
 ) -> str:
     """What is not proved is said: how many plans were replayed, and whether the order changed."""
-    said = f"p95 limit {_limit_s(case):g} s: kept by replay ({taken.p95_s:.4g} s)"
+    said = f"p95 limit {problem.p95_limit_s:g} s: kept by replay ({taken.p95_s:.4g} s)"
     first = replayed[0]
     if taken is first:
         return f"{said} by the plan of lowest mean latency; re-ranking did not change the order"
@@ -124,13 +123,13 @@ def _note(
         said += f", on the fewest GPUs found within {within_pct:g}%: {taken.solution.num_gpus}"
     return (
         f"{said}; re-ranking changed the order of {len(replayed)} plans: the lowest mean is "
-        f"{_mean_s(case, first):.4g} s on {first.solution.num_gpus} GPUs, with a p95 of "
+        f"{first.mean_s:.4g} s on {first.solution.num_gpus} GPUs, with a p95 of "
         f"{first.p95_s:.4g} s"
     )
 
 
-def _nearest(case: Case, replayed: Sequence[_Replayed]) -> str:
-    limit = f"p95 limit {_limit_s(case):g} s"
+def _nearest(problem: PlanningProblem, replayed: Sequence[_Replayed]) -> str:
+    limit = f"p95 limit {problem.p95_limit_s:g} s"
     nearest_s = min(r.p95_s for r in replayed)
     if math.isinf(nearest_s):
         return f"{limit}: no plan that was replayed has a known p95; trace more runs"
@@ -138,16 +137,3 @@ def _nearest(case: Case, replayed: Sequence[_Replayed]) -> str:
         f"{limit} is out of reach here: of {len(replayed)} plans that were replayed the nearest "
         f"feasible limit is {nearest_s:.4g} s"
     )
-
-
-def cost_of(pipeline: Pipeline, hosted: Sequence[Hosted]) -> float:
-    """Seconds of a run's mean latency in its LLMs, at the rates of ``pipeline``."""
-    return math.fsum(_cost_s(pipeline, host) for host in hosted)
-
-
-def _cost_s(pipeline: Pipeline, host: Hosted) -> float:
-    rates = pipeline.rates_rps
-    load = host.stage.calls_rps(rates) / host.num_replicas
-    burst = host.stage.burst(rates, host.num_replicas)
-    rounds = pipeline.rounds(host.stage)
-    return rounds * host.curve.latency_s(load, burst) if rounds > 0 else 0.0

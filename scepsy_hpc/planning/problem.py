@@ -1,34 +1,31 @@
-"""One planning problem, and the searches that are asked about it."""
+"""What is planned: workflows at their rates, what may host them, and the searches that follow."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from scepsy_hpc.formats.spans import spans_of_workflow
 from scepsy_hpc.formats.topology import Topology
-from scepsy_hpc.planning.curves.curve import Curve
+from scepsy_hpc.planning.aggregate import offers_of
 from scepsy_hpc.planning.offers import Offers
+from scepsy_hpc.planning.pipeline.deployments import pipeline_of
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import Hosted
-from scepsy_hpc.planning.search.problem import OptionTable, Problem, Solution
+from scepsy_hpc.planning.request import PlanRequest
+from scepsy_hpc.planning.search.problem import OptionTable, SearchProblem, Solution
 from scepsy_hpc.planning.search.search import solve
 from scepsy_hpc.planning.simulation.tails import Tails
 from scepsy_hpc.planning.targets import Limits
 
 
-def hosted_by(pipeline: Pipeline, solution: Solution) -> tuple[Hosted, ...]:
-    """Stages on the options of a solution."""
-    found = []
-    for stage in pipeline.stages:
-        option = solution.chosen[stage.name]
-        assert isinstance(option.payload, Curve)
-        found.append(Hosted(stage, option.payload, option.num_replicas))
-    return tuple(found)
-
-
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One planning problem: the workflows at their rates, what each LLM may run on, the GPUs."""
+class PlanningProblem:
+    """The workflows at their rates, what each LLM may run on, the GPUs, the limits.
+
+    ``run_lengths_s`` are those of the traced runs; ``tails`` replays them, where there are any.
+    """
 
     pipeline: Pipeline
     offers: Mapping[str, Offers]
@@ -37,62 +34,61 @@ class Case:
     run_lengths_s: tuple[float, ...] = ()
     tails: Tails | None = None
 
-    def p95_s(self, pipeline: Pipeline, solution: Solution) -> float:
+    @classmethod
+    def of(cls, request: PlanRequest, client: Any = None) -> PlanningProblem:
+        """The problem of a request with demands. Raises InputError, InfeasibleError."""
+        flows, demands = request.flows, request.demands
+        pipeline = pipeline_of(flows, demands, request.rates_of())
+        offers = offers_of(pipeline, request.bundles, request.topology, request.engine, client)
+        lengths = demands[flows[0].name].run_lengths_s if len(flows) == 1 else ()
+        tails = None
+        if request.spans:
+            tails = Tails.of(
+                {f.name: spans_of_workflow(request.spans[f.name], f.name) for f in flows}
+            )
+        return cls(pipeline, offers, request.topology, request.limits, lengths, tails)
+
+    def at_rates(self, factor: float) -> PlanningProblem:
+        """The same at ``factor`` times the rates."""
+        return replace(self, pipeline=self.pipeline.at_rates(factor))
+
+    def p95_s(self, solution: Solution) -> float:
         """Largest 95th percentile over the workflows by replay; infinite where it is unknown."""
         assert self.tails is not None
-        return self.tails.p95_s(pipeline, hosted_by(pipeline, solution))
+        return self.tails.p95_s(self.pipeline, self.pipeline.hosted_by(solution.chosen))
 
-    def keeps_p95(self, pipeline: Pipeline, solution: Solution) -> bool:
-        """Whether a solution at the rates of ``pipeline`` keeps the limit on the p95."""
-        limit_s = self.limits.p95_limit_s
-        return limit_s is None or self.p95_s(pipeline, solution) <= limit_s
+    @property
+    def p95_limit_s(self) -> float:
+        """The limit on it; infinite where there is none."""
+        return math.inf if self.limits.p95_limit_s is None else self.limits.p95_limit_s
 
-    def tables(self, pipeline: Pipeline, with_cost: bool = True) -> tuple[OptionTable, ...]:
-        """The search's options at the rates of ``pipeline``."""
+    def _tables(self, with_cost: bool = True) -> tuple[OptionTable, ...]:
         room = {
             name: [(offer.curve, offer.most_replicas) for offer in offers.found]
             for name, offers in self.offers.items()
         }
-        return pipeline.tables(room, with_cost)
+        return self.pipeline.tables(room, with_cost)
 
-    def problem(
-        self,
-        pipeline: Pipeline,
-        num_gpus: int | None = None,
-        within_pct: float | None = None,
-        capped: bool = True,
-    ) -> Problem:
-        """Least mean latency at the rates of ``pipeline`` on at most so many GPUs."""
+    def least_latency(self, num_gpus: int | None = None, capped: bool = True) -> SearchProblem:
+        """Least mean latency on at most so many GPUs; ``capped``: within the limit on it."""
         limit_s = self.limits.latency_limit_s if capped else None
-        return Problem(
-            self.tables(pipeline),
+        allowed = [n for n in (num_gpus, self.limits.num_gpus) if n is not None]
+        return SearchProblem(
+            self._tables(),
             self.topology,
             "min_cost",
-            max_gpus=_least(num_gpus, self.limits.num_gpus),
-            max_cost_s=None if limit_s is None else limit_s - pipeline.tool_time_s,
-            within_pct=within_pct,
+            max_gpus=min(allowed, default=None),
+            max_cost_s=None if limit_s is None else limit_s - self.pipeline.tool_time_s,
         )
-
-    def cheapest(
-        self, pipeline: Pipeline, num_gpus: int | None = None, capped: bool = True
-    ) -> tuple[Solution, tuple[OptionTable, ...]]:
-        """The answer to ``problem``, and the options it had."""
-        problem = self.problem(pipeline, num_gpus, capped=capped)
-        return solve(problem), problem.tables
 
     def fastest(self, within_pct: float | None = None) -> Solution:
         """Largest throughput, in units of the pipeline's rates; costs are left out."""
-        tables = self.tables(self.pipeline, with_cost=False)
         return solve(
-            Problem(
-                tables,
+            SearchProblem(
+                self._tables(with_cost=False),
                 self.topology,
                 "max_throughput",
                 max_gpus=self.limits.num_gpus,
                 within_pct=within_pct,
             )
         )
-
-
-def _least(*values: int | None) -> int | None:
-    return min((v for v in values if v is not None), default=None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from scepsy_hpc import __version__
 from scepsy_hpc.bundles.library import save_bundle
 from scepsy_hpc.cluster.jobs.submit import ClusterName, dry_run, submit
-from scepsy_hpc.cluster.jobs.tasks import Jobs, JobsProgress, Resources, TaskOutcome
+from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources, TaskOutcome
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.engines.vllm import takes_gpus
 from scepsy_hpc.errors import RunError
@@ -81,14 +81,13 @@ def profile_all(
     site: Site | None = None,
     only_show: bool = False,
     on_progress: OnProfileProgress | None = None,
-    parallelism: int | None = None,
 ) -> ProfileResult:
     """Measure what a spec asks for and write its bundles below ``out_root``.
 
-    ``only_show`` (the dry run) submits and writes nothing. ``parallelism`` tasks run at once; None
-    is the site's choice on Slurm, and elsewhere as many as there are GPUs, or one.
-    A failed task loses only its own points: call ``raise_if_failed`` on the result. Tried again,
-    the same spec measures only what is missing.
+    ``only_show`` (the dry run) submits and writes nothing. As many tasks run at once as the site
+    says on Slurm, and elsewhere as there are GPUs, or one. A failed task loses only its own
+    points: call ``raise_if_failed`` on the result. Tried again, the same spec measures only what
+    is missing.
     Raises InputError for a bad spec, and RunError when nothing could be submitted.
     """
     spec = load_spec(spec_path)
@@ -96,7 +95,7 @@ def profile_all(
     folder = Path(out_root).expanduser().absolute() / WORK_FOLDER
     earlier = _earlier_results(spec.tasks, folder)
     open_tasks = [task for task in spec.tasks if task.task_id not in earlier]
-    groups = _groups(open_tasks, site, spec.time_min or site.time_min, parallelism)
+    groups = _groups(open_tasks, site, spec.time_min or site.time_min)
     gpu_hours = sum(len(tasks) * need.gpus_per_node * need.time_min / 60 for need, tasks in groups)
     if only_show:
         texts = tuple(dry_run(folder, len(tasks), need, site, JOB_NAME) for need, tasks in groups)
@@ -133,7 +132,7 @@ def _earlier_results(tasks: Sequence[SweepTask], folder: Path) -> dict[str, Swee
 
 
 def _groups(
-    tasks: Sequence[SweepTask], site: Site, time_min: int, parallelism: int | None
+    tasks: Sequence[SweepTask], site: Site, time_min: int
 ) -> list[tuple[Resources, list[SweepTask]]]:
     """Tasks that may stand in one array, since they ask Slurm for the same."""
 
@@ -144,7 +143,6 @@ def _groups(
             mem_gib=site.mem_gib_per_gpu * task.tp_degree if site.mem_gib_per_gpu else None,
             time_min=time_min,
             gpu_type=task.gpu_type,
-            array_parallelism=parallelism,
         )
 
     ordered = sorted(tasks, key=lambda task: (task.gpu_type, task.tp_degree))
@@ -176,7 +174,7 @@ def _run(
         eager = [start(need, tasks) for need, tasks in groups] if cluster == "slurm" else None
         for i, (need, tasks) in enumerate(groups):
             jobs = eager[i] if eager else start(need, tasks)
-            ended = jobs.wait(watch.progress, watch.outcome, watch.tick)
+            ended = jobs.wait(watch.outcome, watch.tick)
             outcomes += zip(tasks, ended, strict=True)
     return outcomes
 
@@ -211,28 +209,24 @@ class _Watch:
         self._jobs: list[SweepJob] = []
         self._num_ended = 0
         self._num_failed = 0
-        self._note = ""
         self._last: ProfileProgress | None = None
         self._looked_s = float("-inf")
 
     def follow(self, jobs: Sequence[SweepJob]) -> None:
         self._jobs += jobs
 
-    def progress(self, progress: JobsProgress) -> None:
-        self._note = progress.note
-
     def outcome(self, outcome: TaskOutcome) -> None:
         self._num_ended += 1
         self._num_failed += outcome.error is not None
         self._looked_s = float("-inf")
 
-    def tick(self) -> None:
+    def tick(self, note: str) -> None:
         if self._on_progress is None or time.monotonic() - self._looked_s < 1.0:
             return
         self._looked_s = time.monotonic()
         num_points = sum(_num_lines(job.points_path) for job in self._jobs)
         counts = (self._num_tasks, self._num_ended, self._num_failed, num_points, self._wanted)
-        now = ProfileProgress(*counts, self._note)
+        now = ProfileProgress(*counts, note)
         if now != self._last:
             self._on_progress(now)
         self._last = now

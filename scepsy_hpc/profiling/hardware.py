@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from scepsy_hpc.cluster.discovery import discover_local
+from scepsy_hpc.cluster.discovery import discover_local, nvml_session
 from scepsy_hpc.engines.vllm import takes_gpus
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.formats.topology import Node
@@ -70,11 +69,5 @@ def check_node(task: SweepTask, node: Node, given: tuple[str, ...]) -> None:
 
 
 def _driver() -> str:
-    import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        version: Any = pynvml.nvmlSystemGetDriverVersion()
-    finally:
-        pynvml.nvmlShutdown()
-    return version.decode() if isinstance(version, bytes) else str(version)
+    with nvml_session("NVML does not tell the driver's version: {}") as nvml:
+        return str(nvml.nvmlSystemGetDriverVersion())

@@ -13,17 +13,17 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.profiling.steady import CLIENT_TOLERANCE, TimedCall, Window, closed_window
+from scepsy_hpc.tracing.proxy.router import CallTarget
 
 # Ids that every vocabulary has and that no tokenizer uses for something special.
 _IDS = range(100, 1000)
 CALL_TIMEOUT_S = 900.0
-# Little's law is aimed at more closely than it must hold.
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,31 +34,22 @@ class Lengths:
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where calls go. ``work`` is `embed` for engines that generate no tokens."""
-
-    base_url: str
-    model: str
-    api_key: str | None = None
-    work: Literal["generate", "embed"] = "generate"
-
-
 class Client:
-    """Sends calls; use inside ``async with``."""
+    """Sends calls; use inside ``async with``. ``embeds``: the engine generates no tokens."""
 
-    def __init__(self, endpoint: Endpoint, lengths: Sequence[Lengths], seed: int) -> None:
-        self._endpoint = endpoint
+    def __init__(
+        self, target: CallTarget, lengths: Sequence[Lengths], seed: int, embeds: bool = False
+    ) -> None:
+        self._target, self._embeds = target, embeds
         self._lengths: Iterator[Lengths] = itertools.cycle(lengths)
         self.num_lengths = len(lengths)
         self._random = random.Random(seed)
 
     async def __aenter__(self) -> Client:
-        key = self._endpoint.api_key
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S),
-            headers={"Authorization": f"Bearer {key}"} if key else None,
+            headers=self._target.headers,
         )
         return self
 
@@ -70,7 +61,7 @@ class Client:
         lengths = next(self._lengths)
         prompt = self._random.choices(_IDS, k=max(1, lengths.input_tokens))
         try:
-            if self._endpoint.work == "embed":
+            if self._embeds:
                 return await self._embed(worker, prompt)
             return await self._generate(worker, prompt, lengths.output_tokens)
         except TimeoutError:
@@ -80,7 +71,7 @@ class Client:
 
     async def _generate(self, worker: int, prompt: list[int], output_tokens: int) -> TimedCall:
         body = {
-            "model": self._endpoint.model,
+            "model": self._target.model,
             "prompt": prompt,
             "max_tokens": output_tokens,
             "min_tokens": output_tokens,
@@ -90,8 +81,7 @@ class Client:
             "stream_options": {"include_usage": True},
         }
         start_s, first_s, last = time.monotonic(), None, b""
-        url = self._endpoint.base_url + "/v1/completions"
-        async with self._session.post(url, json=body) as response:
+        async with self._session.post(self._target.url("completions"), json=body) as response:
             await _check(response)
             async for line in response.content:
                 # Parsing every chunk would make this client the bottleneck; only the last counts.
@@ -114,9 +104,8 @@ class Client:
 
     async def _embed(self, worker: int, prompt: list[int]) -> TimedCall:
         start_s = time.monotonic()
-        body = {"model": self._endpoint.model, "input": [prompt]}
-        url = self._endpoint.base_url + "/v1/embeddings"
-        async with self._session.post(url, json=body) as response:
+        body = {"model": self._target.model, "input": [prompt]}
+        async with self._session.post(self._target.url("embeddings"), json=body) as response:
             await _check(response)
             answer = await response.read()
         end_s = time.monotonic()

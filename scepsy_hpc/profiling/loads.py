@@ -11,7 +11,6 @@ from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.formats.points import Point
 from scepsy_hpc.profiling.load_generator import (
     Client,
-    Endpoint,
     Lengths,
     background_load,
     closed_loop,
@@ -20,6 +19,7 @@ from scepsy_hpc.profiling.load_generator import (
 )
 from scepsy_hpc.profiling.spec import SweepTask
 from scepsy_hpc.profiling.steady import closed_point, open_point, open_window
+from scepsy_hpc.tracing.proxy.router import CallTarget
 
 SERVED_NAME = "profiled"
 # Saturation: throughput rose by no more than this, twice in a row, while latency rose.
@@ -35,7 +35,7 @@ async def measure_loads(
     """Give ``keep`` every point of the task, shape by shape. Raises RunError."""
     shapes = [(one,) for one in task.lengths] if task.one_by_one else [task.lengths]
     for lengths in shapes:
-        async with Client(endpoint_of(engine), lengths, task.seed) as client:
+        async with client_of(engine, lengths, task.seed) as client:
             await warm_up(client, task.loads.warmup_requests)
             await _sweep_closed(task, client, others, lengths, keep)
             await _sweep_open(task, client, others, lengths, keep)
@@ -64,7 +64,7 @@ async def closed(task: SweepTask, client: Client, concurrency: int) -> Point:
     """The point at ``concurrency`` calls in flight. Raises RunError."""
     loads = task.loads
     window = await closed_loop(client, concurrency, loads.requests_per_point, loads.limit_s)
-    return closed_point(window, concurrency, task.tp_degree, task.gpu_share_pct, task.link)
+    return closed_point(window, concurrency, task.at)
 
 
 async def _sweep_open(
@@ -80,7 +80,7 @@ async def _sweep_open(
             calls = await open_loop(client, rate_rps, task.loads.requests_per_point, task.seed)
         open_part = open_window(calls)
         if open_part is not None:
-            keep(open_point(open_part, rate_rps, task.tp_degree, task.gpu_share_pct, task.link))
+            keep(open_point(open_part, rate_rps, task.at))
 
 
 @contextlib.asynccontextmanager
@@ -91,7 +91,7 @@ async def busy(
     async with contextlib.AsyncExitStack() as stack:
         loads = []
         for i, engine in enumerate(engines):
-            client = await stack.enter_async_context(Client(endpoint_of(engine), lengths, seed + i))
+            client = await stack.enter_async_context(client_of(engine, lengths, seed + i))
             loads.append(asyncio.ensure_future(background_load(client, concurrency)))
         try:
             yield
@@ -104,12 +104,10 @@ async def busy(
             await asyncio.gather(*loads, return_exceptions=True)
 
 
-def endpoint_of(engine: EngineProcess) -> Endpoint:
-    """Where the calls of a measurement go."""
-    pooling = engine.config.engine_args.get("runner") == "pooling"
-    return Endpoint(
-        engine.base_url, SERVED_NAME, engine.config.api_key, "embed" if pooling else "generate"
-    )
+def client_of(engine: EngineProcess, lengths: Sequence[Lengths], seed: int) -> Client:
+    """What sends the calls of a measurement."""
+    target = CallTarget(engine.base_url, SERVED_NAME, api_key=engine.config.api_key)
+    return Client(target, lengths, seed, engine.config.engine_args.get("runner") == "pooling")
 
 
 def is_flat(before: list[Point], point: Point) -> bool:

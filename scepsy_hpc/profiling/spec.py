@@ -11,7 +11,7 @@ from scepsy_hpc.bundles.library import resolve_bundle
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import Count, Positive, read_yaml, record
 from scepsy_hpc.formats.bundle import load_bundle
-from scepsy_hpc.formats.parallelism import Link, SharePct, usable_memory_gib
+from scepsy_hpc.formats.parallelism import Link, Parallelism, SharePct, usable_memory_gib
 from scepsy_hpc.formats.spans import load_spans
 from scepsy_hpc.formats.topology import Topology, load_topology
 from scepsy_hpc.formats.workflow import EngineArgs
@@ -101,6 +101,11 @@ class SweepTask:
     ready_timeout_s: float
     seed: int
     one_by_one: bool = False
+
+    @property
+    def at(self) -> Parallelism:
+        """What one instance of it takes."""
+        return Parallelism(self.gpu_type, self.link, self.tp_degree, self.gpu_share_pct)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scepsy_hpc import metrics
+from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.points import Point
 
 CLIENT_TOLERANCE = 0.3
 """A client that keeps less than 70% of the wanted calls in flight measures itself."""
 
 NEGLIGIBLE_GAP = 0.01
+
+WARM_UP = 0.1
+"""This first part of an open run's calls is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +83,10 @@ def closed_window(calls: Sequence[TimedCall], concurrency: int) -> Window | None
     return Window(tuple(counted), worked_s / concurrency, in_flight)
 
 
-def open_window(calls: Sequence[TimedCall], warmup_fraction: float = 0.1) -> Window | None:
+def open_window(calls: Sequence[TimedCall]) -> Window | None:
     """The calls of an open run sent after its first part, from there to the last end."""
     by_start = sorted(calls, key=lambda call: call.start_s)
-    counted = by_start[int(len(by_start) * warmup_fraction) :]
+    counted = by_start[int(len(by_start) * WARM_UP) :]
     if len(counted) < 2:
         return None
     length_s = max(c.end_s for c in counted) - counted[0].start_s
@@ -89,48 +94,32 @@ def open_window(calls: Sequence[TimedCall], warmup_fraction: float = 0.1) -> Win
     return Window(tuple(counted), length_s, in_flight)
 
 
-def closed_point(
-    window: Window, concurrency: int, tp_degree: int, gpu_share_pct: int, link: str | None
-) -> Point:
+def closed_point(window: Window, concurrency: int, at: Parallelism) -> Point:
     """A closed operating point, at the calls in flight that there really were."""
     missed = abs(window.in_flight / concurrency - 1.0)
     held = float(concurrency) if missed <= NEGLIGIBLE_GAP else round(window.in_flight, 4)
-    return _point(window, "closed", held, None, tp_degree, gpu_share_pct, link)
+    return _point(window, at, load="closed", concurrency=held)
 
 
-def open_point(
-    window: Window, arrival_rate_rps: float, tp_degree: int, gpu_share_pct: int, link: str | None
-) -> Point:
+def open_point(window: Window, arrival_rate_rps: float, at: Parallelism) -> Point:
     """An open operating point; saturated when the engine fell behind the arrivals by over 5%."""
     behind = window.throughput_rps < 0.95 * arrival_rate_rps
-    return _point(window, "open", None, arrival_rate_rps, tp_degree, gpu_share_pct, link, behind)
+    return _point(window, at, load="open", arrival_rate_rps=arrival_rate_rps, saturated=behind)
 
 
-def _point(
-    window: Window,
-    load: str,
-    concurrency: float | None,
-    arrival_rate_rps: float | None,
-    tp_degree: int,
-    gpu_share_pct: int,
-    link: str | None,
-    saturated: bool | None = None,
-) -> Point:
+def _point(window: Window, at: Parallelism, **load: Any) -> Point:
     calls = window.calls
     latencies = [call.latency_s for call in calls]
     ttfts = [call.ttft_s for call in calls if call.ttft_s is not None]
     cached = [call.cached_tokens for call in calls if call.cached_tokens is not None]
     return Point(
-        tp_degree=tp_degree,
-        gpu_share_pct=gpu_share_pct,
-        load=load,  # type: ignore[arg-type]
+        tp_degree=at.tp_degree,
+        gpu_share_pct=at.gpu_share_pct,
+        link=at.link,
         throughput_rps=window.throughput_rps,
         latency_mean_s=window.latency_mean_s,
         input_tokens_mean=_mean([call.input_tokens for call in calls]) or 0.0,
         output_tokens_mean=_mean([call.output_tokens for call in calls]) or 0.0,
-        arrival_rate_rps=arrival_rate_rps,
-        concurrency=concurrency,
-        link=link,  # type: ignore[arg-type]
         num_requests=len(calls),
         latency_p50_s=metrics.percentile(latencies, 50),
         latency_p95_s=metrics.percentile(latencies, 95),
@@ -139,7 +128,7 @@ def _point(
         ttft_p95_s=metrics.percentile(ttfts, 95),
         tpot_mean_s=_mean([tpot for call in calls if (tpot := call.tpot_s) is not None]),
         cached_tokens_mean=_mean(cached),
-        saturated=saturated,
+        **load,
     )
 
 

@@ -21,7 +21,7 @@ from scepsy_hpc.files import check, json_line, record, write_text
 from scepsy_hpc.formats.parallelism import usable_memory_gib
 from scepsy_hpc.formats.points import Point
 from scepsy_hpc.profiling.hardware import Hardware, hardware_of
-from scepsy_hpc.profiling.loads import SERVED_NAME, OnPoint, measure_loads
+from scepsy_hpc.profiling.loads import SERVED_NAME, measure_loads
 from scepsy_hpc.profiling.spec import SweepTask
 
 START_ATTEMPTS = 2
@@ -69,7 +69,7 @@ def run_sweep(job: SweepJob) -> SweepResult:
     return result
 
 
-async def sweep(job: SweepJob, on_point: OnPoint | None = None) -> SweepResult:
+async def sweep(job: SweepJob) -> SweepResult:
     """The same inside an event loop. The engine and its neighbours are stopped in any case."""
     task = job.task
     hardware = hardware_of(task)
@@ -78,8 +78,6 @@ async def sweep(job: SweepJob, on_point: OnPoint | None = None) -> SweepResult:
     def keep(point: Point) -> None:
         points.append(point)
         write_text(job.points_path, "".join(json_line(p) for p in points))
-        if on_point:
-            on_point(point)
 
     neighbours_pct = neighbours_of(task)
     async with contextlib.AsyncExitStack() as stack:

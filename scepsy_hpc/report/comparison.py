@@ -7,16 +7,18 @@ from the run itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from scepsy_hpc.errors import InputError, ScepsyError
 from scepsy_hpc.files import record
 from scepsy_hpc.formats.bundle import Bundle
-from scepsy_hpc.formats.figures import Figures, RunFigures
+from scepsy_hpc.formats.figures import Figures, LlmFigures, RunFigures
 from scepsy_hpc.formats.plan import Plan, PlanWorkflow, load_plan
-from scepsy_hpc.planning.forecast import Outlook, outlook
+from scepsy_hpc.planning.forecast import Forecast, forecast
 from scepsy_hpc.planning.inputs import bundles_of, spans_of
-from scepsy_hpc.planning.simulation.flows import Arrivals, Closed, Open
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open
 from scepsy_hpc.report.notes import engine_notes, share_notes
 from scepsy_hpc.serving.measured import MeasuredRun
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
@@ -32,39 +34,22 @@ METRICS = (
 
 @record
 class Row:
-    """One figure of one workflow; errors are relative to the measured value."""
+    """One figure of a workflow's runs, or of one LLM's calls; errors are relative to the measured.
+
+    ``interval`` is the simulation's, 95%; ``noise`` how far runs of the same plan differ.
+    """
 
     workflow: str
+    llm: str | None = None
     metric: str
     unit: str
     measured: float | None
     pipeline: float | None = None
     simulation: float | None = None
+    pipeline_error: float | None = None
+    simulation_error: float | None = None
     interval: tuple[float, float] | None = None
-    pipeline_error: float | None = None
-    simulation_error: float | None = None
     noise: float | None = None
-
-    @property
-    def interval_text(self) -> str:
-        """The simulation's 95% interval; a dash when it has none."""
-        if self.interval is None:
-            return "-"
-        return f"{self.interval[0]:.3g} to {self.interval[1]:.3g}"
-
-
-@record
-class LlmRow:
-    """Mean latency of one LLM's calls, in seconds; errors are relative to the measured value."""
-
-    workflow: str
-    llm: str
-    num_calls: int
-    measured_s: float | None
-    pipeline_s: float | None = None
-    simulation_s: float | None = None
-    pipeline_error: float | None = None
-    simulation_error: float | None = None
 
 
 @record
@@ -72,7 +57,7 @@ class Comparison:
     """Rows, what was measured, and in words what it rests on."""
 
     rows: tuple[Row, ...]
-    llms: tuple[LlmRow, ...]
+    llms: tuple[Row, ...]
     measured: dict[str, Figures]
     pace: dict[str, str]
     notes: tuple[str, ...]
@@ -91,14 +76,17 @@ def compare_run(root: Path, again: Sequence[Path] = ()) -> Comparison:
     measured = _measured(folder)
     others = [_again(path, plan) for path in again]
     bundles = _bundles(plan)
-    outlooks, problem = _outlooks(plan, settings, measured, bundles)
+    forecasts, problem = _forecasts(plan, settings, measured, bundles)
     notes = [*engine_notes(plan, bundles), *share_notes(folder), *([problem] if problem else [])]
     rows, llms = [], []
     for name, one in measured.items():
-        expected = _expected(plan, name, one, settings, outlooks.get(name))
-        rows += _rows(name, one, expected, [run[name] for run in others if name in run])
-        llms += _llm_rows(plan, name, one, outlooks.get(name))
-    flags = sorted({f for o in outlooks.values() for f in (*o.pipeline.flags, *o.simulation.flags)})
+        pipeline, simulation = _expected(plan, name, one, settings, forecasts.get(name))
+        same = [run[name] for run in others if name in run]
+        rows += _rows(name, one, pipeline, simulation, same)
+        llms += _llm_rows(plan, name, one, forecasts.get(name))
+    flags = sorted(
+        {f for o in forecasts.values() for f in (*o.pipeline.flags, *o.simulation.flags)}
+    )
     return Comparison(
         rows=tuple(rows),
         llms=tuple(llms),
@@ -106,7 +94,7 @@ def compare_run(root: Path, again: Sequence[Path] = ()) -> Comparison:
         pace=dict.fromkeys(measured, _pace(settings)),
         notes=tuple(notes),
         flags=tuple(flags or (plan.predicted.flags if plan.predicted else ())),
-        explanation=_explanation(bool(outlooks), len(again)),
+        explanation=_explanation(bool(forecasts), len(again)),
     )
 
 
@@ -118,15 +106,15 @@ def _bundles(plan: Plan) -> list[Bundle]:
         return []
 
 
-def _outlooks(
+def _forecasts(
     plan: Plan, settings: RunSettings, measured: Mapping[str, Figures], bundles: Sequence[Bundle]
-) -> tuple[dict[str, Outlook], str | None]:
+) -> tuple[dict[str, Forecast], str | None]:
     """Predictions for this run's own load by workflow, or why there are none."""
     if len(plan.workflows) != 1:
         return {}, "several workflows at once: predicted figures are those stored in the plan"
     try:
         load, spans = _load(settings, next(iter(measured.values()))), spans_of(plan)
-        found = outlook(plan, spans, bundles or bundles_of(plan), load, settings.seed)
+        found = forecast(plan, spans, bundles or bundles_of(plan), load, settings.seed)
     except ScepsyError as error:
         why = str(error).partition(";")[0]
         return {}, f"no new prediction for this load, figures are the plan's own: {why}"
@@ -161,42 +149,27 @@ def _pace(settings: RunSettings) -> str:
     return f"at most {settings.max_runs_in_flight} at a time"
 
 
-@record
-class _Expected:
-    """What was predicted of one workflow; figures by name, unknown ones are missing."""
-
-    pipeline: dict[str, float]
-    simulation: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-
-
 def _expected(
-    plan: Plan, name: str, measured: Figures, settings: RunSettings, seen: Outlook | None
-) -> _Expected:
+    plan: Plan, name: str, measured: Figures, settings: RunSettings, seen: Forecast | None
+) -> tuple[RunFigures, RunFigures]:
+    """What pipeline and simulation say of one workflow's runs; unknown figures are None."""
     if seen is None:
         planned = next((w for w in plan.workflows if w.name == name), None)
-        stored = plan.predicted.per_workflow.get(name) if plan.predicted else None
-        known = _figures(stored) if _is_planned_load(planned, settings) else {}
-        return _Expected(pipeline=_offered(known, settings), simulation={}, intervals={})
-    pipeline, simulation = seen.pipeline.per_workflow[name], seen.simulation.per_workflow[name]
-    figures = _offered(_figures(pipeline), settings)
+        known = plan.predicted if _is_planned_load(planned, settings) else None
+        stored = known.per_workflow.get(name) if known else None
+        return _offered(stored or RunFigures(), settings), RunFigures()
+    pipeline = _offered(seen.pipeline.per_workflow[name], settings)
     if pipeline.makespan_s:
         # Over the whole batch, as measured: fill and drain included.
-        figures["throughput_rps"] = (measured.num_runs or 0) / pipeline.makespan_s
-    return _Expected(
-        pipeline=figures, simulation=_figures(simulation), intervals=simulation.intervals
-    )
+        throughput_rps = (measured.num_runs or 0) / pipeline.makespan_s
+        pipeline = replace(pipeline, throughput_rps=throughput_rps)
+    return pipeline, seen.simulation.per_workflow[name]
 
 
-def _figures(found: RunFigures | None) -> dict[str, float]:
-    values = {key: getattr(found, key, None) for _, key, _ in METRICS}
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _offered(figures: dict[str, float], settings: RunSettings) -> dict[str, float]:
+def _offered(figures: RunFigures, settings: RunSettings) -> RunFigures:
     """No more runs end than arrive: the pipeline's throughput is what it could take."""
-    if settings.rate_rps and "throughput_rps" in figures:
-        return figures | {"throughput_rps": min(settings.rate_rps, figures["throughput_rps"])}
+    if settings.rate_rps and figures.throughput_rps is not None:
+        return replace(figures, throughput_rps=min(settings.rate_rps, figures.throughput_rps))
     return figures
 
 
@@ -210,52 +183,49 @@ def _is_planned_load(planned: PlanWorkflow | None, settings: RunSettings) -> boo
 
 
 def _rows(
-    name: str, measured: Figures, expected: _Expected, others: Sequence[Figures]
+    name: str,
+    measured: Figures,
+    pipeline: RunFigures,
+    simulation: RunFigures,
+    others: Sequence[Figures],
 ) -> list[Row]:
-    rows = []
-    for metric, key, unit in METRICS:
-        value = getattr(measured, key)
-        pipeline, simulation = expected.pipeline.get(key), expected.simulation.get(key)
-        rows.append(
-            Row(
-                workflow=name,
-                metric=metric,
-                unit=unit,
-                measured=value,
-                pipeline=pipeline,
-                simulation=simulation,
-                interval=expected.intervals.get(key),
-                pipeline_error=_error(pipeline, value),
-                simulation_error=_error(simulation, value),
-                noise=_noise([value, *(getattr(m, key) for m in others)]),
-            )
+    """The figures of one workflow's runs; ``others`` are those of its other runs."""
+    return [
+        _row(
+            *(getattr(figures, key) for figures in (measured, pipeline, simulation)),
+            workflow=name,
+            metric=metric,
+            unit=unit,
+            interval=simulation.intervals.get(key),
+            noise=_noise([getattr(figures, key) for figures in (measured, *others)]),
         )
-    return rows
+        for metric, key, unit in METRICS
+    ]
 
 
-def _llm_rows(plan: Plan, name: str, measured: Figures, seen: Outlook | None) -> list[LlmRow]:
-    planned = next((w for w in plan.workflows if w.name == name), None)
-    hosts = planned.llms if planned else {}
+def _llm_rows(plan: Plan, name: str, measured: Figures, seen: Forecast | None) -> list[Row]:
+    """Mean latency of each LLM's calls in one workflow."""
+    hosts = {alias: llm for w in plan.workflows if w.name == name for alias, llm in w.llms.items()}
+    predicted = (seen.pipeline, seen.simulation) if seen else (Figures(), Figures())
     rows = []
     for alias, llm in measured.per_llm.items():
-        host, value = hosts.get(alias, alias), llm.latency_mean_s
-        by_pipeline = seen.pipeline.per_llm.get(host) if seen else None
-        by_simulation = seen.simulation.per_llm.get(host) if seen else None
-        pipeline_s = by_pipeline.latency_mean_s if by_pipeline else None
-        simulation_s = by_simulation.latency_mean_s if by_simulation else None
-        rows.append(
-            LlmRow(
-                workflow=name,
-                llm=alias,
-                num_calls=llm.num_calls or 0,
-                measured_s=value,
-                pipeline_s=pipeline_s,
-                simulation_s=simulation_s,
-                pipeline_error=_error(pipeline_s, value),
-                simulation_error=_error(simulation_s, value),
-            )
-        )
+        calls = [of.per_llm.get(hosts.get(alias, alias), LlmFigures()) for of in predicted]
+        latencies_s = (of.latency_mean_s for of in (llm, *calls))
+        rows.append(_row(*latencies_s, workflow=name, llm=alias, metric="call latency", unit="s"))
     return rows
+
+
+def _row(
+    measured: float | None, pipeline: float | None, simulation: float | None, **about: Any
+) -> Row:
+    return Row(
+        measured=measured,
+        pipeline=pipeline,
+        simulation=simulation,
+        pipeline_error=_error(pipeline, measured),
+        simulation_error=_error(simulation, measured),
+        **about,
+    )
 
 
 def _error(predicted: float | None, measured: float | None) -> float | None:

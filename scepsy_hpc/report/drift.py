@@ -30,9 +30,8 @@ def habits(plan: Plan, spans: Sequence[Span]) -> list[Habit]:
         traced = plan.demand.get(workflow.name)
         if traced is None:
             continue
-        mine = [span for span in spans if span.workflow == workflow.name]
         try:
-            found += _habits(workflow.name, traced, demand_of(mine, workflow.name))
+            found += _habits(workflow.name, traced, demand_of(spans, workflow.name))
         except ScepsyError:
             continue  # no runs of it, or spans cut off in mid-run
     return found
@@ -52,15 +51,9 @@ def _habits(workflow: str, traced: DemandSummary, now: Demand) -> list[Habit]:
             )
         )
         for which in ("input_tokens", "output_tokens"):
-            rows.append(
-                _habit(
-                    workflow,
-                    f"{alias}: {which.replace('_', ' ')} of a call",
-                    "tokens",
-                    getattr(before, f"{which}_mean"),
-                    getattr(after, which).mean if after else None,
-                )
-            )
+            what = f"{alias}: {which.replace('_', ' ')} of a call"
+            means = (getattr(llm, f"{which}_mean", None) for llm in (before, after))
+            rows.append(_habit(workflow, what, "tokens", *means))
     return rows
 
 

@@ -14,12 +14,12 @@ from scepsy_hpc import __version__
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import write_text
 from scepsy_hpc.formats.plan import Plan, load_plan
-from scepsy_hpc.formats.spans import Span, load_spans
+from scepsy_hpc.formats.spans import Span, load_spans, spans_of_workflow
 from scepsy_hpc.report import plots
 from scepsy_hpc.report.comparison import Comparison, compare_run
 from scepsy_hpc.report.drift import habits
 from scepsy_hpc.report.notes import in_words
-from scepsy_hpc.report.tables import number, pct, signed_pct
+from scepsy_hpc.report.tables import compared_cells, deployment_rows, number, pct, signed_pct
 from scepsy_hpc.serving.run_folder import RunFolder
 
 
@@ -102,20 +102,11 @@ def _comparison(comparison: Comparison, with_noise: bool) -> Section:
     several = len(comparison.measured) > 1
     rows = []
     for row in comparison.rows:
-        simulated = number(row.simulation, row.unit)
+        cells = compared_cells(row)
         if row.interval is not None:
-            simulated += f" ({row.interval_text})"
-        cells = [
-            *([row.workflow] if several else []),
-            row.metric,
-            number(row.pipeline, row.unit),
-            simulated,
-            number(row.measured, row.unit),
-            signed_pct(row.pipeline_error),
-            signed_pct(row.simulation_error),
-            *([pct(row.noise)] if with_noise else []),
-        ]
-        rows.append(cells)
+            cells[1] += f" ({row.interval[0]:.3g} to {row.interval[1]:.3g})"
+        noise = [pct(row.noise)] if with_noise else []
+        rows.append([*([row.workflow] if several else []), row.metric, *cells, *noise])
     heads = [
         *(["workflow"] if several else []),
         *("figure", "predicted by the pipeline", "predicted by simulation (95% interval)"),
@@ -130,22 +121,10 @@ def _comparison(comparison: Comparison, with_noise: bool) -> Section:
 
 
 def _deployments(plan: Plan) -> Section:
-    rows = [
-        (
-            name,
-            llm.model,
-            f"{llm.engine} {llm.engine_version or ''}",
-            llm.gpu_type,
-            str(llm.tp_degree),
-            f"{llm.gpu_share_pct} %",
-            str(llm.num_replicas),
-        )
-        for name, llm in plan.llms.items()
-    ]
     heads = ("LLM", "model", "engine", "GPU type", "TP degree", "GPU share", "replicas")
     return Section(
         title="What ran where",
-        table=HtmlTable(heads, rows, figures=(4, 5, 6), wide=(0, 1)),
+        table=HtmlTable(heads, deployment_rows(plan), figures=(4, 5, 6), wide=(0, 1)),
         plots=[plots.placement(plan)],
         lines_title="Why this plan" if plan.explanation else "",
         lines=plan.explanation,
@@ -153,11 +132,18 @@ def _deployments(plan: Plan) -> Section:
 
 
 def _runs(comparison: Comparison, spans: Sequence[Span]) -> Section:
-    runs = [s for s in spans if s.kind == "run" and s.status == "ok"]
-    if not runs:
-        return Section(title="Runs")
     names = list(comparison.measured)
-    by_name = {n: [s.duration_s for s in runs if s.workflow == n] for n in names}
+    by_name = {
+        name: [
+            span.duration_s
+            for span in spans_of_workflow(spans, name, needed=False)
+            if span.kind == "run" and span.status == "ok"
+        ]
+        for name in names
+    }
+    drawn = {name: values for name, values in by_name.items() if values}
+    if not drawn:
+        return Section(title="Runs")
     predicted = {}
     if len(names) == 1:
         for row in comparison.rows:
@@ -165,7 +151,6 @@ def _runs(comparison: Comparison, spans: Sequence[Span]) -> Section:
                 predicted["predicted mean (pipeline)"] = row.pipeline
             if row.metric == "p95 latency" and row.simulation is not None:
                 predicted["predicted p95 (simulation)"] = row.simulation
-    drawn = {name: values for name, values in by_name.items() if values}
     return Section(title="Runs", plots=[plots.latency_distribution(drawn, predicted)])
 
 
@@ -185,24 +170,15 @@ def _habits(plan: Plan, spans: Sequence[Span], several: bool) -> Section:
 
 
 def _calls(comparison: Comparison, spans: Sequence[Span]) -> Section:
-    of = {(n, a): llm for n, m in comparison.measured.items() for a, llm in m.per_llm.items()}
-    rows: list[Sequence[str]] = [
-        (
-            row.workflow,
-            row.llm,
-            str(row.num_calls),
-            str(of[row.workflow, row.llm].num_failed),
-            number(row.pipeline_s, "s"),
-            number(row.simulation_s, "s"),
-            number(row.measured_s, "s"),
-            signed_pct(row.pipeline_error),
-            signed_pct(row.simulation_error),
-            number(of[row.workflow, row.llm].calls_in_flight_mean),
-            f"{of[row.workflow, row.llm].input_tokens:,}",
-            f"{of[row.workflow, row.llm].output_tokens:,}",
+    rows: list[Sequence[str]] = []
+    for row in comparison.llms:
+        of = comparison.measured[row.workflow].per_llm[row.llm or ""]
+        in_flight = number(of.calls_in_flight_mean)
+        tokens = (f"{of.input_tokens:,}", f"{of.output_tokens:,}")
+        counts = (str(of.num_calls), str(of.num_failed))
+        rows.append(
+            (row.workflow, row.llm or "", *counts, *compared_cells(row), in_flight, *tokens)
         )
-        for row in comparison.llms
-    ]
     heads: Sequence[str] = (
         *("workflow", "LLM", "calls", "not ok", "mean latency: pipeline", "simulation", "measured"),
         *("error of the pipeline", "error of the simulation"),
@@ -226,8 +202,11 @@ def _flags(comparison: Comparison) -> Section:
 
 
 def _inputs(plan: Plan) -> Section:
-    rows = [(i.path, f"{i.sha256[:16]}…") for i in plan.inputs]
+    rows = [
+        (f"{i.role} of {i.workflow}" if i.workflow else i.role, i.path, f"{i.sha256[:16]}…")
+        for i in plan.inputs
+    ]
     return Section(
         title="Files the plan was made from",
-        table=HtmlTable(("path", "sha256"), rows, wide=(0,)) if rows else None,
+        table=HtmlTable(("what", "path", "sha256"), rows, wide=(1,)) if rows else None,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -31,7 +30,7 @@ class ProgressBar:
         )
         self._task = self._bar.add_task(what, total=None, note="")
         self._is_terminal = self._console.is_terminal
-        self._last: tuple[int, int | None, str] | None = None
+        self._last = self._said = ""
         self._said_s = 0.0
 
     def __enter__(self) -> ProgressBar:
@@ -40,33 +39,25 @@ class ProgressBar:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Leave the last state on the screen or in the log."""
         if self._is_terminal:
             self._bar.stop()
-        elif self._last is not None:
-            self._say(*self._last)
+        else:
+            self._say()
 
     def update(self, done: int, total: int | None, note: str = "") -> None:
         """Where the work stands."""
         if self._is_terminal:
             self._bar.update(self._task, completed=done, total=total, note=note)
-        now_s = time.monotonic()
-        if (done, total, note) != self._last and now_s - self._said_s >= LOG_EVERY_S:
-            self._last = (done, total, note)
-            if not self._is_terminal:
-                self._say(done, total, note)
-                self._said_s = now_s
-                self._last = None
-                return
-        self._last = (done, total, note)
-
-    def _say(self, done: int, total: int | None, note: str) -> None:
+            return
         of = "" if total is None else f" of {total}"
-        sys.stderr.write(f"{self._what}: {done}{of} {note}".rstrip() + "\n")
-        sys.stderr.flush()
+        self._last = f"{self._what}: {done}{of} {note}".rstrip()
+        if time.monotonic() - self._said_s >= LOG_EVERY_S:
+            self._say()
+
+    def _say(self) -> None:
+        """Write the last state, unless it was the last to be written."""
+        if self._last != self._said:
+            print(self._last, file=sys.stderr, flush=True)
+            self._said, self._said_s = self._last, time.monotonic()

@@ -18,7 +18,7 @@ from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.status import WatchedRun
 
 if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
-    from scepsy_hpc.report.comparison import Comparison
+    from scepsy_hpc.report.comparison import Comparison, Row
     from scepsy_hpc.report.doctor import Finding
     from scepsy_hpc.tracing.demand.demand import Demand
 
@@ -147,22 +147,27 @@ def _roles(demand: Demand) -> list[Table]:
 def deployments_table(plan: Plan) -> Table:
     """What each LLM got."""
     rows = []
-    for name, llm in plan.llms.items():
-        places = sorted({i.node for i in plan.instances if i.llm == name})
-        rows.append(
-            (
-                name,
-                llm.model,
-                f"{llm.engine} {llm.engine_version or ''}".strip(),
-                llm.gpu_type,
-                llm.tp_degree,
-                f"{llm.gpu_share_pct} %",
-                llm.num_replicas,
-                ", ".join(places),
-            )
-        )
+    for cells in deployment_rows(plan):
+        places = sorted({i.node for i in plan.instances if i.llm == cells[0]})
+        rows.append((*cells, ", ".join(places)))
     heads = ("LLM", "model", "engine", "GPU type", "TP", "share", "replicas", "nodes")
     return table("Deployments", heads, rows)
+
+
+def deployment_rows(plan: Plan) -> list[tuple[str, ...]]:
+    """LLM, model, engine, GPU type, TP degree, GPU share, replicas."""
+    return [
+        (
+            name,
+            llm.model,
+            f"{llm.engine} {llm.engine_version or ''}".strip(),
+            llm.gpu_type,
+            str(llm.tp_degree),
+            f"{llm.gpu_share_pct} %",
+            str(llm.num_replicas),
+        )
+        for name, llm in plan.llms.items()
+    ]
 
 
 def predicted_table(predicted: Figures, title: str = "Predicted") -> Table:
@@ -217,19 +222,15 @@ def comparison_table(comparison: Comparison) -> Table:
     """Predicted beside measured; a column for the workflow or the noise only where there is one."""
     several = len({row.workflow for row in comparison.rows}) > 1
     noise = any(row.noise is not None for row in comparison.rows)
-    rows = []
-    for row in comparison.rows:
-        values = (row.pipeline, row.simulation, row.measured)
-        rows.append(
-            [
-                *([row.workflow] if several else []),
-                row.metric,
-                *(number(value, row.unit) for value in values),
-                signed_pct(row.pipeline_error),
-                signed_pct(row.simulation_error),
-                *([pct(row.noise)] if noise else []),
-            ]
-        )
+    rows = [
+        [
+            *([row.workflow] if several else []),
+            row.metric,
+            *compared_cells(row),
+            *([pct(row.noise)] if noise else []),
+        ]
+        for row in comparison.rows
+    ]
     heads = [
         *(["workflow"] if several else []),
         *("figure", "pipeline", "simulation", "measured"),
@@ -239,6 +240,13 @@ def comparison_table(comparison: Comparison) -> Table:
     names = {row.workflow for row in comparison.rows}
     title = "Predicted and measured" + (f": {', '.join(names)}" if len(names) == 1 else "")
     return table(title, heads, rows)
+
+
+def compared_cells(row: Row) -> list[str]:
+    """Pipeline, simulation, measured, and the errors of the two predictions."""
+    figures = (row.pipeline, row.simulation, row.measured)
+    errors = (row.pipeline_error, row.simulation_error)
+    return [*(number(value, row.unit) for value in figures), *map(signed_pct, errors)]
 
 
 def signed_pct(value: float | None) -> str:

@@ -13,7 +13,7 @@ from scepsy_hpc.serving.beats import Pulse
 from scepsy_hpc.serving.routing import Routes
 from scepsy_hpc.serving.run_folder import AttemptFolder, read_json
 
-VIEW_S = 0.5
+_LOOK_S = 0.5
 GONE = ("failed", "lost")
 
 
@@ -58,7 +58,7 @@ class EngineView:
         while True:
             self.look()
             routes.update(self.endpoints())
-            await asyncio.sleep(VIEW_S)
+            await asyncio.sleep(_LOOK_S)
 
     def endpoints(self) -> dict[str, tuple[str, str]]:
         """Deployment and base URL of every instance that is ready."""

@@ -27,7 +27,7 @@ from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
 
 # Under Poisson arrivals nothing else limits how many agents' processes there are.
 MAX_AGENTS = 1024
-WAIT_S = 0.3
+_LOOK_S = 0.3
 
 
 class Lead:
@@ -99,7 +99,7 @@ class Lead:
                 return
             if reason := self._engines.dead(llms):
                 raise RunError(f"{reason}\nNo task was run")
-            await asyncio.sleep(WAIT_S)
+            await asyncio.sleep(_LOOK_S)
 
     def _is_stopped(self) -> bool:
         return self._interrupted.is_set() or self._run.attempt.is_stopped()
@@ -107,7 +107,7 @@ class Lead:
     async def _serve(self) -> None:
         self.status.write("serving")
         while not self._is_stopped():
-            await asyncio.sleep(WAIT_S)
+            await asyncio.sleep(_LOOK_S)
 
     async def _work_off(self, batch: Batch) -> None:
         """Until nothing is left, someone stops the run, or an LLM is gone (RunError)."""
@@ -119,7 +119,7 @@ class Lead:
                 working.cancel()  # Once: what is unrecorded runs again with --resume.
                 await asyncio.wait([working])
                 break
-            await asyncio.wait([working], timeout=WAIT_S)
+            await asyncio.wait([working], timeout=_LOOK_S)
         self.status.state = self.status.last_state() if self._is_stopped() else "ending"
         self._write_measured()
         if reason:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scepsy_hpc.cluster.jobs.submit import ClusterName, submit
-from scepsy_hpc.cluster.jobs.tasks import Jobs, JobsProgress, Resources
+from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.files import extended, read_jsonl_data, read_text, write_text
@@ -161,16 +161,11 @@ def follow(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> None:
     Where rank 0 ended well, what became of other nodes is an alert in the last status. Raises
     RunError that says what is recorded and how to go on.
     """
-    note = ""
 
-    def on_progress(progress: JobsProgress) -> None:
-        nonlocal note
-        note = progress.note
-
-    def on_tick() -> None:
+    def on_tick(note: str) -> None:
         on_status(read_json(folder.status, RunStatus), note)
 
-    outcome = jobs.wait(on_progress, on_tick=on_tick)[0]
+    outcome = jobs.wait(on_tick=on_tick)[0]
     if outcome.errors[0] is not None:
         raise RunError(f"{outcome.errors[0]}\n{_what_is_left(folder)}")
     others = [f"rank {r}: {error}" for r, error in enumerate(outcome.errors) if error]

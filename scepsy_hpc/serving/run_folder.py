@@ -11,10 +11,12 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import T, check, to_plain, write_text
+from scepsy_hpc.files import check, to_plain, write_text
+
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(to_plain(value), indent=1) + "\n")
 
 
-def read_json(path: Path, cls: type[T]) -> T | None:
+def read_json(path: Path, cls: type[_Record]) -> _Record | None:
     """What another process writes, as a record; None while it is not there.
 
     Raises InputError where it is no such record.

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 
@@ -26,7 +25,6 @@ class TraceProgress:
     """How far a recording is."""
 
     num_done: int
-    num_failed: int
     num_total: int
     num_calls: int
 
@@ -36,7 +34,6 @@ class Recording:
     """Spans in order of their start, and the error of each task that failed, by task id."""
 
     spans: tuple[Span, ...]
-    num_tasks: int
     failures: dict[str, str]
 
 
@@ -45,28 +42,25 @@ def trace_workflow(
     tasks: Sequence[Task],
     endpoints: Mapping[str, CallTarget],
     *,
-    num_tasks: int | None = None,
     concurrency: int = 1,
     timeout_s: float | None = None,
-    log_path: Path | None = None,
     on_progress: Callable[[TraceProgress], None] = lambda progress: None,
 ) -> Recording:
     """Run tasks, record their calls. A failed task's spans are kept: its calls were sent.
 
-    ``endpoints``: where each LLM of the workflow is served, by alias. ``num_tasks``: only the
-    first so many; ``concurrency``: runs at once; ``timeout_s``: for one task. Raises InputError: no
-    agent, no tasks, an alias without endpoint, an endpoint that cannot be reached.
+    ``endpoints``: where each LLM of the workflow is served, by alias. ``concurrency``: runs at
+    once; ``timeout_s``: for one task. Raises InputError: no agent, no tasks, an alias without
+    endpoint, an endpoint that cannot be reached.
     """
     if workflow.agent is None:
         raise InputError(f"{workflow.path}: agent: missing; tracing runs it")
     if concurrency < 1:
         raise InputError(f"concurrency ({concurrency}) must be at least 1")
-    chosen = list(tasks)[:num_tasks]
-    if not chosen:
+    if not tasks:
         raise InputError(f"no task of {workflow.name} to trace; give at least 1")
     _check_endpoints(workflow, endpoints)
     recorder = _Recorder(workflow, workflow.agent, endpoints, on_progress)
-    return asyncio.run(recorder.record(chosen, concurrency, timeout_s, log_path))
+    return asyncio.run(recorder.record(tasks, concurrency, timeout_s))
 
 
 def _check_endpoints(workflow: Workflow, endpoints: Mapping[str, CallTarget]) -> None:
@@ -81,13 +75,12 @@ def _check_endpoints(workflow: Workflow, endpoints: Mapping[str, CallTarget]) ->
 
 async def check_reachable(alias: str, target: CallTarget) -> None:
     """Ask an endpoint for its models. Raises InputError when it cannot be reached."""
-    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     timeout = aiohttp.ClientTimeout(total=CHECK_TIMEOUT_S)
     problem = None
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(target.url("models"), headers=headers) as answer,
+            session.get(target.url("models"), headers=target.headers) as answer,
         ):
             if answer.status in (401, 403):
                 problem = f"refuses the API key (HTTP {answer.status})"
@@ -120,7 +113,6 @@ class _Recorder:
         tasks: Sequence[Task],
         concurrency: int,
         timeout_s: float | None,
-        log_path: Path | None,
     ) -> Recording:
         for alias, target in self._endpoints.items():
             await check_reachable(alias, target)
@@ -132,7 +124,7 @@ class _Recorder:
             workflow_of=lambda run_id: self._workflow.name,
         )
         num_workers = min(concurrency, len(tasks))
-        async with proxy, AgentPool(self._agent, num_workers, log_path) as pool:
+        async with proxy, AgentPool(self._agent, num_workers) as pool:
             self._tell(len(tasks))
 
             async def run_one(task: Task) -> None:
@@ -146,7 +138,7 @@ class _Recorder:
                     group.create_task(run_one(task))
         # After the proxy has stopped: a call that outlives its run has its span by now.
         spans = tuple(sorted(self._spans, key=lambda span: span.start_s))
-        return Recording(spans, len(tasks), self._failures)
+        return Recording(spans, self._failures)
 
     def _add(self, span: Span) -> None:
         self._spans.append(span)
@@ -159,9 +151,7 @@ class _Recorder:
         self._spans.append(run_span(run_id, self._workflow.name, outcome))
 
     def _tell(self, num_total: int) -> None:
-        self._on_progress(
-            TraceProgress(self._num_done, len(self._failures), num_total, self._num_calls)
-        )
+        self._on_progress(TraceProgress(self._num_done, num_total, self._num_calls))
 
 
 def run_span(run_id: str, workflow: str, outcome: AgentOutcome, status: str | None = None) -> Span:

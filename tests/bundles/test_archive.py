@@ -12,7 +12,7 @@ import pytest
 from scepsy_hpc.bundles.archive import export_bundles, import_bundles, verify_bundles
 from scepsy_hpc.bundles.library import find_bundles, save_bundle
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.bundle import Bundle, BundleHeader
+from scepsy_hpc.formats.bundle import Bundle, BundleHeader, load_bundle, save_bundle_files
 from scepsy_hpc.formats.points import Point
 
 
@@ -41,7 +41,14 @@ def _bundle(root: Path, model: str = "org/tiny", latency_s: float = 1.0) -> Bund
         input_tokens_mean=10.0,
         output_tokens_mean=5.0,
     )
-    return save_bundle(root, header, [point], "w", {"room": ["north"]})
+    return save_bundle(root, header, [point], "w")
+
+
+def _with_a_column(bundle: Bundle) -> Bundle:
+    """The bundle as another program might write it, with a column that we do not know."""
+    head, row = (bundle.path / "points.csv").read_text().splitlines()
+    save_bundle_files(bundle.path, bundle.header, f"{head},room\n{row},north\n".encode())
+    return load_bundle(bundle.path)
 
 
 def _archive(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
@@ -54,7 +61,7 @@ def _archive(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
 
 def test_round_trip_keeps_points_and_extra_columns(tmp_path: Path) -> None:
     """Exported and imported, a bundle has the same digest, and says which archive it came from."""
-    ours = [_bundle(tmp_path / "a"), _bundle(tmp_path / "a", "org/other")]
+    ours = [_with_a_column(_bundle(tmp_path / "a")), _bundle(tmp_path / "a", "org/other")]
     archive = export_bundles(ours, tmp_path / "share.tar.gz")
     theirs = import_bundles(archive, tmp_path / "b")
     assert [b.sha256 for b in theirs] == [b.sha256 for b in ours]
@@ -105,7 +112,7 @@ def test_changed_points_stop_the_whole_import(tmp_path: Path) -> None:
     """One bad bundle among good ones: nothing is written, and verify says which it is."""
     good, bad = _bundle(tmp_path / "a"), _bundle(tmp_path / "a", "org/zz")
     path = bad.path / "points.csv"
-    path.write_text(path.read_text().replace("north", "south"))
+    path.write_text(path.read_text().replace(",10,", ",11,"))
     archive = export_bundles([good, bad], tmp_path / "s.tar.gz")
     with pytest.raises(InputError, match="points_sha256"):
         import_bundles(archive, tmp_path / "b")

@@ -90,11 +90,12 @@ def test_saving_again_replaces_the_old_bundle(tmp_path: Path) -> None:
     assert [p.name for p in found.path.parent.iterdir()] == ["w"]
 
 
-def test_extra_columns_are_kept_in_the_file(tmp_path: Path) -> None:
-    """A column this version does not know is written, and reading passes over it."""
-    saved = save_bundle(tmp_path, HEADER, [_point(1)], "w", {"room": ["north"]})
-    assert (saved.path / "points.csv").read_text().splitlines()[0].endswith(",room")
-    assert load_bundle(saved.path).points == saved.points
+def test_unknown_columns_are_passed_over(tmp_path: Path) -> None:
+    """A column this version does not know changes no point."""
+    path = _write(tmp_path / "points.csv", GOOD, "1,100,closed,2,1.0,2.0,512,64,,north")
+    known = GOOD.removesuffix(",room")
+    plain = _write(tmp_path / "plain.csv", known, "1,100,closed,2,1.0,2.0,512,64,")
+    assert read_points(path) == read_points(plain)
 
 
 def test_empty_cell_is_unknown(tmp_path: Path) -> None:

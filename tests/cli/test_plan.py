@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from command_cases import FLOW, H100, error_lines
 
 from scepsy_hpc.cli.main import run_line
@@ -126,3 +127,32 @@ def test_planning_loads_no_heavy_modules(topology, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_spans_are_found_again_whatever_their_file_is_called(topology, tmp_path, capsys):
+    """A plan names its spans by role: `simulate` finds those in `runs.ndjson` too."""
+    spans, out = tmp_path / "runs.ndjson", tmp_path / "plan.yaml"
+    spans.write_bytes((FLOW / "spans.jsonl").read_bytes())
+    line = [str(spans) if w.endswith("spans.jsonl") else w for w in plan_line(topology, out)]
+    assert run_line([*line, "--rate", "1"]) == 0
+    named = {(i.role, i.workflow, i.path) for i in load_plan(out).inputs}
+    assert ("spans", "rag_rerank", str(spans)) in named
+    assert ("topology", None, str(topology)) in named
+    assert {role for role, _, _ in named} == {"workflow", "spans", "profile", "topology"}
+    capsys.readouterr()
+    assert run_line(["simulate", str(out), "--rate", "0.5", "--runs", "20", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_runs"] > 0
+
+
+def test_a_plan_without_roles_is_refused(topology, tmp_path, capsys):
+    """A plan of an earlier version, whose inputs have no roles: one line that says what to add."""
+    out = tmp_path / "plan.yaml"
+    assert run_line(plan_line(topology, out, "--rate", "1")) == 0
+    plain = yaml.safe_load(out.read_text())
+    for item in plain["inputs"]:
+        del item["role"]
+    out.write_text(yaml.safe_dump(plain))
+    capsys.readouterr()
+    assert run_line(["simulate", str(out), "--rate", "0.5"]) == 2
+    (shown,) = error_lines(capsys)
+    assert "inputs[0].role: missing" in shown

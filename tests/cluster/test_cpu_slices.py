@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cpu_throttling import throttled_s
 
 from scepsy_hpc.cluster import cpu_slices
 from scepsy_hpc.cluster.cpu_slices import SLICE_CORES, SliceGroup, quota_cores
@@ -93,7 +94,7 @@ def test_throttled_time_in_both_units(folder: Path) -> None:
         (folder / "cpu.stat").write_text("usage_usec 9\nnr_throttled 3\nthrottled_usec 2500000\n")
     else:
         (folder / "cpu.stat").write_text("nr_throttled 3\nthrottled_time 2500000000\n")
-    assert SliceGroup(folder).throttled_s() == 2.5
+    assert throttled_s(SliceGroup(folder)) == 2.5
 
 
 def test_remove_waits_for_nothing_and_says_what_is_left(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_slurm_partition(tmp_path, monkeypatch):
     fake_sinfo(tmp_path, rows)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     topology = discover_slurm("gpu")
-    assert topology.names == ("n1", "n2")
+    assert [node.name for node in topology.nodes] == ["n1", "n2"]
     assert topology.nodes[0].free == (1, 3)
     assert topology.nodes[1].free == (0, 1, 2, 3)
     assert topology.nodes[0].gpu_type == "h100_sxm"

@@ -103,6 +103,13 @@ def test_a_run_of_two_workflows_is_refused():
         spans_of_workflow(_run_of("r1", "beam"), "rag")
 
 
+def test_no_run_is_an_answer_where_none_is_needed():
+    """A batch may not have begun a run of each of its workflows."""
+    spans = [*_run_of("r1", "rag"), *_run_of("r2", None)]
+    assert spans_of_workflow(spans[:2], "beam", needed=False) == []
+    assert spans_of_workflow(spans, "beam", needed=False) == spans[2:]
+
+
 def test_run_ids_show_their_task_and_differ():
     """A run id is safe in a URL, shows task and attempt, and is never given twice."""
     first, second = new_run_id("a/b c", 2), new_run_id("a/b c", 2)

@@ -14,7 +14,6 @@ from aiohttp import web
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.profiling.load_generator import (
     Client,
-    Endpoint,
     Lengths,
     background_load,
     closed_loop,
@@ -22,6 +21,7 @@ from scepsy_hpc.profiling.load_generator import (
     open_loop,
     warm_up,
 )
+from scepsy_hpc.tracing.proxy.router import CallTarget
 
 LENGTHS = (Lengths(12, 3), Lengths(20, 5))
 
@@ -72,7 +72,7 @@ class Server:
 
 
 @asynccontextmanager
-async def client_of(server: Server, work: str = "generate") -> AsyncIterator[Client]:
+async def client_of(server: Server, embeds: bool = False) -> AsyncIterator[Client]:
     app = web.Application()
     app.router.add_post("/v1/completions", server.completions)
     app.router.add_post("/v1/embeddings", server.embeddings)
@@ -81,7 +81,8 @@ async def client_of(server: Server, work: str = "generate") -> AsyncIterator[Cli
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
-        async with Client(Endpoint(url, "m", "key", work), LENGTHS, seed=3) as client:  # type: ignore[arg-type]
+        target = CallTarget(url, "m", api_key="key")
+        async with Client(target, LENGTHS, seed=3, embeds=embeds) as client:
             yield client
     finally:
         await runner.cleanup()
@@ -168,7 +169,7 @@ def test_nobody_there_is_an_error():
     """A refused connection is one line, not a traceback of the HTTP library."""
 
     async def main() -> None:
-        async with Client(Endpoint("http://127.0.0.1:9", "m"), LENGTHS, seed=0) as client:
+        async with Client(CallTarget("http://127.0.0.1:9", "m"), LENGTHS, seed=0) as client:
             await client.call()
 
     with pytest.raises(RunError, match="a call failed"):
@@ -203,7 +204,7 @@ def test_embeddings_need_no_tokens_generated():
     """An engine that generates nothing is measured by the prompt tokens it processed."""
 
     async def main() -> Any:
-        async with client_of(Server(), work="embed") as client:
+        async with client_of(Server(), embeds=True) as client:
             return await client.call()
 
     call = asyncio.run(main())

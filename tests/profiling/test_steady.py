@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.profiling.steady import (
     TimedCall,
     closed_point,
@@ -13,6 +14,8 @@ from scepsy_hpc.profiling.steady import (
     open_point,
     open_window,
 )
+
+ALONE = Parallelism("h100_sxm", None, 1, 100)
 
 
 def call(worker: int, start_s: float, end_s: float, ttft_s: float | None = None) -> TimedCall:
@@ -66,7 +69,7 @@ def test_a_slow_client_is_seen():
     calls = [call(0, i * 2.0, i * 2.0 + 1.5) for i in range(5)]
     window = closed_window(calls, concurrency=1)
     assert window is not None
-    point = closed_point(window, 1, tp_degree=1, gpu_share_pct=100, link=None)
+    point = closed_point(window, 1, ALONE)
     assert point.concurrency == pytest.approx(0.75)
     assert point.throughput_rps * point.latency_mean_s == pytest.approx(0.75)
 
@@ -82,7 +85,7 @@ def test_point_holds_the_percentiles_and_token_times():
     calls = [call(0, 0.0, 1.0, 0.2)] + [call(0, i, i + 1.0, 0.2) for i in range(1, 4)]
     window = closed_window(calls, concurrency=1)
     assert window is not None
-    point = closed_point(window, 1, tp_degree=2, gpu_share_pct=100, link="nvlink")
+    point = closed_point(window, 1, Parallelism("h100_sxm", "nvlink", 2, 100))
     assert point.ttft_mean_s == pytest.approx(0.2)
     assert point.tpot_mean_s == pytest.approx(0.8 / 4)
     assert (point.input_tokens_mean, point.output_tokens_mean) == (10.0, 5.0)
@@ -97,7 +100,7 @@ def test_open_run_behind_its_arrivals_is_saturated(latency_s, saturated):
     calls = [call(i, float(i), i + latency_s) for i in range(100)]
     window = open_window(calls)
     assert window is not None
-    point = open_point(window, 1.0, tp_degree=1, gpu_share_pct=100, link=None)
+    point = open_point(window, 1.0, ALONE)
     assert len(window.calls) == 90
     assert point.saturated is saturated
     assert point.latency_mean_s == pytest.approx(latency_s)

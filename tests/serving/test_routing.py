@@ -5,12 +5,12 @@ import math
 import pytest
 
 from scepsy_hpc.formats.parallelism import Parallelism
-from scepsy_hpc.formats.plan import Deployment, Plan
+from scepsy_hpc.formats.plan import Deployment, Plan, PlanWorkflow
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.queueing import Server
+from scepsy_hpc.planning.simulation.arrivals import Open
 from scepsy_hpc.planning.simulation.events import simulate_timeline
-from scepsy_hpc.planning.simulation.flows import Open
 from scepsy_hpc.serving.routing import Routes, retry_delay_s
 
 NONE = frozenset()
@@ -184,7 +184,10 @@ def simulated_calls(num_runs):
         memory_gib=78.0,
     )
     timeline = simulate_timeline(
-        Plan(llms={"generator": deployment}),
+        Plan(
+            workflows=(PlanWorkflow(name="rag", llms={"generator": "generator"}),),
+            llms={"generator": deployment},
+        ),
         {"rag": spans},
         {"generator": curve},
         Open(num_runs, 0.8),

@@ -22,7 +22,7 @@ def install(monkeypatch: Any, num_gpus: int, links: Collection[set[int]] = ()) -
     made.nvmlInit = made.nvmlShutdown = lambda: None
     made.nvmlDeviceGetCount = lambda: num_gpus
     made.nvmlDeviceGetHandleByIndex = lambda i: i
-    made.nvmlDeviceGetName = lambda h: b"NVIDIA H100 80GB HBM3"
+    made.nvmlDeviceGetName = lambda h: "NVIDIA H100 80GB HBM3"
     made.nvmlDeviceGetMemoryInfo = lambda h: types.SimpleNamespace(total=80 * 2**30)
     made.nvmlDeviceGetP2PStatus = lambda a, b, _: 0 if {a, b} in links else 5
     made.nvmlDeviceGetTopologyCommonAncestor = lambda a, b: 30 if a // 2 == b // 2 else 50

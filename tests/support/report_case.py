@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scepsy_hpc.files import to_plain
-from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow, save_plan
-from scepsy_hpc.formats.spans import Span, save_spans
+from scepsy_hpc.cli.main import run_line
+from scepsy_hpc.files import shipped_path, to_plain
+from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow, load_plan, save_plan
+from scepsy_hpc.formats.spans import Span, load_spans, save_spans
 from scepsy_hpc.serving.measured import measured_of
 from scepsy_hpc.serving.run_folder import RunFolder, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
+
+FLOW = shipped_path("workflows") / "rag_rerank"
 
 
 def plan_of(engine: str) -> Plan:
@@ -78,3 +81,24 @@ def make_run(root: Path, engine: str = "simulated", slower: float = 1.0) -> Path
     figures = to_plain(measured_of(spans, "rag"))
     write_json(folder.measured, {"since_s": 0.0, "workflows": {"rag": figures}})
     return root
+
+
+def planned_run(root: Path) -> Path:
+    """A run of the shipped workflow, planned on shipped profiles; its runs are the traced ones."""
+    topology, made = root / "topology.yaml", root / "plan.yaml"
+    topology.write_text(
+        "schema: scepsy/topology/v1\n"
+        "nodes: [{name: a, gpu_type: h100_sxm, gpu_memory_gib: 80, nvlink_domains: [[0, 1]]}]\n"
+    )
+    line = ["plan", "--workflow", str(FLOW / "workflow.yaml"), "--spans", str(FLOW / "spans.jsonl")]
+    line += ["--profiles", str(shipped_path("profiles") / "h100_sxm"), "--rate", "1"]
+    assert run_line([*line, "--topology", str(topology), "-o", str(made)]) == 0
+    folder = RunFolder(root / "results")
+    folder.create()
+    spans = load_spans(FLOW / "spans.jsonl")
+    save_plan(folder.plan, load_plan(made))
+    save_spans(folder.spans, spans)
+    save_settings(folder.settings, RunSettings(max_runs_in_flight=4, seed=3))
+    figures = to_plain(measured_of(spans, "rag_rerank"))
+    write_json(folder.measured, {"since_s": 0.0, "workflows": {"rag_rerank": figures}})
+    return folder.root

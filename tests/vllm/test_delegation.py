@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cpu_throttling import throttled_s
 from slurm.account import ensure_user, let_pass
 from slurm.mini_slurm import REPOSITORY
 
@@ -34,8 +36,18 @@ def parent() -> Iterator[Path]:
     folder = cpu_slices.controller_root() / f"scepsy-test-{os.getpid()}"
     cpu_slices.delegate(folder, ensure_user().pw_uid)
     yield folder
-    cpu_slices.withdraw(folder)
+    _withdraw(folder)
     assert not folder.exists()
+
+
+def _withdraw(parent: Path) -> None:
+    """Undo `delegate`: its processes move up, empty groups go."""
+    for folder in (*sorted(parent.glob("*/")), parent):
+        procs = folder / "cgroup.procs"
+        for pid in procs.read_text().split() if procs.exists() else ():
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                (cpu_slices.controller_root() / "cgroup.procs").write_text(pid)
+        SliceGroup(folder).remove()
 
 
 @pytest.fixture
@@ -70,7 +82,7 @@ def test_a_users_job_is_held_to_its_slice(parent: Path, job: subprocess.Popen[by
 def _wait_until_throttled(group: SliceGroup, job: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until and job.poll() is None:
-        if group.path.exists() and group.throttled_s() > 0.2:
+        if group.path.exists() and throttled_s(group) > 0.2:
             return
         time.sleep(0.1)
     raise AssertionError(f"{group.path} was not throttled; the job's exit code: {job.poll()}")

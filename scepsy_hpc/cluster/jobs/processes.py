@@ -18,9 +18,7 @@ from submitit.core import utils as submitit_utils
 from scepsy_hpc.cluster.jobs import slurm
 from scepsy_hpc.cluster.jobs.tasks import (
     Board,
-    OnOutcome,
-    OnProgress,
-    OnTick,
+    Jobs,
     Resources,
     TaskOutcome,
     collect,
@@ -51,23 +49,20 @@ class Launched:
         return f"{what}: {said}" if said else what
 
 
-class ProcessJobs:
+class ProcessJobs(Jobs):
     """Starts tasks as places become free: a place is a set of GPUs, or just a turn."""
 
     def __init__(
         self,
         folder: Path,
-        function: Function,
         arguments: Sequence[Any],
-        launch: Callable[[int, Function, Any, Sequence[int]], Launched],
+        launch: Callable[[int, Any, Sequence[int]], Launched],
         places: Sequence[Sequence[int]],
     ) -> None:
-        self.folder = folder
-        self._function = function
-        self._arguments = list(arguments)
-        self._launch = launch
+        super().__init__(folder, len(arguments))
+        self._arguments, self._launch = arguments, launch
         self._free = list(places)
-        self._waiting = list(range(len(self._arguments)))
+        self._waiting = list(range(len(arguments)))
         self._running: dict[int, tuple[Launched, Sequence[int]]] = {}
         self._ids: list[str] = []
         self._cancelled = False
@@ -90,14 +85,7 @@ class ProcessJobs:
         for popen in self._alive():
             popen.kill()
 
-    def wait(
-        self,
-        on_progress: OnProgress | None = None,
-        on_outcome: OnOutcome | None = None,
-        on_tick: OnTick | None = None,
-    ) -> list[TaskOutcome]:
-        """Block until every task has ended."""
-        board = Board(len(self._arguments), on_progress, on_outcome, on_tick)
+    def _work_off(self, board: Board) -> None:
         while True:
             for i, (launched, place) in list(self._running.items()):
                 code = launched.popen.poll()
@@ -111,15 +99,15 @@ class ProcessJobs:
             self._fill()
             for i in self._waiting if self._cancelled else ():
                 board.add(TaskOutcome(i, "", (None,), ("cancelled before it started",)))
-            board.tell(len(self._running))
+            board.tell("")
             if not board.open:
-                return board.in_order()
+                return
             time.sleep(POLL_S)
 
     def _fill(self) -> None:
         while self._waiting and self._free and not self._cancelled:
             i, place = self._waiting.pop(0), self._free.pop(0)
-            launched = self._launch(i, self._function, self._arguments[i], place)
+            launched = self._launch(i, self._arguments[i], place)
             self._running[i] = (launched, place)
             self._ids.append(launched.job_id)
 
@@ -136,7 +124,7 @@ def local_jobs(
 ) -> ProcessJobs:
     """Tasks as local processes. ``local_gpus`` are shared out; a rank stands for a node."""
 
-    def launch(index: int, function: Function, argument: Any, place: Sequence[int]) -> Launched:
+    def launch(index: int, argument: Any, place: Sequence[int]) -> Launched:
         executor = submitit.LocalExecutor(folder)
         executor.update_parameters(
             timeout_min=resources.time_min,
@@ -159,9 +147,8 @@ def local_jobs(
             local_gpus[i : i + wanted] for i in range(0, len(local_gpus) - wanted + 1, wanted)
         ]
     else:
-        places = [()] * (resources.array_parallelism or 1)
-    places = places[: resources.array_parallelism or len(places)]
-    return ProcessJobs(folder, function, arguments, launch, places)
+        places = [()]
+    return ProcessJobs(folder, arguments, launch, places)
 
 
 def here_jobs(
@@ -175,7 +162,7 @@ def here_jobs(
             "--cluster slurm on a login node or --cluster local"
         )
 
-    def launch(index: int, function: Function, argument: Any, place: Sequence[int]) -> Launched:
+    def launch(index: int, argument: Any, place: Sequence[int]) -> Launched:
         own = folder / f"task{index}"
         own.mkdir(mode=0o700)
         paths = tuple(
@@ -198,8 +185,8 @@ def here_jobs(
 
     num_gpus = _gpus_here() * int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     wanted = resources.gpus_per_node * resources.num_nodes
-    num_places = resources.array_parallelism or (max(1, num_gpus // wanted) if wanted else 1)
-    return ProcessJobs(folder, function, arguments, launch, [()] * num_places)
+    num_places = max(1, num_gpus // wanted) if wanted else 1
+    return ProcessJobs(folder, arguments, launch, [()] * num_places)
 
 
 def step_command(folder: Path, resources: Resources, site: Site) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from submitit.slurm import slurm as submitit_slurm
 
+from scepsy_hpc.cluster.jobs.tasks import Resources
 from scepsy_hpc.cluster.site import Site, gpu_options
 from scepsy_hpc.errors import InputError
 
@@ -78,23 +79,11 @@ def environment_for_step(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environ.items() if not key.startswith(_STEP_SHAPE)}
 
 
-def sbatch_parameters(
-    site: Site,
-    *,
-    name: str,
-    num_nodes: int,
-    gpu_type: str | None,
-    gpus_per_node: int,
-    cpus_per_task: int,
-    mem_gib: float | None,
-    time_min: int,
-    array_parallelism: int | None,
-    no_kill: bool,
-) -> dict[str, Any]:
+def sbatch_parameters(need: Resources, site: Site, name: str) -> dict[str, Any]:
     """Parameters for submitit's SlurmExecutor. One task a node."""
-    srun = [f"--cpus-per-task={cpus_per_task}", *(["--no-kill"] if no_kill else []), *site.srun]
+    no_kill = ["--no-kill"] if need.no_kill else []
     extra = {key.lstrip("-").replace("_", "-"): value for key, value in site.sbatch.items()}
-    if no_kill:
+    if need.no_kill:
         extra["no-kill"] = True
     found = {
         "job_name": name,
@@ -103,19 +92,19 @@ def sbatch_parameters(
         "qos": site.qos,
         "constraint": site.constraint,
         # An integer of minutes: the only form in which submitit's own idea of the limit agrees.
-        "time": time_min,
-        "nodes": num_nodes,
+        "time": need.time_min,
+        "nodes": need.num_nodes,
         "ntasks_per_node": 1,
-        "cpus_per_task": cpus_per_task,
-        "mem": f"{int(mem_gib * 1024)}M" if mem_gib else None,
-        "array_parallelism": array_parallelism or site.array_parallelism or 256,
-        "signal_delay_s": min(90, time_min * 15),
+        "cpus_per_task": need.cpus_per_task,
+        "mem": f"{int(need.mem_gib * 1024)}M" if need.mem_gib else None,
+        "array_parallelism": site.array_parallelism or 256,
+        "signal_delay_s": min(90, need.time_min * 15),
         "additional_parameters": {k: v for k, v in extra.items() if v is not False} or None,
         "setup": list(site.setup) or None,
-        "srun_args": srun,
+        "srun_args": [f"--cpus-per-task={need.cpus_per_task}", *no_kill, *site.srun],
         "wckey": None,
     }
-    return found | gpu_options(site, gpu_type, gpus_per_node)
+    return found | gpu_options(site, need.gpu_type, need.gpus_per_node)
 
 
 def python_command(site: Site) -> str:

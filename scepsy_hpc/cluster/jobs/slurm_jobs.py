@@ -16,11 +16,8 @@ from submitit.core import utils as submitit_utils
 from scepsy_hpc.cluster.jobs import slurm
 from scepsy_hpc.cluster.jobs.tasks import (
     Board,
-    OnOutcome,
-    OnProgress,
-    OnTick,
+    Jobs,
     Resources,
-    TaskOutcome,
     collect,
     run_task,
 )
@@ -36,23 +33,7 @@ LAST_SQUEUE_S = 20.0
 GRACE_S = 10.0
 
 
-def parameters(resources: Resources, site: Site, name: str) -> dict[str, Any]:
-    """submitit's parameters for these resources at this site."""
-    return slurm.sbatch_parameters(
-        site,
-        name=name,
-        num_nodes=resources.num_nodes,
-        gpu_type=resources.gpu_type,
-        gpus_per_node=resources.gpus_per_node,
-        cpus_per_task=resources.cpus_per_task,
-        mem_gib=resources.mem_gib,
-        time_min=resources.time_min,
-        array_parallelism=resources.array_parallelism,
-        no_kill=resources.no_kill,
-    )
-
-
-class SlurmJobs:
+class SlurmJobs(Jobs):
     """Submits on construction. Raises InputError without Slurm, RunError when sbatch refuses."""
 
     def __init__(
@@ -65,10 +46,10 @@ class SlurmJobs:
         name: str,
     ) -> None:
         slurm.require_slurm()
-        self.folder = folder
+        super().__init__(folder, len(arguments))
         self._site = site
         executor = submitit.SlurmExecutor(folder, python=slurm.python_command(site))
-        executor.update_parameters(**parameters(resources, site, name))
+        executor.update_parameters(**slurm.sbatch_parameters(resources, site, name))
         with _environ(slurm.environment_for_sbatch(os.environ, site)):
             try:
                 self._jobs = executor.map_array(run_task, [function] * len(arguments), arguments)
@@ -86,23 +67,15 @@ class SlurmJobs:
         environment = slurm.environment_for_sbatch(os.environ, self._site)
         subprocess.run(["scancel", *masters], env=environment, check=False, timeout=60)
 
-    def wait(
-        self,
-        on_progress: OnProgress | None = None,
-        on_outcome: OnOutcome | None = None,
-        on_tick: OnTick | None = None,
-    ) -> list[TaskOutcome]:
-        """Block until every task has a result or has left the queue without one."""
-        board = Board(len(self._jobs), on_progress, on_outcome, on_tick)
+    def _work_off(self, board: Board) -> None:
         pause_s, view = FIRST_SQUEUE_S, slurm.QueueView(False, {})
         asked_s = float("-inf")
         left_s: dict[int, float] = {}
         while True:
             self._collect(board, {i: t for i, t in left_s.items() if _now() - t > GRACE_S}, view)
-            running = [i for i in board.open if self._state(view, i) == "RUNNING"]
-            board.tell(len(running), view.note)
+            board.tell(view.note)
             if not board.open:
-                return board.in_order()
+                return
             if _now() - asked_s >= pause_s:
                 view = slurm.squeue((self._jobs[i].job_id for i in board.open), self._site)
                 asked_s, pause_s = _now(), min(pause_s * 1.3, LAST_SQUEUE_S)

@@ -15,13 +15,10 @@ from typing import Any, Literal
 
 from scepsy_hpc.cluster.jobs import slurm
 from scepsy_hpc.cluster.jobs.processes import here_jobs, local_jobs
-from scepsy_hpc.cluster.jobs.slurm_jobs import SlurmJobs, parameters
+from scepsy_hpc.cluster.jobs.slurm_jobs import SlurmJobs
 from scepsy_hpc.cluster.jobs.tasks import (
     Board,
     Jobs,
-    OnOutcome,
-    OnProgress,
-    OnTick,
     Resources,
     TaskOutcome,
     error_line,
@@ -79,8 +76,8 @@ def dry_run(
 ) -> str:
     """The text that ``submit("slurm", ...)`` would give to sbatch. Writes nothing."""
     site = site or Site()
-    text = parameters(resources, site, name)
-    return slurm.sbatch_text(folder.expanduser().absolute(), site, text, num_tasks)
+    parameters = slurm.sbatch_parameters(resources, site, name)
+    return slurm.sbatch_text(folder.expanduser().absolute(), site, parameters, num_tasks)
 
 
 def submission_folder(folder: Path, name: str) -> Path:
@@ -97,7 +94,7 @@ def submission_folder(folder: Path, name: str) -> Path:
         raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
-class DebugJobs:
+class DebugJobs(Jobs):
     """Tasks one after the other in this process, when :meth:`wait` is called.
 
     Not submitit's DebugExecutor, which opens a debugger when a task fails.
@@ -106,9 +103,8 @@ class DebugJobs:
     def __init__(
         self, folder: Path, function: Callable[[Any], Any], arguments: Sequence[Any]
     ) -> None:
-        self.folder = folder
-        self._function = function
-        self._arguments = list(arguments)
+        super().__init__(folder, len(arguments))
+        self._function, self._arguments = function, arguments
         self._cancelled = False
 
     @property
@@ -120,19 +116,11 @@ class DebugJobs:
         """The tasks that have not started will not."""
         self._cancelled = True
 
-    def wait(
-        self,
-        on_progress: OnProgress | None = None,
-        on_outcome: OnOutcome | None = None,
-        on_tick: OnTick | None = None,
-    ) -> list[TaskOutcome]:
-        """Run the tasks; their errors become outcomes, as on a cluster."""
-        board = Board(len(self._arguments), on_progress, on_outcome, on_tick)
-        for i in range(len(self._arguments)):
-            board.tell(1)
+    def _work_off(self, board: Board) -> None:
+        for i in board.open:
+            board.tell("")
             board.add(self._outcome(i))
-        board.tell(0)
-        return board.in_order()
+        board.tell("")
 
     def _outcome(self, index: int) -> TaskOutcome:
         job_id = self.ids[index]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextvars
 import json
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import submitit
 from submitit.core import utils as submitit_utils
@@ -19,9 +20,7 @@ from submitit.core import utils as submitit_utils
 class Resources:
     """What one task needs. A task is one process on each of ``num_nodes`` nodes.
 
-    ``array_parallelism`` tasks may run at once; None is the site's choice on Slurm, and elsewhere
-    as many as the GPUs given allow, one where no GPU is given. ``no_kill``: the job goes on when a
-    node dies.
+    ``no_kill``: the job goes on when a node dies.
     """
 
     num_nodes: int = 1
@@ -30,7 +29,6 @@ class Resources:
     mem_gib: float | None = None
     time_min: int = 60
     gpu_type: str | None = None
-    array_parallelism: int | None = None
     no_kill: bool = False
 
 
@@ -54,45 +52,38 @@ class TaskOutcome:
         return next((error for error in self.errors if error is not None), None)
 
 
-@dataclass(frozen=True, slots=True)
-class JobsProgress:
-    """Where the tasks stand; ``note`` is what Slurm says about those that wait."""
-
-    num_total: int
-    num_ended: int
-    num_failed: int
-    num_running: int
-    note: str = ""
-
-
-OnProgress = Callable[[JobsProgress], None]
-OnOutcome = Callable[[TaskOutcome], None]
-OnTick = Callable[[], None]
-
-
-class Jobs(Protocol):
+class Jobs(ABC):
     """Submitted tasks. ``folder`` holds their pickles and logs."""
 
-    folder: Path
+    def __init__(self, folder: Path, num_tasks: int) -> None:
+        self.folder, self._num_tasks = folder, num_tasks
 
     @property
+    @abstractmethod
     def ids(self) -> list[str]:
         """Ids of what was submitted so far: Slurm job ids, or process ids."""
 
+    @abstractmethod
+    def cancel(self) -> None:
+        """Cancel what has not ended; its outcome is an error."""
+
+    @abstractmethod
+    def _work_off(self, board: Board) -> None:
+        """Return once every task has its outcome on the board."""
+
     def wait(
         self,
-        on_progress: OnProgress | None = None,
-        on_outcome: OnOutcome | None = None,
-        on_tick: OnTick | None = None,
+        on_outcome: Callable[[TaskOutcome], None] = lambda outcome: None,
+        on_tick: Callable[[str], None] = lambda note: None,
     ) -> list[TaskOutcome]:
         """Block until every task has ended; outcomes in the order of the arguments.
 
-        ``on_progress`` is called when something changed, ``on_outcome`` once a task, ``on_tick``
-        each time the tasks were looked at, about once or a few times a second.
+        ``on_outcome`` is called once a task; ``on_tick`` each time the tasks were looked at, about
+        once or a few times a second, with what Slurm says about those that wait.
         """
-
-    def cancel(self) -> None:
-        """Cancel what has not ended; its outcome is an error."""
+        board = Board(self._num_tasks, on_outcome, on_tick)
+        self._work_off(board)
+        return [board.outcomes[i] for i in range(self._num_tasks)]
 
 
 class TaskFailed(Exception):
@@ -192,43 +183,24 @@ def _tail(paths: submitit_utils.JobPaths, num_lines: int = 15) -> str:
 
 
 class Board:
-    """Outcomes as they come in; tells the callbacks, the progress only when it changed."""
+    """Outcomes as they come in."""
 
     def __init__(
         self,
-        num_total: int,
-        on_progress: OnProgress | None,
-        on_outcome: OnOutcome | None,
-        on_tick: OnTick | None = None,
+        num_tasks: int,
+        on_outcome: Callable[[TaskOutcome], None],
+        on_tick: Callable[[str], None],
     ) -> None:
         self.outcomes: dict[int, TaskOutcome] = {}
-        self._num_total = num_total
-        self._on_progress = on_progress
-        self._on_outcome = on_outcome
-        self._on_tick = on_tick
-        self._last: JobsProgress | None = None
+        self.tell = on_tick
+        self._num_tasks, self._on_outcome = num_tasks, on_outcome
 
     @property
     def open(self) -> list[int]:
         """Indices of tasks without an outcome."""
-        return [i for i in range(self._num_total) if i not in self.outcomes]
+        return [i for i in range(self._num_tasks) if i not in self.outcomes]
 
     def add(self, outcome: TaskOutcome) -> None:
         """Record one outcome."""
         self.outcomes[outcome.index] = outcome
-        if self._on_outcome:
-            self._on_outcome(outcome)
-
-    def tell(self, num_running: int, note: str = "") -> None:
-        """Report where the tasks stand."""
-        failed = sum(outcome.error is not None for outcome in self.outcomes.values())
-        now = JobsProgress(self._num_total, len(self.outcomes), failed, num_running, note)
-        if self._on_progress and now != self._last:
-            self._on_progress(now)
-        self._last = now
-        if self._on_tick:
-            self._on_tick()
-
-    def in_order(self) -> list[TaskOutcome]:
-        """All outcomes in the order of the arguments."""
-        return [self.outcomes[i] for i in range(self._num_total)]
+        self._on_outcome(outcome)

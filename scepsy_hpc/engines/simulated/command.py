@@ -8,8 +8,8 @@ says that the engine is simulated and from which bundle its timing comes.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from scepsy_hpc.engines.config import EngineConfig
@@ -59,24 +59,21 @@ def simulated_command(config: EngineConfig) -> list[str]:
     return line
 
 
-def _positive_int(text: str) -> int:
+def _count(text: str, most: float = math.inf) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
-    return value
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0; got {text}")
+    if not 1 <= value <= most:
+        raise argparse.ArgumentTypeError(f"must be 1 to {most:g}; got {text}")
     return value
 
 
 def _share(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"must be 1 to 100; got {text}")
+    return _count(text, 100)
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0; got {text}")
     return value
 
 
@@ -90,15 +87,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="model to pretend to be")
     add("--served-model-name", nargs="+", help="names it answers to (default: the model)")
     add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=_positive_int, default=8000, help="port to listen on")
+    add("--port", type=_count, default=8000, help="port to listen on")
     add("--timing-bundle", type=Path, required=True, help="bundle folder whose timing to follow")
-    add("--tensor-parallel-size", type=_positive_int, default=1, help="TP degree")
-    add("--gpu-share-pct", type=_share, default=100, help="share of each GPU, in percent")
+    add("--tensor-parallel-size", type=_count, default=1, help="TP degree")
+    add(
+        "--gpu-share-pct",
+        type=_share,
+        default=100,
+        help="share of each GPU, in percent",
+    )
     add("--time-scale", type=_positive_float, default=1.0, help="every step lasts this much longer")
-    add("--max-num-seqs", type=_positive_int, help="sequences in a batch")
-    add("--max-num-batched-tokens", type=_positive_int, help="token budget of a step")
-    add("--max-model-len", type=_positive_int, default=131_072, help="longest context")
-    add("--max-num-queued-reqs", type=_positive_int, help="answer 503 when as many are waiting")
+    add("--max-num-seqs", type=_count, help="sequences in a batch")
+    add("--max-num-batched-tokens", type=_count, help="token budget of a step")
+    add("--max-model-len", type=_count, default=131_072, help="longest context")
+    add("--max-num-queued-reqs", type=_count, help="answer 503 when as many are waiting")
     add(
         "--output-tokens-mean",
         type=_positive_float,
@@ -110,9 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def serve_from_command_line(arguments: Sequence[str] | None = None) -> int:
+def serve_from_command_line() -> int:
     """Serve until a signal; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args()
     try:
         from scepsy_hpc.engines.simulated import server  # late: command() needs no HTTP
         from scepsy_hpc.engines.simulated.settings import settings_of, settings_text

@@ -34,7 +34,6 @@ def bad(message: str, param: str | None = None) -> ApiError:
 class DrawnChoice:
     """One answer to come: what it will say, one piece a token, and why it will end."""
 
-    prompt_index: int
     sequence: Sequence
     pieces: tuple[str, ...]
     finish_reason: str
@@ -68,14 +67,14 @@ def parse_generation(body: Any, settings: Settings, chat: bool) -> Generation:
         prompts = [_chat_prompt(body.get("messages"))]
         limit = _number(body, "max_completion_tokens") or _number(body, "max_tokens")
     else:
-        prompts = _text_inputs(body.get("prompt"), "prompt")
+        prompts = text_inputs(body, "prompt")
         limit = _number(body, "max_tokens") or COMPLETION_MAX_TOKENS
     num_choices = _number(body, "n") or 1
     if num_choices > MAX_CHOICES:
         raise bad(f"n must be at most {MAX_CHOICES}; got {num_choices}", "n")
     choices = tuple(
-        _choice(body, settings, prompt_index, choice_index, prompt, limit)
-        for prompt_index, prompt in enumerate(prompts)
+        _choice(body, settings, choice_index, prompt, limit)
+        for prompt in prompts
         for choice_index in range(num_choices)
     )
     stream_options = body.get("stream_options") or {}
@@ -93,7 +92,6 @@ def parse_generation(body: Any, settings: Settings, chat: bool) -> Generation:
 def _choice(
     body: dict[str, Any],
     settings: Settings,
-    prompt_index: int,
     choice_index: int,
     prompt: tuple[str, int],
     limit: int | None,
@@ -114,7 +112,7 @@ def _choice(
         length, cut = draw_length(rng, settings.output_tokens_mean, low, allowed)
     pieces = tuple(words(rng, length, allowed))
     reason = "length" if cut or length == limit else "stop"
-    return DrawnChoice(prompt_index, Sequence(tokens, length), pieces, reason)
+    return DrawnChoice(Sequence(tokens, length), pieces, reason)
 
 
 def _chat_prompt(messages: Any) -> tuple[str, int]:
@@ -139,12 +137,11 @@ def _content(content: Any, index: int) -> str:
 
 
 def text_inputs(body: dict[str, Any], key: str) -> list[tuple[str, int]]:
-    """Texts and token counts under a key that holds one text or several. Raises ApiError."""
-    return _text_inputs(body.get(key), key)
+    """Texts and token counts under a key that holds a text, texts, token ids, or lists of these.
 
-
-def _text_inputs(value: Any, key: str) -> list[tuple[str, int]]:
-    """A text, texts, token ids, or lists of token ids."""
+    Raises ApiError.
+    """
+    value = body.get(key)
     if isinstance(value, str):
         return [(value, count_tokens(value))]
     if isinstance(value, list) and value:

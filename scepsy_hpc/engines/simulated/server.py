@@ -7,6 +7,7 @@ import json
 import logging
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -58,8 +59,8 @@ def make_app(settings: Settings) -> web.Application:
     app.router.add_get("/version", _version)
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/v1/models", _models)
-    app.router.add_post("/v1/chat/completions", _chat)
-    app.router.add_post("/v1/completions", _completions)
+    app.router.add_post("/v1/chat/completions", partial(_generate, chat=True))
+    app.router.add_post("/v1/completions", partial(_generate, chat=False))
     app.router.add_post("/v1/embeddings", _embeddings)
     for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
         app.router.add_post(path, _rerank)
@@ -83,19 +84,17 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
         answer: web.StreamResponse = await handler(request)
         return answer
     except ApiError as error:
-        return web.json_response(error.body, status=error.status)
+        shape = error
     except QueueFullError:
-        full = ApiError(503, "The queue is full; try again later.", "ServiceUnavailableError")
-        return web.json_response(full.body, status=full.status)
+        shape = ApiError(503, "The queue is full; try again later.", "ServiceUnavailableError")
     except web.HTTPException as error:
         shape = ApiError(error.status, error.reason, "NotFoundError")
-        return web.json_response(shape.body, status=error.status)
     except ConnectionResetError:
         raise  # the caller has gone: nobody is left to answer
     except Exception:
         _log.exception("%s %s failed", request.method, request.path)
         shape = ApiError(500, "internal error of the simulated engine", "InternalServerError")
-        return web.json_response(shape.body, status=500)
+    return web.json_response(shape.body, status=shape.status)
 
 
 @web.middleware
@@ -147,14 +146,6 @@ async def _models(request: web.Request) -> web.Response:
         for name in settings.served_names
     ]
     return web.json_response({"object": "list", "data": models})
-
-
-async def _chat(request: web.Request) -> web.StreamResponse:
-    return await _generate(request, chat=True)
-
-
-async def _completions(request: web.Request) -> web.StreamResponse:
-    return await _generate(request, chat=False)
 
 
 async def _generate(request: web.Request, chat: bool) -> web.StreamResponse:

@@ -45,17 +45,6 @@ def timing_text(bundle: Bundle, model: EngineModel, tp_degree: int, gpu_share_pc
     return text.encode("ascii", "replace").decode()
 
 
-def scaled(model: EngineModel, time_scale: float) -> EngineModel:
-    """The model with every step ``time_scale`` times as long."""
-    return replace(
-        model,
-        step_s=model.step_s * time_scale,
-        prefill_token_s=model.prefill_token_s * time_scale,
-        sequence_s=model.sequence_s * time_scale,
-        context_token_s=model.context_token_s * time_scale,
-    )
-
-
 def settings_of(options: argparse.Namespace) -> Settings:
     """Load the bundle, fit its engine model and put all options together. Raises InputError."""
     bundle = load_bundle(resolve_bundle(options.timing_bundle))
@@ -64,7 +53,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     if model.step_s + model.prefill_token_s <= 0.0:
         raise InputError(f"{bundle.path}: the fitted engine would take no time; use another bundle")
     timing = timing_text(bundle, model, tp_degree, share)
-    model = scaled(model, options.time_scale)
+    model = model.slower(options.time_scale, options.time_scale)
     if options.max_num_batched_tokens:
         model = replace(model, max_num_batched_tokens=options.max_num_batched_tokens)
     longest = options.max_model_len

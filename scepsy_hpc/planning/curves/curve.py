@@ -1,6 +1,6 @@
 """Curve of one (model, GPU type, link, TP, share) under given token lengths.
 
-``curve_making`` makes them from profiles; here is what they answer: latency, TTFT and the
+``making`` makes them from profiles; here is what they answer: latency, TTFT and the
 distribution of a call at a load. What a curve rests on is said in its ``flags``.
 """
 

@@ -27,7 +27,7 @@ ClosedPoints = dict[float, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Anchor:
+class FittedShape:
     """Points of one shape, and the model fitted to them."""
 
     closed: ClosedPoints
@@ -36,16 +36,16 @@ class Anchor:
 
     def misses(self, grid: Sequence[float]) -> list[tuple[float, float]]:
         """Points over model, throughput and TTFT, at each concurrency; the ends are held."""
-        known = list(self.closed)
-        alone = [_alone(self.model, k, self.tokens) for k in known]
+        measured = list(self.closed)
+        alone = [_alone(self.model, k, self.tokens) for k in measured]
         columns = []
         for column in (0, 1):
             miss = [
                 self.closed[k][column] / max(m[column], 1e-12)
-                for k, m in zip(known, alone, strict=True)
+                for k, m in zip(measured, alone, strict=True)
             ]
             miss = [x if np.isfinite(x) and x > 0 else 1.0 for x in miss]
-            columns.append(np.interp(np.log(grid), np.log(known), miss))
+            columns.append(np.interp(np.log(grid), np.log(measured), miss))
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
@@ -54,10 +54,10 @@ def below(first: float) -> list[float]:
     return [1.0, *_whole_between(1.0, first)] if first > 1.0 else []
 
 
-def grid_of(known: Sequence[float]) -> list[float]:
+def grid_of(measured: Sequence[float]) -> list[float]:
     """Concurrencies of a curve from the model: below the first point, the points, and between."""
-    between = [k for low, high in pairwise(known) for k in _whole_between(low, high)]
-    return sorted({*below(known[0]), *known, *between})
+    between = [k for low, high in pairwise(measured) for k in _whole_between(low, high)]
+    return sorted({*below(measured[0]), *measured, *between})
 
 
 def _whole_between(low: float, high: float) -> list[float]:
@@ -68,7 +68,7 @@ def _whole_between(low: float, high: float) -> list[float]:
 
 
 def by_model(
-    anchor: Anchor,
+    fitted: FittedShape,
     target: EngineModel,
     tokens: TokenLengths,
     grid: Sequence[float],
@@ -76,25 +76,25 @@ def by_model(
 ) -> ClosedPoints:
     """Throughput and TTFT by the target's model, times ``carried`` of what it misses there."""
     found = {}
-    for k, (rate_miss, ttft_miss) in zip(grid, anchor.misses(grid), strict=True):
+    for k, (rate_miss, ttft_miss) in zip(grid, fitted.misses(grid), strict=True):
         rate, ttft_s = _alone(target, k, tokens)
         rate *= rate_miss**carried
         found[k] = (rate, min(ttft_s * ttft_miss**carried, k / rate))
     return found
 
 
-def filled(anchor: Anchor) -> ClosedPoints:
+def filled(fitted: FittedShape) -> ClosedPoints:
     """The points, and others between them by their own model.
 
     A throughput between two points is never above the larger nor below the smaller of them:
     capacity is what was measured. TTFT stays unknown beside an unknown one.
     """
-    found = dict(anchor.closed)
-    for low, high in pairwise(anchor.closed):
-        ends = anchor.closed[low], anchor.closed[high]
+    found = dict(fitted.closed)
+    for low, high in pairwise(fitted.closed):
+        ends = fitted.closed[low], fitted.closed[high]
         slow, fast = sorted(rate for rate, _ in ends)
         unknown = any(math.isnan(ttft_s) for _, ttft_s in ends)
-        made = by_model(anchor, anchor.model, anchor.tokens, _whole_between(low, high))
+        made = by_model(fitted, fitted.model, fitted.tokens, _whole_between(low, high))
         for k, (rate, ttft_s) in made.items():
             found[k] = (min(max(rate, slow), fast), math.nan if unknown else ttft_s)
     return dict(sorted(found.items()))
@@ -103,8 +103,8 @@ def filled(anchor: Anchor) -> ClosedPoints:
 def most_bent(points: Mapping[float, object], closed: ClosedPoints) -> float:
     """Largest part by which a filled curve leaves the straight lines between its points."""
     grid = list(closed)
-    known = [k for k in grid if k in points]
-    line = np.interp(grid, known, [closed[k][0] for k in known])
+    ends = [k for k in grid if k in points]
+    line = np.interp(grid, ends, [closed[k][0] for k in ends])
     made = np.array([closed[k][0] for k in grid])
     return float(np.abs(made / line - 1.0).max())
 

@@ -9,7 +9,7 @@ What rests on what is said in ``flags``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,8 +23,8 @@ from scepsy_hpc.formats.workflow import EngineArgs
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence
 from scepsy_hpc.planning.curves.filling import (
-    Anchor,
     ClosedPoints,
+    FittedShape,
     below,
     by_model,
     filled,
@@ -51,28 +51,40 @@ class NoCurveError(Exception):
     """This kind cannot host the model, or nothing is known about it; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """A curve in the making: what is asked for, and the points of the nearest shape.
+
+    ``most_calls`` have room for their KV cache; None is unknown. ``flags`` grow on the way.
+    """
+
+    evidence: Evidence
+    kind: Parallelism
+    tokens: TokenLengths
+    points: Sequence[Point]
+    most_calls: float | None
+    flags: list[str]
+
+    def fitted(self, closed: ClosedPoints) -> FittedShape:
+        """The points with the engine model of their share. Raises BadFitError."""
+        share, link = self.points[0].gpu_share_pct, self.kind.link
+        model = _fitted(self.evidence, self.kind.tp_degree, share, link)
+        return FittedShape(closed, model, _lengths(self.points[0]))
+
+
 def make_curve(
     evidence: Evidence, kind: Parallelism, tokens: TokenLengths, min_memory_gib: float | None = None
 ) -> Curve:
     """The curve of one kind. Raises NoCurveError that says why there is none."""
-    bundle = evidence.merged
-    at_link = [p for p in bundle.points if _link_fits(p, kind) and p.tp_degree == kind.tp_degree]
-    if not at_link:
-        raise NoCurveError(f"no points at TP {kind.tp_degree}" + _over(kind.link))
-    own = [p for p in at_link if p.gpu_share_pct == kind.gpu_share_pct]
-    whole = [p for p in at_link if p.gpu_share_pct == 100]
-    derived = not own
-    if derived:
-        _check_derivable(kind, whole)
-    cap = _calls_that_fit(evidence, kind, tokens, min_memory_gib)
-    found = own or whole
-    miss = min(tokens.miss(p) for p in found)
-    nearest = [p for p in found if tokens.miss(p) <= miss + 1e-12]
-    shape = _lengths(nearest[0])
-    near = [p for p in found if _lengths(p) == shape]
-    flags = _source_flags(bundle, kind, near)
+    points, derived = _points_of(evidence.merged, kind)
+    most_calls = _calls_that_fit(evidence, kind, tokens, min_memory_gib)
+    miss = min(tokens.miss(p) for p in points)
+    shape = _lengths(next(p for p in points if tokens.miss(p) <= miss + 1e-12))
+    near = [p for p in points if _lengths(p) == shape]
+    flags = _source_flags(evidence.merged, kind, near)
+    making = _Making(evidence, kind, tokens, near, most_calls, flags)
     if miss <= SAME_SHAPE and not derived:
-        return _measured(evidence, kind, tokens, near, cap, flags)
+        return _measured(making)
     if miss > SAME_SHAPE:
         flags.append(
             f"transferred: from calls of {shape.inputs:.0f} input and {shape.outputs:.0f} output "
@@ -83,7 +95,7 @@ def make_curve(
             f"derived: share {kind.gpu_share_pct}% from the whole GPU by slow-downs that others "
             "measured on an A100"
         )
-    return _scaled(evidence, kind, tokens, near, cap, flags)
+    return _scaled(making)
 
 
 def with_engine_args(curve: Curve, evidence: Evidence, engine_args: EngineArgs) -> Curve:
@@ -100,8 +112,21 @@ def _over(link: Link | None) -> str:
     return f" over {link}" if link else ""
 
 
-def _link_fits(point: Point, kind: Parallelism) -> bool:
-    return kind.link is None or point.link in (None, kind.link)
+def _points_of(bundle: Bundle, kind: Parallelism) -> tuple[list[Point], bool]:
+    """Points of the kind, else of the whole GPU to derive it from; and whether it is derived."""
+    at_link = [
+        p
+        for p in bundle.points
+        if p.tp_degree == kind.tp_degree and (kind.link is None or p.link in (None, kind.link))
+    ]
+    if not at_link:
+        raise NoCurveError(f"no points at TP {kind.tp_degree}" + _over(kind.link))
+    own = [p for p in at_link if p.gpu_share_pct == kind.gpu_share_pct]
+    if own:
+        return own, False
+    whole = [p for p in at_link if p.gpu_share_pct == 100]
+    _check_derivable(kind, whole)
+    return whole, True
 
 
 def _check_derivable(kind: Parallelism, whole: Sequence[Point]) -> None:
@@ -167,55 +192,44 @@ def _closed_points(points: Sequence[Point]) -> ClosedPoints:
     return {k: (float(m[0]), float(m[1])) for k, m in means.items()}
 
 
-def _measured(
-    evidence: Evidence,
-    kind: Parallelism,
-    tokens: TokenLengths,
-    points: Sequence[Point],
-    cap: float | None,
-    flags: list[str],
-) -> Curve:
+def _measured(making: _Making) -> Curve:
     """Points of this very shape and share, as they are, and the fitted model between them."""
-    closed = _closed_points(points)
-    if evidence.bundles[0].header.how == "measured":
-        cap = None  # what was measured has fitted
-    rates, times_s = _open_points(points)
-    ceiling = max((p.throughput_rps for p in points if p.load == "open"), default=0.0)
-    if not closed:
+    closed = _closed_points(making.points)
+    if making.evidence.bundles[0].header.how == "measured":
+        making = replace(making, most_calls=None)  # what was measured has fitted
+    rates, times_s = _open_points(making.points)
+    if closed:
+        held = tuple(closed)
+        closed = _filled(making, closed)
+    else:
         if not rates:
             raise NoCurveError("only saturated open points: they give capacity, never latency")
+        ceiling = max(p.throughput_rps for p in making.points)
         closed = _closed_from_open(rates, times_s, ceiling)
-        known = tuple(closed)
-    else:
-        known = tuple(closed)
-        closed, flags = _filled(evidence, kind, closed, points[0], flags)
-    saturated = any(p.saturated for p in points)
-    closed, flags = _ended(closed, known, cap, saturated, flags)
-    return _curve(evidence, kind, tokens, closed, known, flags, points[0], rates, times_s)
+        held = tuple(closed)
+    return replace(_curve(making, closed, held), open_rps=rates, open_latency_s=times_s)
 
 
-def _filled(
-    evidence: Evidence, kind: Parallelism, closed: ClosedPoints, point: Point, flags: list[str]
-) -> tuple[ClosedPoints, list[str]]:
+def _filled(making: _Making, closed: ClosedPoints) -> ClosedPoints:
     """Points below the first and between points, where a fitted model passed its hold-out."""
     first = min(closed)
     if first <= 1.0 and len(closed) == 1:
-        return closed, flags
+        return closed
     try:
-        model = _fitted(evidence, kind.tp_degree, kind.gpu_share_pct, kind.link)
+        fitted = making.fitted(closed)
     except BadFitError:
-        return closed, flags
-    anchor = Anchor(closed, model, _lengths(point))
-    found = filled(anchor)
-    flags = list(flags)
+        return closed
+    found = filled(fitted)
     if first > 1.0:
-        flags.append(f"transferred: below {first:g} calls in flight by the fitted engine model")
+        making.flags.append(
+            f"transferred: below {first:g} calls in flight by the fitted engine model"
+        )
     bend = most_bent(closed, found)
     if bend > _BENT:
-        flags.append(
+        making.flags.append(
             f"between points: fitted engine model, up to {100 * bend:.0f}% off straight lines"
         )
-    return {**by_model(anchor, model, anchor.tokens, below(first)), **found}, flags
+    return {**by_model(fitted, fitted.model, fitted.tokens, below(first)), **found}
 
 
 def _open_points(points: Sequence[Point]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -243,31 +257,20 @@ def _closed_from_open(
     return dict(sorted(closed.items()))
 
 
-def _scaled(
-    evidence: Evidence,
-    kind: Parallelism,
-    tokens: TokenLengths,
-    near: Sequence[Point],
-    cap: float | None,
-    flags: list[str],
-) -> Curve:
+def _scaled(making: _Making) -> Curve:
     """The engine model at these tokens and share, held to the points of the nearest shape."""
-    closed = _closed_points(near)
+    closed = _closed_points(making.points)
     if not closed:
         raise NoCurveError("only open points, of other token lengths or shares")
-    share = near[0].gpu_share_pct
     try:
-        model = _fitted(evidence, kind.tp_degree, share, kind.link)
+        fitted = making.fitted(closed)
     except BadFitError as error:
         raise NoCurveError(str(error)) from None
-    source = _lengths(near[0])
-    target = model if share == kind.gpu_share_pct else model.at_share(kind.gpu_share_pct)
-    carried = 1.0 if tokens.miss(near[0]) <= SAME_SHAPE else _CARRIED
-    known = tuple(closed)
-    scaled = by_model(Anchor(closed, model, source), target, tokens, grid_of(known), carried)
-    saturated = any(p.saturated for p in near)
-    scaled, flags = _ended(scaled, known, cap, saturated, flags)
-    return _curve(evidence, kind, tokens, scaled, known, flags, near[0])
+    source, share = making.points[0], making.kind.gpu_share_pct
+    target = fitted.model if source.gpu_share_pct == share else fitted.model.at_share(share)
+    carried = 1.0 if making.tokens.miss(source) <= SAME_SHAPE else _CARRIED
+    held = tuple(closed)
+    return _curve(making, by_model(fitted, target, making.tokens, grid_of(held), carried), held)
 
 
 @lru_cache(maxsize=1024)
@@ -279,50 +282,35 @@ def _fitted(
     return fit_bundle(bundle, tp_degree, gpu_share_pct, link if link in known else None)
 
 
-def _ended(
-    closed: ClosedPoints,
-    known: Sequence[float],
-    cap: float | None,
-    saturated: bool,
-    flags: list[str],
-) -> tuple[ClosedPoints, list[str]]:
+def _ended(making: _Making, closed: ClosedPoints, held: Sequence[float]) -> ClosedPoints:
     """The points cut off at what memory and batch hold; flagged where throughput still rises."""
-    if cap is not None and cap < max(closed):
+    most = making.most_calls
+    if most is not None and most < max(closed):
         server = Server(tuple(closed), tuple(x for x, _ in closed.values()))
-        ttft_s = float(np.interp(cap, list(closed), [t for _, t in closed.values()]))
-        at_cap = (float(server.rate_rps(cap)), ttft_s)
-        closed = {**{k: v for k, v in closed.items() if k < cap}, cap: at_cap}
-        return closed, [*flags, f"kv_limited: the KV cache holds {cap:.0f} calls of this length"]
-    rates = [closed[k][0] for k in known]
+        ttft_s = float(np.interp(most, list(closed), [t for _, t in closed.values()]))
+        making.flags.append(f"kv_limited: the KV cache holds {most:.0f} calls of this length")
+        kept = {k: v for k, v in closed.items() if k < most}
+        return {**kept, most: (float(server.rate_rps(most)), ttft_s)}
+    rates = [closed[k][0] for k in held]
     rising = len(rates) == 1 or rates[-1] > _STILL_RISING * max(rates[:-1])
-    if rising and not saturated:
-        flags = [
-            *flags,
-            f"capacity_lower_bound: throughput still rises at {max(closed):g} calls in flight",
-        ]
-    return closed, flags
+    if rising and not any(p.saturated for p in making.points):
+        making.flags.append(
+            f"capacity_lower_bound: throughput still rises at {max(closed):g} calls in flight"
+        )
+    return closed
 
 
-def _curve(
-    evidence: Evidence,
-    kind: Parallelism,
-    tokens: TokenLengths,
-    closed: ClosedPoints,
-    known: Sequence[float],
-    flags: list[str],
-    source: Point,
-    open_rps: tuple[float, ...] = (),
-    open_latency_s: tuple[float, ...] = (),
-) -> Curve:
+def _curve(making: _Making, closed: ClosedPoints, held: Sequence[float]) -> Curve:
+    """The curve through ``closed``, of which ``held`` rest on points."""
+    closed = _ended(making, closed, held)
+    gpu_memory_gib = making.evidence.merged.header.gpu_memory_gib
     return Curve(
-        kind,
-        tokens,
+        making.kind,
+        making.tokens,
         Server(tuple(closed), tuple(x for x, _ in closed.values())),
         tuple(t for _, t in closed.values()),
-        tuple(flags),
-        evidence.bundle_of(source).sha256,
-        usable_memory_gib(evidence.merged.header.gpu_memory_gib, kind.gpu_share_pct),
-        open_rps,
-        open_latency_s,
-        held_at=tuple(k for k in closed if k in {*known, max(closed)}),
+        tuple(making.flags),
+        making.evidence.bundle_of(making.points[0]).sha256,
+        usable_memory_gib(gpu_memory_gib, making.kind.gpu_share_pct),
+        held_at=tuple(k for k in closed if k in {*held, max(closed)}),
     )

@@ -67,26 +67,10 @@ class Server:
         rate_rps = float(self.rate_rps(max(in_flight, 1e-9)))
         return rate_rps, max(in_flight, 1e-9) / rate_rps
 
-    def latency_s(self, arrivals_rps: float | Floats, burst: int = 1) -> Floats:
-        """Mean latency (s) under Poisson arrivals of ``burst`` calls at a time.
-
-        ``arrivals_rps`` counts calls, not bursts; any shape, and the answer has it. Infinite where
-        the replica cannot keep up. Raises ValueError for a negative load or a burst below 1.
-        """
-        if burst < 1:
-            raise ValueError(f"burst ({burst}) must be at least 1")
-        loads = np.asarray(arrivals_rps, dtype=np.float64)
-        if np.any(loads < 0) or np.any(np.isnan(loads)):
-            raise ValueError(f"arrivals_rps ({arrivals_rps}) must not be negative")
-        flat = loads.ravel()
-        which = np.zeros(len(flat), dtype=np.int64)
-        found = mean_latencies_s([self], which, flat, np.full(len(flat), burst))
-        return found.reshape(loads.shape)
-
     def call_states(self, arrivals_rps: float, burst: int = 1) -> tuple[Floats, Floats]:
         """States k and the part of all calls that end in each: a call's latency there is k / X(k).
 
-        The weights sum to 1 and the mean of k / X(k) under them is ``latency_s``; a tail below
+        The weights sum to 1 and the mean of k / X(k) under them is the mean latency; a tail below
         1e-7 is cut off. Raises ValueError where the replica cannot keep up.
         """
         load = max(float(arrivals_rps), _IDLE_SHARE * self.limit_rps)

@@ -15,6 +15,7 @@ import numpy as np
 
 from scepsy_hpc.metrics import Floats
 from scepsy_hpc.planning.curves.queueing import Server
+from scepsy_hpc.planning.pipeline.pipeline import run_latency_s
 
 _MAX_POPULATION = 20_000
 _NUM_TILTS = 6
@@ -63,7 +64,8 @@ def closed_batch(
     for _ in range(40):
         rate_rps = _between(stages, population, tool_time_s)
         llm_s = max(population / rate_rps - tool_time_s, 0.0)
-        num_now = rate_rps * (overlap * llm_s + tool_time_s)
+        run_s = run_latency_s(llm_s, tool_time_s, overlap)
+        num_now = rate_rps * run_s
         if abs(num_now - num_runs) < 1e-6 * num_runs:
             break
         population *= 1.0 + 0.8 * (num_runs / num_now - 1.0)
@@ -75,7 +77,6 @@ def closed_batch(
         stretch * time_s * stage.parallelism / stage.calls_per_run
         for time_s, stage in zip(times_s, stages, strict=True)
     )
-    run_s = overlap * llm_s + tool_time_s
     return ClosedState(rate_rps, run_s, latencies)
 
 

@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.plan import DemandSummary
+from scepsy_hpc.formats.plan import DemandSummary, Plan
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage, Use, WorkflowLoad, use_of
+from scepsy_hpc.tracing.demand.demand import Demand
 
 
 @dataclass(frozen=True, slots=True)
 class WorkflowDemand:
-    """What the spans of one workflow say, beyond the summary that a plan keeps.
-
-    ``fan_out``: mean number of calls that start together, as a call sees it (E[b^2] / E[b]).
-    ``run_lengths_s`` and ``warnings`` may be empty.
-    """
+    """What a plan keeps of a workflow's demand, and what only spans say, if there are any."""
 
     summary: DemandSummary
-    fan_out: Mapping[str, float] = field(default_factory=dict)
-    cached_tokens: Mapping[str, float] = field(default_factory=dict)
     run_lengths_s: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def kept(self) -> DemandSummary:
-        """The summary as a plan keeps it, with what its prediction needs again."""
-        llms = {
-            alias: replace(
-                demand,
-                fan_out=self.fan_out.get(alias, demand.fan_out),
-                cached_tokens_mean=self.cached_tokens.get(alias, demand.cached_tokens_mean),
-            )
-            for alias, demand in self.summary.llms.items()
-        }
-        return replace(self.summary, llms=llms)
+    @classmethod
+    def of(cls, demand: Demand) -> WorkflowDemand:
+        """From spans."""
+        warnings = tuple(f"{demand.workflow}: {flag}" for flag in demand.flags)
+        return cls(demand.summary(), demand.run_lengths_s, warnings)
 
     def use(self, workflow: str, alias: str) -> Use:
-        """One LLM's use. Without spans the fan-out is taken to be the parallelism."""
+        """One LLM's use. Where the fan-out is unknown it is taken to be the parallelism."""
         demand = self.summary.llms[alias]
-        known = demand.fan_out or max(demand.parallelism, 1.0)
-        cached = self.cached_tokens.get(alias, demand.cached_tokens_mean or 0.0)
-        return use_of(workflow, alias, demand, self.fan_out.get(alias, known), cached)
+        fan_out = demand.fan_out or max(demand.parallelism, 1.0)
+        return use_of(workflow, alias, demand, fan_out, demand.cached_tokens_mean or 0.0)
+
+
+def demands_in(plan: Plan) -> dict[str, WorkflowDemand]:
+    """Demand as far as a plan keeps it. Raises InputError where a workflow has none."""
+    found = {}
+    for workflow in plan.workflows:
+        if workflow.name not in plan.demand:
+            raise InputError(
+                f"plan: demand.{workflow.name}: missing; give the workflow's spans "
+                "(--workflow, --spans and --profiles)"
+            )
+        found[workflow.name] = WorkflowDemand(plan.demand[workflow.name])
+    return found
 
 
 def deployments_of(workflows: Sequence[Workflow]) -> dict[str, dict[str, str]]:

@@ -17,8 +17,8 @@ from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence, evidence_for, no_evidence
 from scepsy_hpc.planning.curves.making import NoCurveError, make_curve, with_engine_args
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, deployments_of
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage, Use, WorkflowLoad
-from scepsy_hpc.planning.pipeline.predict import ClosedBatch, Hosted, predict_batch, predict_open
+from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline, Stage, Use, WorkflowLoad
+from scepsy_hpc.planning.pipeline.predict import ClosedBatch, predict_batch, predict_open
 
 
 def predict_plan(
@@ -132,7 +132,7 @@ def hosted_of(
     demands: Mapping[str, WorkflowDemand],
     bundles: Sequence[Bundle],
     rate_rps: float | None = None,
-) -> tuple[Pipeline, tuple[Hosted, ...]]:
+) -> tuple[Pipeline, tuple[HostedStage, ...]]:
     """The pipeline of a complete plan, and its stages on the curves of the profiles.
 
     ``rate_rps`` is the total of all workflows. Raises InputError.
@@ -157,7 +157,7 @@ def hosted_of(
     hosted = []
     for stage in stages:
         curve = curve_of(stage.name, plan.llms[stage.name], stage.tokens(rates), bundles)
-        hosted.append(Hosted(stage, curve, _num_replicas(plan, stage.name)))
+        hosted.append(HostedStage(stage, curve, num_replicas(plan, stage.name)))
     return Pipeline(tuple(loads), tuple(stages)), tuple(hosted)
 
 
@@ -173,13 +173,18 @@ def _use(workflow: PlanWorkflow, alias: str, demand: WorkflowDemand) -> Use:
 def _rates(plan: Plan, rate_rps: float | None) -> dict[str, float]:
     if rate_rps is not None and not (math.isfinite(rate_rps) and rate_rps > 0):
         raise InputError(f"--rate ({rate_rps}) must be greater than 0")
-    # A workflow without a rate counts as much as any other.
-    mix = {w.name: w.rate_rps or 1.0 for w in plan.workflows}
+    mix = rates_in(plan)
     factor = 1.0 if rate_rps is None else rate_rps / sum(mix.values())
     return {name: rate * factor for name, rate in mix.items()}
 
 
-def _num_replicas(plan: Plan, name: str) -> int:
+def rates_in(plan: Plan) -> dict[str, float]:
+    """Rate of each workflow; one without a rate counts as much as any other."""
+    return {w.name: w.rate_rps or 1.0 for w in plan.workflows}
+
+
+def num_replicas(plan: Plan, name: str) -> int:
+    """Replicas of a deployment. Raises InputError where the plan places another number."""
     placed = Counter(instance.llm for instance in plan.instances)
     said = plan.llms[name].num_replicas
     if plan.instances and placed[name] != said:

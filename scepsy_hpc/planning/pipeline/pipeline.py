@@ -1,24 +1,61 @@
 """The Aggregate LLM Pipeline: one stage per LLM, additive in the stages, so searchable.
 
-Latency of a run = overlap x sum over LLMs of (calls / parallelism) x latency of a call + tool
-time; throughput = the smallest replicas x capacity / calls. Several workflows share a stage when
-model and engine arguments agree: its load is the sum of theirs, its tokens mixed by calls. Source:
-Scepsy (arXiv 2604.15186), with overlap, tool time and bursts added as the contract defines them.
+The latency of a run is ``run_latency_s``; throughput = the smallest replicas x capacity / calls.
+Several workflows share a stage when model and engine arguments agree: its load is the sum of
+theirs, its tokens mixed by calls. Source: Scepsy (arXiv 2604.15186), with overlap, tool time and
+bursts added as the contract defines them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.plan import DemandSummary, LlmDemand
+from scepsy_hpc.formats.plan import LlmDemand
 from scepsy_hpc.formats.workflow import Llm
+from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION, Curve, TokenLengths, latencies_s
-from scepsy_hpc.planning.search.problem import OptionTable
+from scepsy_hpc.planning.search.problem import Option, OptionTable
+
+_Seconds = TypeVar("_Seconds", float, Floats)
+
+
+def run_latency_s(llm_s: float, tool_time_s: float, overlap: float = 1.0) -> float:
+    """Mean latency of a run = ω·Σ(n/p)·L + tool_time.
+
+    ``llm_s`` is the sum over its LLMs: n calls, p of them at a time, each taking L. ω, the
+    ``overlap``, is left out where that sum has it already, as costs do (``Pipeline.cost_s``).
+    """
+    return overlap * llm_s + tool_time_s
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLoad:
+    """What each replica of a deployment sees: calls per second, arriving so many at once."""
+
+    curve: Curve
+    arrivals_rps: float
+    burst: int = 1
+
+    @property
+    def latency_s(self) -> float:
+        """Mean latency of a call; infinite where the replica cannot keep up."""
+        return self.curve.latency_s(self.arrivals_rps, self.burst)
+
+    @property
+    def utilisation(self) -> float:
+        """Part of the replica's capacity."""
+        return self.arrivals_rps / self.curve.capacity_rps
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What the curve rests on at this load."""
+        return self.curve.flags_at(self.arrivals_rps, self.burst)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +103,28 @@ class Stage:
             sum(part * use.tokens.cached for part, use in mix),
         )
 
-    def burst(self, rates_rps: Mapping[str, float], num_replicas: int) -> int:
-        """Calls of one fan-out that reach the same replica: the dispatcher spreads them evenly."""
+    def load(self, rates_rps: Mapping[str, float], num_replicas: Ints) -> tuple[Floats, Ints]:
+        """Calls per second that each replica sees, and how many of a fan-out come at once.
+
+        For every number of replicas: the dispatcher spreads calls and fan-outs evenly over them.
+        """
         fan_out = sum(part * use.fan_out for part, use in self._mix(rates_rps))
-        return max(math.ceil(max(round(fan_out, 2), 1.0) / num_replicas - 1e-9), 1)
+        bursts = np.ceil(max(round(fan_out, 2), 1.0) / num_replicas - 1e-9)
+        return self.calls_rps(rates_rps) / num_replicas, np.maximum(bursts, 1).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class HostedStage:
+    """A stage on replicas of one kind."""
+
+    stage: Stage
+    curve: Curve
+    num_replicas: int
+
+    def load(self, rates_rps: Mapping[str, float]) -> ReplicaLoad:
+        """What each replica sees at these rates of the workflows."""
+        loads_rps, bursts = self.stage.load(rates_rps, np.array([self.num_replicas]))
+        return ReplicaLoad(self.curve, float(loads_rps[0]), int(bursts[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,37 +159,63 @@ class Pipeline:
         """Tool time of a run, weighted by rate: the part of the latency that no GPU changes."""
         return sum(w.rate_rps * w.tool_time_s for w in self.workflows) / self.total_rps
 
-    def at_rates(self, factor: float) -> Pipeline:
-        """The same mix of workflows at ``factor`` times the rates."""
-        scaled = tuple(
-            WorkflowLoad(w.name, w.rate_rps * factor, w.overlap, w.tool_time_s)
-            for w in self.workflows
-        )
-        return Pipeline(scaled, self.stages)
-
-    def rounds(self, stage: Stage) -> float:
-        """Seconds of a run's mean latency per second of a call's latency in ``stage``."""
-        overlap = {w.name: w.overlap for w in self.workflows}
-        rates = self.rates_rps
-        return (
-            sum(rates[u.workflow] * overlap[u.workflow] * u.num_rounds for u in stage.uses)
-            / self.total_rps
-        )
-
-    def latency_s(self, workflow: str, call_latency_s: Mapping[str, float]) -> float:
-        """Mean latency of a run, from the mean latency of a call in each stage."""
-        load = next(w for w in self.workflows if w.name == workflow)
-        llm_s = 0.0
+    @property
+    def aliases(self) -> dict[str, dict[str, str]]:
+        """Stage of each workflow's aliases."""
+        found: dict[str, dict[str, str]] = {load.name: {} for load in self.workflows}
         for stage in self.stages:
             for use in stage.uses:
-                if use.workflow == workflow and use.calls_per_run > 0:
-                    llm_s += use.num_rounds * call_latency_s[stage.name]
-        return load.overlap * llm_s + load.tool_time_s
+                found[use.workflow][use.alias] = stage.name
+        return found
 
-    def theta(self, stage: Stage, curve: Curve, num_replicas: int) -> float:
+    def at_rates(self, factor: float) -> Pipeline:
+        """The same mix of workflows at ``factor`` times the rates."""
+        scaled = (replace(load, rate_rps=load.rate_rps * factor) for load in self.workflows)
+        return replace(self, workflows=tuple(scaled))
+
+    def hosted_by(self, chosen: Mapping[str, Option]) -> tuple[HostedStage, ...]:
+        """The stages on the options of ``tables`` that were chosen for them."""
+        found = []
+        for stage in self.stages:
+            option = chosen[stage.name]
+            assert isinstance(option.payload, Curve)
+            found.append(HostedStage(stage, option.payload, option.num_replicas))
+        return tuple(found)
+
+    def cost_s(self, stage: Stage, call_latency_s: _Seconds) -> _Seconds | float:
+        """What a stage adds to the mean latency of all runs: ω·(n/p)·L, the mean over workflows.
+
+        Nothing where it is never called, whatever a call would take.
+        """
+        rates, overlap = self.rates_rps, {load.name: load.overlap for load in self.workflows}
+        rounds = sum(rates[u.workflow] * overlap[u.workflow] * u.num_rounds for u in stage.uses)
+        rounds /= self.total_rps
+        return rounds * call_latency_s if rounds > 0 else 0.0
+
+    def cost_on(self, hosted: Sequence[HostedStage]) -> float:
+        """What all stages add to the mean latency of all runs."""
+        rates = self.rates_rps
+        return math.fsum(self.cost_s(host.stage, host.load(rates).latency_s) for host in hosted)
+
+    def mean_latency_s(self, cost_s: float) -> float:
+        """Mean latency of all runs, to which the LLMs add ``cost_s``."""
+        return run_latency_s(cost_s, self.tool_time_s)
+
+    def latency_s(self, workflow: str, call_latency_s: Mapping[str, float]) -> float:
+        """Mean latency of one workflow's runs, from that of a call in each stage."""
+        load = next(w for w in self.workflows if w.name == workflow)
+        llm_s = sum(
+            use.num_rounds * call_latency_s[stage.name]
+            for stage in self.stages
+            for use in stage.uses
+            if use.workflow == workflow and use.calls_per_run > 0
+        )
+        return run_latency_s(llm_s, load.tool_time_s, load.overlap)
+
+    def theta(self, host: HostedStage) -> float:
         """Times the wanted rates that a stage can serve at capacity; infinite without calls."""
-        calls = stage.calls_rps(self.rates_rps)
-        return num_replicas * curve.capacity_rps / calls if calls > 0 else math.inf
+        calls = host.stage.calls_rps(self.rates_rps)
+        return host.num_replicas * host.curve.capacity_rps / calls if calls > 0 else math.inf
 
     def tables(
         self, candidates: Mapping[str, Sequence[tuple[Curve, int]]], with_cost: bool = True
@@ -145,21 +226,21 @@ class Pipeline:
         for. The throughput of an option is in units of the wanted rates. Without cost (for the
         highest rate) only throughput matters and costs are zero.
         """
-        found: list[OptionTable] = []
-        rates = self.rates_rps
-        jobs: list[tuple[Stage, Curve, np.ndarray]] = []
-        for stage in self.stages:
-            for curve, most in candidates[stage.name]:
-                jobs.append((stage, curve, np.arange(1, most + 1)))
+        jobs = [
+            (stage, curve, np.arange(1, most + 1))
+            for stage in self.stages
+            for curve, most in candidates[stage.name]
+        ]
         costs = self._costs(jobs) if with_cost else [np.zeros(len(r)) for _, _, r in jobs]
+        found = []
         for (stage, curve, replicas), cost_s in zip(jobs, costs, strict=True):
-            calls = stage.calls_rps(rates)
+            calls = stage.calls_rps(self.rates_rps)
             yields = replicas * curve.usable_rps / calls if calls > 0 else replicas * math.inf
             found.append(
                 OptionTable(
                     stage.name,
                     *curve.kind,
-                    num_replicas=replicas.astype(np.int64),
+                    num_replicas=replicas,
                     cost_s=cost_s,
                     throughput_rps=np.asarray(yields, dtype=np.float64),
                     payload=curve,
@@ -167,54 +248,36 @@ class Pipeline:
             )
         return tuple(found)
 
-    def _costs(self, jobs: Sequence[tuple[Stage, Curve, np.ndarray]]) -> list[np.ndarray]:
-        """Cost of each option: its seconds of a run's mean latency; infinite above 95%."""
-        rates = self.rates_rps
+    def _costs(self, jobs: Sequence[tuple[Stage, Curve, Ints]]) -> list[Floats]:
+        """``cost_s`` of each option, all latencies at once; infinite above 95%."""
+        seen = [stage.load(self.rates_rps, replicas) for stage, _, replicas in jobs]
+        loads_rps, bursts = (np.concatenate(column) for column in zip(*seen, strict=True))
+        sizes = [len(replicas) for _, _, replicas in jobs]
+        which = np.repeat(np.arange(len(jobs)), sizes)
         curves = [curve for _, curve, _ in jobs]
-        which, loads, bursts, rounds = [], [], [], []
-        for index, (stage, curve, replicas) in enumerate(jobs):
-            load = stage.calls_rps(rates) / replicas
-            near = load <= MAX_UTILISATION * curve.usable_rps * (1 + 1e-12)
-            which.append(np.full(len(replicas), index))
-            loads.append(np.where(near, load, np.inf))
-            # Above the fan-out every replica gets single calls.
-            first = [stage.burst(rates, int(r)) for r in replicas[: 1 + _most_fan_out(stage)]]
-            bursts.append(np.array([*first, *[1] * (len(replicas) - len(first))]))
-            rounds.append(np.full(len(replicas), self.rounds(stage)))
-        flat = np.concatenate(loads)
-        usable = np.isfinite(flat)
-        cost_s = np.full(len(flat), np.inf)
-        cost_s[usable] = latencies_s(
-            curves,
-            np.concatenate(which)[usable],
-            flat[usable],
-            np.concatenate(bursts)[usable].astype(np.int64),
-        )
-        weights = np.concatenate(rounds)
-        # An LLM that is never called costs nothing, whatever its latency.
-        cost_s = np.where(weights > 0, cost_s * weights, np.where(usable, 0.0, np.inf))
-        return np.split(cost_s, np.cumsum([len(r) for _, _, r in jobs])[:-1])
-
-
-def _most_fan_out(stage: Stage) -> int:
-    return math.ceil(max(use.fan_out for use in stage.uses))
+        most = np.array([MAX_UTILISATION * c.usable_rps * (1 + 1e-12) for c in curves])[which]
+        usable = loads_rps <= most
+        found_s = np.full(len(which), np.inf)
+        found_s[usable] = latencies_s(curves, which[usable], loads_rps[usable], bursts[usable])
+        each_s = np.split(found_s, np.cumsum(sizes)[:-1])
+        return [
+            np.where(np.isfinite(call_s), self.cost_s(stage, call_s), np.inf)
+            for (stage, _, _), call_s in zip(jobs, each_s, strict=True)
+        ]
 
 
 def use_of(workflow: str, alias: str, demand: LlmDemand, fan_out: float, cached: float) -> Use:
     """One workflow's use of an LLM. Raises InputError where its token lengths are unknown."""
     if demand.calls_per_run <= 0:
         return Use(workflow, alias, 0.0, 1.0, 1.0, TokenLengths(1.0, 1.0))
-    inputs, outputs = demand.input_tokens_mean, demand.output_tokens_mean
-    for key, value in (("input_tokens", inputs), ("output_tokens", outputs)):
-        if value is None:
+    lengths = []
+    for key in ("input_tokens", "output_tokens"):
+        mean = getattr(demand, f"{key}_mean")
+        if mean is None:
             raise InputError(
                 f"workflow {workflow}, LLM {alias}: {key} is on none of its spans; a curve needs "
                 "the token lengths (the engine's usage must be recorded)"
             )
-    tokens = TokenLengths(max(inputs or 0.0, 1.0), max(outputs or 0.0, 1.0), cached)
+        lengths.append(max(mean, 1.0))
+    tokens = TokenLengths(lengths[0], lengths[1], cached)
     return Use(workflow, alias, demand.calls_per_run, demand.parallelism, fan_out, tokens)
-
-
-def loads_of(demand: Mapping[str, DemandSummary], rates: Mapping[str, float]) -> list[WorkflowLoad]:
-    """The parts of demand that no LLM changes."""
-    return [WorkflowLoad(w, rates[w], d.overlap, d.tool_time_s) for w, d in demand.items()]

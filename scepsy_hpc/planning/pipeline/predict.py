@@ -6,22 +6,13 @@ Percentiles stay unknown here: they come from replay or simulation.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scepsy_hpc.formats.figures import Figures, LlmFigures, RunFigures
-from scepsy_hpc.planning.curves.curve import MAX_UTILISATION, Curve
+from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
 from scepsy_hpc.planning.pipeline.closed_network import ClosedStage, ClosedState, closed_batch
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage
-
-
-@dataclass(frozen=True, slots=True)
-class Hosted:
-    """A stage on its hardware."""
-
-    stage: Stage
-    curve: Curve
-    num_replicas: int
+from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +27,26 @@ class ClosedBatch:
     run_lengths_s: tuple[float, ...] = ()
 
 
-def predict_open(pipeline: Pipeline, hosted: Sequence[Hosted]) -> Figures:
+def predict_open(pipeline: Pipeline, hosted: Sequence[HostedStage]) -> Figures:
     """Figures under Poisson arrivals at the pipeline's rates; null where a stage is overloaded."""
     rates = pipeline.rates_rps
     latency_s: dict[str, float] = {}
     flags: list[str] = []
     for host in hosted:
-        load, burst = _load(host, rates)
-        latency_s[host.stage.name] = host.curve.latency_s(load, burst)
-        flags += [f"{host.stage.name}: {flag}" for flag in host.curve.flags_at(load, burst)]
-        utilisation = load / host.curve.capacity_rps
-        if utilisation > MAX_UTILISATION * (1 + 1e-9):
-            what = "overloaded" if math.isinf(latency_s[host.stage.name]) else "above_95_percent"
-            flags.append(f"{host.stage.name}: {what}: at {100 * utilisation:.0f}% of capacity")
+        name, load = host.stage.name, host.load(rates)
+        latency_s[name] = load.latency_s
+        flags += [f"{name}: {flag}" for flag in load.flags]
+        if load.utilisation > MAX_UTILISATION * (1 + 1e-9):
+            what = "overloaded" if math.isinf(latency_s[name]) else "above_95_percent"
+            flags.append(f"{name}: {what}: at {100 * load.utilisation:.0f}% of capacity")
     return _figures(pipeline, hosted, latency_s, flags)
 
 
-def _load(host: Hosted, rates: Mapping[str, float]) -> tuple[float, int]:
-    """Calls per second and burst that one replica sees."""
-    load = host.stage.calls_rps(rates) / host.num_replicas
-    return load, host.stage.burst(rates, host.num_replicas)
-
-
 def _figures(
-    pipeline: Pipeline, hosted: Sequence[Hosted], latency_s: dict[str, float], flags: list[str]
+    pipeline: Pipeline, hosted: Sequence[HostedStage], latency_s: dict[str, float], flags: list[str]
 ) -> Figures:
     rates = pipeline.rates_rps
-    theta = {h.stage.name: pipeline.theta(h.stage, h.curve, h.num_replicas) for h in hosted}
+    theta = {h.stage.name: pipeline.theta(h) for h in hosted}
     workflows = {}
     for load in pipeline.workflows:
         used = [h.stage for h in hosted if any(u.workflow == load.name for u in h.stage.uses)]
@@ -71,17 +55,13 @@ def _figures(
             throughput_rps=_finite(factor * load.rate_rps),
             latency_mean_s=_finite(pipeline.latency_s(load.name, latency_s)),
         )
-    costs = {
-        h.stage.name: pipeline.rounds(h.stage) * latency_s[h.stage.name]
-        for h in hosted
-        if pipeline.rounds(h.stage) > 0
-    }
-    total_s = sum(costs.values()) + pipeline.tool_time_s
+    costs_s = {h.stage.name: pipeline.cost_s(h.stage, latency_s[h.stage.name]) for h in hosted}
+    total_s = pipeline.mean_latency_s(sum(costs_s.values()))
     llms = {
         h.stage.name: LlmFigures(
-            utilisation=h.stage.calls_rps(rates) / h.num_replicas / h.curve.capacity_rps,
+            utilisation=h.load(rates).utilisation,
             latency_mean_s=_finite(latency_s[h.stage.name]),
-            share_of_latency=_finite(costs.get(h.stage.name, 0.0) / total_s if total_s else 0.0),
+            share_of_latency=_finite(costs_s[h.stage.name] / total_s if total_s else 0.0),
         )
         for h in hosted
     }
@@ -98,7 +78,7 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def predict_batch(pipeline: Pipeline, hosted: Sequence[Hosted], batch: ClosedBatch) -> Figures:
+def predict_batch(pipeline: Pipeline, hosted: Sequence[HostedStage], batch: ClosedBatch) -> Figures:
     """Figures of one workflow's batch, a fixed number of runs in flight, with its makespan."""
     state, flags = closed_state(pipeline, hosted, batch.max_runs_in_flight)
     makespan_s, more = makespan(state, batch)
@@ -122,7 +102,7 @@ def predict_batch(pipeline: Pipeline, hosted: Sequence[Hosted], batch: ClosedBat
 
 
 def closed_state(
-    pipeline: Pipeline, hosted: Sequence[Hosted], num_runs: int
+    pipeline: Pipeline, hosted: Sequence[HostedStage], num_runs: int
 ) -> tuple[ClosedState, list[str]]:
     """Steady state with ``num_runs`` runs of the only workflow in flight, and its flags."""
     load = pipeline.workflows[0]

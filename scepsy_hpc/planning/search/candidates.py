@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.search.pools import Pool, pools_of
-from scepsy_hpc.planning.search.problem import Option, OptionTable, Problem
+from scepsy_hpc.planning.search.problem import Option, OptionTable, SearchProblem
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +59,7 @@ class Space:
         return all(pool.decides and not pool.rows for pool in self.pools)
 
 
-def space_of(problem: Problem) -> Space:
+def space_of(problem: SearchProblem) -> Space:
     """Columns of all options that fit the free GPUs when they have them for themselves."""
     kinds = tuple(dict.fromkeys(table.kind for table in problem.tables))
     pools = pools_of(problem.topology, kinds)

@@ -30,7 +30,7 @@ PRICING_ROUNDS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class CoreResult:
+class Packed:
     """``rows`` (one per LLM; empty: none found) and a bound on the cost of every choice."""
 
     rows: tuple[int, ...]
@@ -39,16 +39,14 @@ class CoreResult:
     infeasible: bool
 
 
-def cheapest(
-    space: Space, groups: Sequence[Candidates], max_gpus: int, ends_s: float
-) -> CoreResult:
+def cheapest(space: Space, groups: Sequence[Candidates], max_gpus: int, ends_s: float) -> Packed:
     """The choice of least cost that can be packed on at most ``max_gpus`` GPUs.
 
     ``ends_s``: when to stop, on ``time.monotonic``. The lists grow until no option left out could
     be part of a cheaper choice.
     """
     floor, reduced = bounds(space, groups, max_gpus)
-    best, best_cost = CoreResult((), (), floor, infeasible=False), math.inf
+    best, best_cost = Packed((), (), floor, infeasible=False), math.inf
     slack = FIRST_SLACK * abs(floor)
     while True:
         kept, left_out = _kept(reduced, slack)
@@ -60,7 +58,7 @@ def cheapest(
         # A choice is within the lists, or holds an option that was left out.
         proved = max(floor, min(found.bound, floor + left_out, best_cost))
         infeasible = found.infeasible and math.isinf(left_out)
-        best = CoreResult(best.rows, best.packing, proved, infeasible)
+        best = Packed(best.rows, best.packing, proved, infeasible)
         full = all(
             len(k) >= min(len(r), _most(reduced)) for k, r in zip(kept, reduced, strict=True)
         )
@@ -92,7 +90,7 @@ def _model(
     max_gpus: int,
     hint: Sequence[int],
     ends_s: float,
-) -> CoreResult:
+) -> Packed:
     """Solve over the kept options; rows are those of the groups."""
     choices = [
         cp_sat.Choices(g.kind[k], g.replicas[k], g.cost[k])
@@ -103,7 +101,7 @@ def _model(
     result = cp_sat.choose_and_pack(space.kinds, choices, space.pools, max_gpus, left_s, start)
     rows = tuple(int(k[row]) for k, row in zip(kept, result.rows, strict=False))
     bound = math.inf if result.infeasible else result.bound
-    return CoreResult(rows, result.packing, bound, result.infeasible)
+    return Packed(rows, result.packing, bound, result.infeasible)
 
 
 def bounds(space: Space, groups: Sequence[Candidates], max_gpus: int) -> tuple[float, list[Floats]]:

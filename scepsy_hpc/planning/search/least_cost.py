@@ -12,7 +12,7 @@ import numpy as np
 from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.planning.search.candidates import Candidates, Space
 from scepsy_hpc.planning.search.placement import num_gpus, place
-from scepsy_hpc.planning.search.problem import Method, Option, Problem
+from scepsy_hpc.planning.search.problem import Method, Option, SearchProblem
 from scepsy_hpc.planning.search.relaxation import Relaxation, relax
 
 MOST_TRIES = 8  # placements tried at fewer GPUs when the model found nothing in time
@@ -48,7 +48,7 @@ class Found:
 class Fitter:
     """One problem's space, and until when to work on it (``time.monotonic``)."""
 
-    problem: Problem
+    problem: SearchProblem
     space: Space
     ends_s: float
 

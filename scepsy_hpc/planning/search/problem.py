@@ -95,7 +95,7 @@ def tables_of(options: Iterable[Option]) -> tuple[OptionTable, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class SearchProblem:
     """Choose one option per LLM so that all replicas fit the free GPUs of the topology.
 
     ``min_cost``: the smallest sum of costs among options that reach ``min_throughput_rps``.

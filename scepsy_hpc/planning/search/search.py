@@ -2,7 +2,7 @@
 
 GPU units are counted by a multiple-choice knapsack (``relaxation``), which gives the best value at
 every number of GPUs at once. Its choice is proved best as soon as it can be placed. Where it
-cannot, a constraint model (``core``, ``cp_sat``) decides choice and packing together, and the
+cannot, a constraint model (``lagrangian``, ``cp_sat``) decides choice and packing together, and the
 solution says how far from the bound it may be.
 """
 
@@ -22,7 +22,7 @@ from scepsy_hpc.planning.search.least_cost import Fitter, Found
 from scepsy_hpc.planning.search.most_throughput import fastest, levels_of
 from scepsy_hpc.planning.search.problem import (
     FrontierPoint,
-    Problem,
+    SearchProblem,
     Solution,
 )
 from scepsy_hpc.planning.search.relaxation import Relaxation, gpus_needed
@@ -31,7 +31,7 @@ TRIES_PER_CHOICE = 10  # cheapest choices looked at for each that is asked for
 MOST_CHECKS = 32  # frontier points that are checked where units alone do not decide
 
 
-def solve(problem: Problem) -> Solution:
+def solve(problem: SearchProblem) -> Solution:
     """The best choice and placement, a bound on it, and the frontier over the number of GPUs.
 
     Where nothing meets the target, ``refused`` says why and ``nearest_*`` what would be feasible.
@@ -44,7 +44,7 @@ def solve(problem: Problem) -> Solution:
 
 
 def best_choices(
-    problem: Problem, num_choices: int, best: Solution | None = None
+    problem: SearchProblem, num_choices: int, best: Solution | None = None
 ) -> list[Solution]:
     """The answer and further choices of rising cost, for ranking by what the search cannot see.
 
@@ -201,7 +201,7 @@ def _solution(
     )
 
 
-def _too_fast(problem: Problem) -> Solution:
+def _too_fast(problem: SearchProblem) -> Solution:
     """Nothing reaches the target: say what could be reached, whatever it costs, or on more GPUs."""
     tables = tuple(replace(t, cost_s=np.zeros(len(t.cost_s))) for t in problem.tables)
     best = solve(
@@ -222,7 +222,7 @@ def _too_fast(problem: Problem) -> Solution:
     )
 
 
-def _enough_gpus(problem: Problem) -> int | None:
+def _enough_gpus(problem: SearchProblem) -> int | None:
     """Fewest GPUs of the topology that meet the target, if only the limit on GPUs forbids it."""
     if problem.max_gpus is None:
         return None
@@ -230,12 +230,12 @@ def _enough_gpus(problem: Problem) -> int | None:
     return best.num_gpus if best.is_feasible else None
 
 
-def _short(problem: Problem, nearest: float | None) -> str:
+def _short(problem: SearchProblem, nearest: float | None) -> str:
     said = "nothing is feasible" if nearest is None else f"at most {nearest:.6g} runs/s are"
     return f"{problem.min_throughput_rps:.6g} runs/s are out of reach: {said}"
 
 
-def _too_dear(problem: Problem, best: Found, limit: float) -> Solution:
+def _too_dear(problem: SearchProblem, best: Found, limit: float) -> Solution:
     return replace(
         _nothing(
             f"the least cost is {best.cost_s:.6g} s, above the limit of {limit:.6g} s",

@@ -21,52 +21,15 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from scepsy_hpc.bundles.step_time import EngineModel
-from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve
-from scepsy_hpc.planning.simulation.flows import (
-    Arrivals,
-    Flow,
-    Script,
-    aliases_of,
-    arrivals_of,
-    hosts_of,
-)
-from scepsy_hpc.planning.simulation.hosts import Host
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, arrivals_of
+from scepsy_hpc.planning.simulation.flows import Flow, Script, aliases_of
+from scepsy_hpc.planning.simulation.hosts import Host, hosts_of
 from scepsy_hpc.planning.simulation.replicas import Replica
-from scepsy_hpc.planning.simulation.results import Timeline, result_of
+from scepsy_hpc.planning.simulation.results import Timeline
 from scepsy_hpc.planning.simulation.run_graph import graph_flags, run_graphs
-
-
-def simulate_plan(
-    plan: Plan,
-    spans_by_workflow: Mapping[str, Sequence[Span]],
-    curves: Mapping[str, Curve],
-    arrivals: Arrivals | Mapping[str, Arrivals],
-    *,
-    seed: int = 0,
-    engine_models: Mapping[str, EngineModel] | None = None,
-    profiled_on_spans: Collection[str] = (),
-) -> Figures:
-    """Simulate traced runs on a plan; figures of the runs and of each deployment.
-
-    ``curves`` and ``engine_models`` are by deployment; a deployment without an engine model is a
-    processor-sharing server. ``arrivals`` may be by workflow; open ones for all are split by the
-    plan's mix of rates. ``profiled_on_spans``: deployments whose points were measured with the
-    traced calls' own lengths instead of calls alike, so that their dispersion is in the curve
-    already. Raises InputError.
-    """
-    timeline = simulate_timeline(
-        plan,
-        spans_by_workflow,
-        curves,
-        arrivals,
-        seed=seed,
-        engine_models=engine_models,
-        profiled_on_spans=profiled_on_spans,
-    )
-    return result_of(timeline, seed)
 
 
 def simulate_timeline(
@@ -79,16 +42,23 @@ def simulate_timeline(
     engine_models: Mapping[str, EngineModel] | None = None,
     profiled_on_spans: Collection[str] = (),
 ) -> Timeline:
-    """The same, as what happened when. Raises InputError."""
+    """Simulate traced runs on a complete plan: what happened when (figures: ``result_of``).
+
+    ``curves`` and ``engine_models`` are by deployment; a deployment without an engine model is a
+    processor-sharing server. ``arrivals`` may be by workflow; open ones for all are split by the
+    plan's mix of rates. ``profiled_on_spans``: deployments whose points were measured with the
+    traced calls' own lengths instead of calls alike, so that their dispersion is in the curve
+    already. Raises InputError.
+    """
     graphs = {name: run_graphs(spans) for name, spans in spans_by_workflow.items()}
-    by_workflow = arrivals_of(plan, arrivals, graphs)
     names = {name: aliases_of(plan, name, mine) for name, mine in graphs.items()}
+    by_workflow = arrivals_of(plan, arrivals, graphs)
     hosts = hosts_of(plan, names, graphs, curves, engine_models or {}, profiled_on_spans)
     flows = [
         Flow.of(name, graphs[name], names[name], hosts, by_workflow[name], seed) for name in graphs
     ]
     flags = [f"{name}: {flag}" for name, mine in graphs.items() for flag in graph_flags(mine)]
-    simulation = _Simulation(flows, hosts)
+    simulation = _Simulation(flows, hosts, seed)
     simulation.run()
     timeline = simulation.timeline
     flags += [flag for flow in flows for flag in flow.flags]
@@ -132,9 +102,9 @@ _ARRIVE, _READY, _END, _REPLICA, _LEAVE = range(5)
 class _Simulation:
     """The event loop. Runs and calls are numbered as they start."""
 
-    def __init__(self, flows: Sequence[Flow], hosts: Mapping[str, Host]) -> None:
+    def __init__(self, flows: Sequence[Flow], hosts: Mapping[str, Host], seed: int) -> None:
         self.flows = flows
-        self.timeline = Timeline.of([flow.name for flow in flows], hosts)
+        self.timeline = Timeline(tuple(flow.name for flow in flows), hosts, seed)
         self.groups: dict[str, _Group] = {}
         self.replicas: list[tuple[Replica, _Group]] = []
         for name, host in hosts.items():
@@ -210,7 +180,7 @@ class _Simulation:
         self.num_picked += 1
         group.picked[index] = self.num_picked
         replica = group.first + index
-        call = self.timeline.start_call(run, node, name, replica, now_s)
+        call = self.timeline.start_call(run, name, replica, now_s)
         self.calls.append((run, node))
         group.replicas[index].add(call, size, now_s)
         group.rank(index)

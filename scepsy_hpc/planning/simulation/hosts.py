@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scepsy_hpc.bundles.step_time import EngineModel
+from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.planning.curves.curve import Curve
+from scepsy_hpc.planning.pipeline.of_plan import num_replicas
 from scepsy_hpc.planning.simulation.replicas import (
     ContinuousBatching,
     Engine,
@@ -17,6 +20,7 @@ from scepsy_hpc.planning.simulation.replicas import (
     Replica,
     Size,
 )
+from scepsy_hpc.planning.simulation.run_graph import RunGraph, RunNode
 
 OUTPUT_TOKEN_WORK = 28.0
 """Work of an output token in input tokens where no TTFT says: the median of shipped profiles."""
@@ -52,9 +56,38 @@ class Host:
             return ProcessorSharing(self.curve.server)
         return ContinuousBatching(self.engine)
 
-    def size(self, inputs: int | None, outputs: int | None, cached: int | None) -> Size:
+    def size(self, node: RunNode) -> Size:
         """Size of a call; tokens that are unknown are those of a mean call."""
-        return size_of(self.curve, inputs, outputs, cached)
+        return size_of(self.curve, node.input_tokens, node.output_tokens, node.cached_tokens)
+
+
+def hosts_of(
+    plan: Plan,
+    names: Mapping[str, Mapping[str, str]],
+    graphs: Mapping[str, Sequence[RunGraph]],
+    curves: Mapping[str, Curve],
+    engine_models: Mapping[str, EngineModel],
+    profiled_on_spans: Collection[str],
+) -> dict[str, Host]:
+    """Every deployment that has a curve, on its replicas. Raises InputError where one lacks."""
+    nodes: dict[str, list[RunNode]] = {}
+    for workflow, mine in graphs.items():
+        for node in (node for graph in mine for node in graph.nodes if node.llm is not None):
+            nodes.setdefault(names[workflow][str(node.llm)], []).append(node)
+    found = {}
+    for name in plan.llms:
+        if name not in curves:
+            if name in nodes:
+                raise InputError(f"{name}: has no curve; simulation needs one for each LLM called")
+            continue
+        host = Host(curves[name], num_replicas(plan, name))
+        if name in engine_models and name in nodes:
+            sizes = mean_sizes(host.curve)
+            if name in profiled_on_spans:
+                sizes = [host.size(node) for node in nodes[name]]
+            host = replace(host, engine=engine_on(engine_models[name], host.curve, sizes))
+        found[name] = host
+    return found
 
 
 def size_of(curve: Curve, inputs: int | None, outputs: int | None, cached: int | None) -> Size:

@@ -6,7 +6,7 @@ follows from its dependency graph. All runs are one graph, worked off level by l
 a few array operations a level.
 
 Draws of different calls are independent. In truth the calls of a run that are close in time see
-the same queue, so tails are somewhat longer than replay says; ``simulation`` has that effect. The
+the same queue, so tails are somewhat longer than replay says; ``events`` has that effect. The
 draws depend on seed and call alone: candidates are compared under the same luck.
 """
 
@@ -20,9 +20,7 @@ import numpy as np
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.figures import RunFigures
 from scepsy_hpc.metrics import Floats, Ints
-from scepsy_hpc.planning.curves.curve import Curve
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import Hosted
+from scepsy_hpc.planning.pipeline.pipeline import ReplicaLoad
 from scepsy_hpc.planning.simulation.hosts import prompt_part, size_of
 from scepsy_hpc.planning.simulation.percentiles import latency_figures, run_intervals
 from scepsy_hpc.planning.simulation.run_graph import RunGraph
@@ -30,15 +28,6 @@ from scepsy_hpc.planning.simulation.run_graph import RunGraph
 NUM_DRAWS = 200
 NUM_BINS = 2048
 _DRAWS_AT_ONCE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class CallLoad:
-    """What the replicas of one deployment see: calls per second each, arriving so many at once."""
-
-    curve: Curve
-    arrivals_rps: float
-    burst: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +110,7 @@ class Replay:
 
     def figures(
         self,
-        loads: Mapping[str, CallLoad],
+        loads: Mapping[str, ReplicaLoad],
         seed: int = 0,
         num_draws: int = NUM_DRAWS,
         with_intervals: bool = True,
@@ -147,7 +136,7 @@ class Replay:
             )
         return found
 
-    def draw(self, loads: Mapping[str, CallLoad], seed: int, num_draws: int) -> Floats:
+    def draw(self, loads: Mapping[str, ReplicaLoad], seed: int, num_draws: int) -> Floats:
         """Run lengths (s), shape (runs, draws)."""
         if num_draws < 1:
             raise InputError(f"num_draws ({num_draws}) must be at least 1")
@@ -172,7 +161,7 @@ class Replay:
         used = set(np.unique(self.deployment).tolist())
         return [(i, name) for i, name in enumerate(self.deployments) if i in used]
 
-    def _is_overloaded(self, loads: Mapping[str, CallLoad]) -> bool:
+    def _is_overloaded(self, loads: Mapping[str, ReplicaLoad]) -> bool:
         for _, name in self._called():
             if name not in loads:
                 raise InputError(f"{name}: has no load; replay needs one for each LLM called")
@@ -181,7 +170,7 @@ class Replay:
                 return True
         return False
 
-    def _tables(self, loads: Mapping[str, CallLoad]) -> tuple[Floats, Floats]:
+    def _tables(self, loads: Mapping[str, ReplicaLoad]) -> tuple[Floats, Floats]:
         """Time of a mean call's prompt and of its output by (deployment, bin), flat.
 
         Bins are equally likely; each holds the mean over its part, so no mean is lost.
@@ -203,7 +192,7 @@ class Replay:
                 table[index] = np.diff(np.interp(edges, knots, sums)) * NUM_BINS
         return prompts_s.ravel(), outputs_s.ravel()
 
-    def _scales(self, loads: Mapping[str, CallLoad]) -> tuple[Floats, Floats]:
+    def _scales(self, loads: Mapping[str, ReplicaLoad]) -> tuple[Floats, Floats]:
         """Prompt and output of each node's call relative to the mean call of its curve."""
         prompt, output = np.zeros(self.num_nodes), np.zeros(self.num_nodes)
         for index, name in self._called():
@@ -220,26 +209,6 @@ class Replay:
             scales = np.array(pairs)[which.ravel()]
             prompt[mine], output[mine] = scales[:, 0], scales[:, 1]
         return prompt, output
-
-
-def names_in(pipeline: Pipeline) -> dict[str, dict[str, str]]:
-    """Deployment of each workflow's aliases."""
-    found: dict[str, dict[str, str]] = {load.name: {} for load in pipeline.workflows}
-    for stage in pipeline.stages:
-        for use in stage.uses:
-            found[use.workflow][use.alias] = stage.name
-    return found
-
-
-def loads_on(pipeline: Pipeline, hosted: Sequence[Hosted]) -> dict[str, CallLoad]:
-    """Loads of a candidate at the pipeline's rates, by deployment."""
-    rates = pipeline.rates_rps
-    found = {}
-    for host in hosted:
-        load_rps = host.stage.calls_rps(rates) / host.num_replicas
-        burst = host.stage.burst(rates, host.num_replicas)
-        found[host.stage.name] = CallLoad(host.curve, load_rps, burst)
-    return found
 
 
 class _Flat:

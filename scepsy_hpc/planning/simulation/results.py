@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,23 +25,18 @@ class Timeline:
 
     workflows: tuple[str, ...]
     hosts: Mapping[str, Host]
+    seed: int
     run_workflow: list[int] = field(default_factory=list)
     run_traced: list[int] = field(default_factory=list)
     run_start_s: list[float] = field(default_factory=list)
     run_end_s: list[float] = field(default_factory=list)
     run_is_ok: list[bool] = field(default_factory=list)
     call_run: list[int] = field(default_factory=list)
-    call_node: list[int] = field(default_factory=list)
     call_deployment: list[str] = field(default_factory=list)
     call_replica: list[int] = field(default_factory=list)
     call_start_s: list[float] = field(default_factory=list)
     call_end_s: list[float] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, workflows: Sequence[str], hosts: Mapping[str, Host]) -> Timeline:
-        """Nothing has happened yet."""
-        return cls(tuple(workflows), hosts)
 
     def start_run(self, workflow: int, traced: int, now_s: float, is_ok: bool) -> int:
         """Number of a run that starts."""
@@ -56,10 +51,9 @@ class Timeline:
         """A run has ended."""
         self.run_end_s[run] = now_s
 
-    def start_call(self, run: int, node: int, deployment: str, replica: int, now_s: float) -> int:
+    def start_call(self, run: int, deployment: str, replica: int, now_s: float) -> int:
         """Number of a call that starts."""
         self.call_run.append(run)
-        self.call_node.append(node)
         self.call_deployment.append(deployment)
         self.call_replica.append(replica)
         self.call_start_s.append(now_s)
@@ -71,15 +65,15 @@ class Timeline:
         self.call_end_s[call] = now_s
 
 
-def result_of(timeline: Timeline, seed: int) -> Figures:
-    """Figures of a timeline."""
+def result_of(timeline: Timeline) -> Figures:
+    """Figures of the runs and of each deployment."""
     start_s, end_s = np.array(timeline.run_start_s), np.array(timeline.run_end_s)
     ok, workflow = np.array(timeline.run_is_ok), np.array(timeline.run_workflow)
     per_workflow = {}
     for index, name in enumerate(timeline.workflows):
         mine = workflow == index
-        per_workflow[name] = _runs(start_s[mine], end_s[mine], ok[mine], seed)
-    overall = _runs(start_s, end_s, ok, seed)
+        per_workflow[name] = _runs(start_s[mine], end_s[mine], ok[mine], timeline.seed)
+    overall = _runs(start_s, end_s, ok, timeline.seed)
     flags = list(timeline.flags)
     few = [n for n, w in per_workflow.items() if w.num_ok < _FEW_RUNS]
     if few:
@@ -90,7 +84,7 @@ def result_of(timeline: Timeline, seed: int) -> Figures:
     return Figures.of(
         overall,
         how="simulated",
-        seed=seed,
+        seed=timeline.seed,
         per_workflow=per_workflow,
         per_llm=_llms(timeline, overall.makespan_s or 0.0),
         flags=tuple(dict.fromkeys(flags)),

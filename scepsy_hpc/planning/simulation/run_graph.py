@@ -28,7 +28,6 @@ class RunNode:
 
     span_id: str
     llm: str | None
-    role: str | None
     parents: tuple[int, ...]
     gap_s: float
     traced_s: float
@@ -52,19 +51,6 @@ class RunGraph:
     traced_s: float
     is_ok: bool
     inferred: bool
-
-    @property
-    def num_calls(self) -> int:
-        """LLM calls that load an engine."""
-        return sum(node.llm is not None for node in self.nodes)
-
-    def end_s(self, durations_s: Sequence[float]) -> float:
-        """Length of the run if its nodes took this long."""
-        ends: list[float] = []
-        for node, duration_s in zip(self.nodes, durations_s, strict=True):
-            ready_s = max((ends[p] for p in node.parents), default=0.0)
-            ends.append(ready_s + node.gap_s + duration_s)
-        return max((ends[p] for p in self.end_parents), default=0.0) + self.tail_s
 
 
 @dataclass(slots=True)
@@ -248,11 +234,10 @@ def _node(piece: _Piece, parents: tuple[int, ...], gap_s: float) -> RunNode:
     duration_s = span.end_s - piece.start_s
     used = span.kind == "llm" and (span.status == "ok" or (span.output_tokens or 0) > 0)
     if not used:
-        return RunNode(span.span_id, None, span.role, parents, gap_s, duration_s)
+        return RunNode(span.span_id, None, parents, gap_s, duration_s)
     return RunNode(
         span_id=span.span_id,
         llm=span.llm,
-        role=span.role,
         parents=parents,
         gap_s=gap_s,
         traced_s=duration_s,

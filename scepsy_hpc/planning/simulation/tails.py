@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.spans import Span
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline
-from scepsy_hpc.planning.pipeline.predict import Hosted
-from scepsy_hpc.planning.simulation.replay import Replay, loads_on, names_in
+from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
+from scepsy_hpc.planning.simulation.replay import Replay
 from scepsy_hpc.planning.simulation.run_graph import RunGraph, run_graphs
 
 MOST_CALLS = 20_000
@@ -34,13 +33,14 @@ class Tails:
         return cls({name: _thinned(run_graphs(mine)) for name, mine in spans.items()})
 
     def figures(
-        self, pipeline: Pipeline, hosted: Sequence[Hosted], with_intervals: bool = True
+        self, pipeline: Pipeline, hosted: Sequence[HostedStage], with_intervals: bool = True
     ) -> dict[str, RunFigures]:
         """Percentiles of each workflow at the pipeline's rates. Raises InputError."""
-        loads = loads_on(pipeline, hosted)
-        return self._replay(names_in(pipeline)).figures(loads, with_intervals=with_intervals)
+        rates = pipeline.rates_rps
+        loads = {host.stage.name: host.load(rates) for host in hosted}
+        return self._replay(pipeline.aliases).figures(loads, with_intervals=with_intervals)
 
-    def p95_s(self, pipeline: Pipeline, hosted: Sequence[Hosted]) -> float:
+    def p95_s(self, pipeline: Pipeline, hosted: Sequence[HostedStage]) -> float:
         """The largest 95th percentile over the workflows; infinite where it is unknown."""
         found = self.figures(pipeline, hosted, with_intervals=False).values()
         return max(f.latency_p95_s if f.latency_p95_s is not None else math.inf for f in found)

@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
+from scepsy_hpc.cluster.guard import signal_group
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.workflow import Agent
-from scepsy_hpc.tracing.agents.nursery import clean_environment, kill_group, open_log
+from scepsy_hpc.tracing.agents.nursery import clean_environment, open_log
 
 
 def check_command(agent: Agent) -> None:
@@ -70,7 +71,7 @@ async def _wait(
     try:
         return await process.wait()
     finally:
-        kill_group(process.pid)
+        signal_group(process.pid)
         await process.wait()
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from scepsy_hpc.cluster.guard import signal_group
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.formats.workflow import Agent
 from scepsy_hpc.tracing.agents.worker import (
@@ -43,12 +43,6 @@ def open_log(path: Path | None) -> Iterator[int | IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as stream:
         yield stream
-
-
-def kill_group(pid: int) -> None:
-    """End a process and what it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
 
 
 class Nursery:
@@ -154,7 +148,7 @@ class Nursery:
     async def close(self) -> None:
         """End the process."""
         if self._process.returncode is None:
-            kill_group(self._process.pid)
+            signal_group(self._process.pid)
         await self._process.wait()
         self._control.close()
 
@@ -200,7 +194,7 @@ class Worker:
     def end(self) -> None:
         """Kill it and what it started. Not while ``run`` waits: use ``hang_up`` first."""
         self._unwatch()
-        kill_group(self.pid)
+        signal_group(self.pid)
         self._channel.close()
         self.nursery.reap(self.pid)
 

@@ -9,7 +9,7 @@ happen to overlap.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,44 +19,28 @@ from scepsy_hpc.tracing.demand.call_table import CallTable
 WINDOW_OF_MEDIAN = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Bursts:
-    """Sizes of one LLM's bursts; ``size_mean`` is None without calls.
-
-    ``size_mean``: calls per burst. ``size_of_a_call``: size of the burst that a call picked at
-    random is in (mean of the squares over the mean), what a call sees of the others.
-    """
-
-    num_bursts: int
-    size_mean: float | None
-    size_of_a_call: float | None
-    size_max: int
-    sizes: dict[int, int]
-
-
-def bursts_of(calls: CallTable, mine: NDArray[np.bool_]) -> Bursts:
-    """Bursts among the calls that ``mine`` [C] picks: those of one LLM."""
+def burst_sizes(calls: CallTable, mine: NDArray[np.bool_]) -> dict[int, int]:
+    """Number of bursts of each size among the calls that ``mine`` [C] picks: those of one LLM."""
     if not mine.any():
-        return Bursts(0, None, None, 0, {})
+        return {}
     run, start_s, duration_s = calls.run[mine], calls.start_s[mine], calls.duration_s[mine]
     window_s = WINDOW_OF_MEDIAN * float(np.median(duration_s))
     order = np.lexsort((start_s, run))
-    sizes = np.array(
-        _sizes(
-            run[order].tolist(),
-            start_s[order].tolist(),
-            (start_s + duration_s)[order].tolist(),
-            window_s,
-        )
+    sizes = _sizes(
+        run[order].tolist(),
+        start_s[order].tolist(),
+        (start_s + duration_s)[order].tolist(),
+        window_s,
     )
     values, counts = np.unique(sizes, return_counts=True)
-    return Bursts(
-        num_bursts=len(sizes),
-        size_mean=float(sizes.mean()),
-        size_of_a_call=float((sizes**2).sum() / sizes.sum()),
-        size_max=int(sizes.max()),
-        sizes={int(v): int(c) for v, c in zip(values, counts, strict=True)},
-    )
+    return {int(v): int(c) for v, c in zip(values, counts, strict=True)}
+
+
+def fan_out_of(sizes: Mapping[int, int]) -> float:
+    """Size of the burst that a call picked at random is in, itself included; 1 without calls."""
+    num_calls = sum(size * count for size, count in sizes.items())
+    squares = sum(size * size * count for size, count in sizes.items())
+    return squares / num_calls if num_calls else 1.0
 
 
 def _sizes(run: list[int], start_s: list[float], end_s: list[float], window_s: float) -> list[int]:

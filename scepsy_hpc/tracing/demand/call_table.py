@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.spans import Span, spans_of_workflow
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.metrics import Floats, Ints
 
 NO_ROLE = "-"
@@ -22,27 +22,31 @@ class CallTable:
     """C calls of R runs. Times count from the start of the call's run; NaN is unknown.
 
     ``run``, ``llm``, ``role`` [C] index ``run_ids``, ``aliases``, ``roles``; ``failed`` [C]: status
-    other than `ok`; ``run_length_s`` [R].
+    other than `ok`; ``prefix_tokens`` [C]: input that repeats an earlier prompt; ``run_length_s``
+    [R]. ``end_s`` [C] and ``first_end_s`` [R], the end of a run's first span to end, are on the
+    recorder's clock: the order in which they were recorded.
     """
 
     run_ids: tuple[str, ...]
     aliases: tuple[str, ...]
     roles: tuple[str, ...]
     run_length_s: Floats
+    first_end_s: Floats
     run: Ints
     llm: Ints
     role: Ints
     start_s: Floats
     duration_s: Floats
+    end_s: Floats
     failed: NDArray[np.bool_]
     input_tokens: Floats
     output_tokens: Floats
     cached_tokens: Floats
+    prefix_tokens: Floats
 
 
-def read_calls(spans: Sequence[Span], workflow: str, aliases: Sequence[str] | None) -> CallTable:
-    """The calls of ``workflow``'s runs. Raises InputError, see ``demand_of``."""
-    mine = spans_of_workflow(spans, workflow)
+def read_calls(mine: Sequence[Span], workflow: str, aliases: Sequence[str] | None) -> CallTable:
+    """The calls in ``mine``, the spans of ``workflow``. Raises InputError, see ``demand_of``."""
     for span in mine:
         if span.end_s < span.start_s:
             raise InputError(
@@ -57,6 +61,7 @@ def read_calls(spans: Sequence[Span], workflow: str, aliases: Sequence[str] | No
     role_index = {role: i for i, role in enumerate(roles)}
     run = np.array([run_index[s.run_id] for s in calls], dtype=np.int64)
     limits_s = np.array(list(windows.values()), dtype=np.float64)
+    prefixes = [s.prefix_of.tokens if s.prefix_of else np.nan for s in calls]
     # None becomes NaN.
     figures = np.array([_FIGURES(s) for s in calls], dtype=np.float64).reshape(-1, 5).T
     return CallTable(
@@ -64,30 +69,45 @@ def read_calls(spans: Sequence[Span], workflow: str, aliases: Sequence[str] | No
         aliases=tuple(llm_index),
         roles=tuple(roles),
         run_length_s=limits_s[:, 1] - limits_s[:, 0],
+        first_end_s=limits_s[:, 2],
         run=run,
         llm=np.array([llm_index[str(s.llm)] for s in calls], dtype=np.int64),
         role=np.array([role_index[s.role or NO_ROLE] for s in calls], dtype=np.int64),
         start_s=figures[0] - limits_s[run, 0],
         duration_s=figures[1] - figures[0],
+        end_s=figures[1],
         failed=np.array([s.status != "ok" for s in calls], dtype=np.bool_),
         input_tokens=figures[2],
         output_tokens=figures[3],
         cached_tokens=figures[4],
+        prefix_tokens=np.array(prefixes, dtype=np.float64),
     )
 
 
-def _windows(spans: Sequence[Span]) -> dict[str, tuple[float, float]]:
-    """Start and end of each run: its run span's, else from its first to its last span."""
+def _windows(spans: Sequence[Span]) -> dict[str, list[float]]:
+    """Start and end of each run: its run span's, else from its first to its last span.
+
+    The third is when the first of its spans ended.
+    """
     told: dict[str, tuple[float, float]] = {}
-    seen: dict[str, tuple[float, float]] = {}
+    seen: dict[str, list[float]] = {}
     for span in spans:
+        start_s, end_s = span.start_s, span.end_s
         if span.kind == "run":
             if span.run_id in told:
                 raise InputError(f"run {span.run_id!r}: has two run spans; run ids must differ")
-            told[span.run_id] = (span.start_s, span.end_s)
-        start_s, end_s = seen.get(span.run_id, (span.start_s, span.end_s))
-        seen[span.run_id] = (min(start_s, span.start_s), max(end_s, span.end_s))
-    return {**seen, **told}
+            told[span.run_id] = (start_s, end_s)
+        window = seen.setdefault(span.run_id, [start_s, end_s, end_s])
+        # Comparisons, not min and max: this loop sees every span.
+        if start_s < window[0]:
+            window[0] = start_s
+        if end_s > window[1]:
+            window[1] = end_s
+        elif end_s < window[2]:
+            window[2] = end_s
+    for run_id, limits_s in told.items():
+        seen[run_id][:2] = limits_s
+    return seen
 
 
 def _llm_index(

@@ -1,25 +1,29 @@
 """Demand: what the spans of a workflow say about each of its LLMs.
 
 Definitions (calls_per_run, parallelism, share, tool time, overlap) are the contract's; those of
-fan-out bursts and of stability are below.
+fan-out bursts and of stability are in modules of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.files import record
+from scepsy_hpc.formats.plan import DemandSummary, LlmDemand
+from scepsy_hpc.formats.spans import Span, spans_of_workflow
 from scepsy_hpc.metrics import Floats, Ints
-from scepsy_hpc.tracing.demand.bursts import Bursts, bursts_of
+from scepsy_hpc.tracing.demand.bursts import burst_sizes, fan_out_of
 from scepsy_hpc.tracing.demand.call_table import CallTable, read_calls
-from scepsy_hpc.tracing.demand.stability import UNSTABLE_CV, runs_needed
+from scepsy_hpc.tracing.demand.merge import merge
+from scepsy_hpc.tracing.demand.stability import runs_needed
 
 QUANTILES_PCT = (5, 50, 95)
+UNSTABLE_CV = 0.3
+"""Above this an LLM's share is no longer nearly the same in every run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,39 +49,37 @@ class RoleDemand:
     duration_mean_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class LlmDemand:
-    """One LLM of the workflow.
+@record
+class TracedLlm(LlmDemand):
+    """One LLM of the workflow: what a plan keeps of it, and what its spans say beyond.
 
     ``share_mean`` and ``share_cv`` are over the runs with any LLM call; ``share_cv`` is None with
     fewer than two of them. ``num_runs_needed``: how many runs would know ``share_mean`` within
     10%; None where it cannot be told. ``num_failed`` counts the calls with a status other than
-    `ok`; they are in ``num_calls`` and ``calls_per_run``.
+    `ok`; they are in ``num_calls`` and ``calls_per_run``. ``cached_tokens_mean`` is 0 where no
+    span says: unknown hits are not counted on; ``repeated_input`` is the part of its input that
+    repeats an earlier prompt and may have hit.
     """
 
     num_calls: int
     num_failed: int
-    calls_per_run: float
-    calls_per_run_cv: float | None
-    parallelism: float
-    share_mean: float
-    share_cv: float | None
     num_runs_needed: int | None
+    repeated_input: float
     duration_s: Distribution
     input_tokens: Distribution
     output_tokens: Distribution
     cached_tokens: Distribution
-    bursts: Bursts
+    burst_sizes: dict[int, int]
     roles: dict[str, RoleDemand]
 
+    def kept(self) -> LlmDemand:
+        """Without what a plan does not keep."""
+        return LlmDemand(**{f.name: getattr(self, f.name) for f in fields(LlmDemand)})
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, slots=True)
 class Demand:
-    """One workflow. Arrays: R runs, M LLMs in the order of ``llms``.
-
-    ``busy_s`` [R, M]: time in which at least one call of the LLM was in flight; ``any_busy_s`` [R]:
-    that of any LLM; ``num_calls`` [R, M]; ``run_length_s`` [R]; ``calls``: every call.
-    """
+    """One workflow. ``run_lengths_s`` in the order in which the runs were recorded."""
 
     workflow: str
     num_runs: int
@@ -85,33 +87,18 @@ class Demand:
     tool_time_s: float
     run_length_mean_s: float
     overlap: float
-    llms: dict[str, LlmDemand]
+    llms: dict[str, TracedLlm]
     flags: tuple[str, ...]
-    run_ids: tuple[str, ...]
-    run_length_s: Floats
-    any_busy_s: Floats
-    busy_s: Floats
-    num_calls: Ints
-    calls: CallTable
+    run_lengths_s: tuple[float, ...]
 
-    def summary(self) -> dict[str, Any]:
-        """What a plan keeps of it, as plain data (`demand` of plan.yaml)."""
-        return {
-            "num_runs": self.num_runs,
-            "tool_time_s": self.tool_time_s,
-            "overlap": self.overlap,
-            "llms": {
-                alias: {
-                    "calls_per_run": llm.calls_per_run,
-                    "parallelism": llm.parallelism,
-                    "share_mean": llm.share_mean,
-                    "share_cv": llm.share_cv,
-                    "input_tokens_mean": llm.input_tokens.mean,
-                    "output_tokens_mean": llm.output_tokens.mean,
-                }
-                for alias, llm in self.llms.items()
-            },
-        }
+    def summary(self) -> DemandSummary:
+        """What a plan keeps of it (`demand` of plan.yaml)."""
+        return DemandSummary(
+            num_runs=self.num_runs,
+            tool_time_s=self.tool_time_s,
+            overlap=self.overlap,
+            llms={alias: llm.kept() for alias, llm in self.llms.items()},
+        )
 
 
 def demand_of(spans: Sequence[Span], workflow: str, aliases: Sequence[str] | None = None) -> Demand:
@@ -122,7 +109,13 @@ def demand_of(spans: Sequence[Span], workflow: str, aliases: Sequence[str] | Non
     is called and not declared is an error; without it they are those that the spans call. Raises
     InputError: also for no runs, a call that ends before it starts, two run spans in one run.
     """
-    calls = read_calls(spans, workflow, aliases)
+    mine = spans_of_workflow(spans, workflow)
+    return demand_of_parts([read_calls(mine, workflow, aliases)], workflow)
+
+
+def demand_of_parts(parts: Sequence[CallTable], workflow: str) -> Demand:
+    """Demand of all runs, read in parts of whole runs: the same to the last digit for any split."""
+    calls = merge(parts)
     num_runs, num_llms = len(calls.run_ids), len(calls.aliases)
     group = calls.run * num_llms + calls.llm
     busy_s = _busy_s(group, calls, num_runs * num_llms).reshape(num_runs, num_llms)
@@ -132,7 +125,7 @@ def demand_of(spans: Sequence[Span], workflow: str, aliases: Sequence[str] | Non
     tool_s = np.maximum(calls.run_length_s - any_busy_s, 0.0)
     total_busy_s = float(busy_s.sum())
     llms = {
-        alias: _llm_demand(calls, index, busy_s, num_calls)
+        alias: _traced_llm(calls, index, busy_s, num_calls[:, index])
         for index, alias in enumerate(calls.aliases)
     }
     return Demand(
@@ -144,12 +137,7 @@ def demand_of(spans: Sequence[Span], workflow: str, aliases: Sequence[str] | Non
         overlap=float(any_busy_s.sum()) / total_busy_s if total_busy_s > 0 else 1.0,
         llms=llms,
         flags=_flags(llms, num_runs),
-        run_ids=calls.run_ids,
-        run_length_s=calls.run_length_s,
-        any_busy_s=any_busy_s,
-        busy_s=busy_s,
-        num_calls=num_calls,
-        calls=calls,
+        run_lengths_s=tuple(calls.run_length_s.tolist()),
     )
 
 
@@ -166,30 +154,45 @@ def _busy_s(group: Ints, calls: CallTable, num_groups: int) -> Floats:
     return busy_s.astype(np.float64)
 
 
-def _llm_demand(calls: CallTable, index: int, busy_s: Floats, num_calls: Ints) -> LlmDemand:
+def _traced_llm(calls: CallTable, index: int, busy_s: Floats, num_calls: Ints) -> TracedLlm:
+    """``busy_s`` [R, M] of all LLMs, ``num_calls`` [R] of this one."""
     mine = calls.llm == index
-    per_run = num_calls[:, index]
     run_busy_s = busy_s.sum(axis=1)
     called = run_busy_s > 0
     shares = busy_s[called, index] / run_busy_s[called]
     own_busy_s = float(busy_s[:, index].sum())
-    durations_s = calls.duration_s[mine]
-    return LlmDemand(
-        num_calls=int(mine.sum()),
-        num_failed=int(calls.failed[mine].sum()),
-        calls_per_run=float(per_run.mean()),
-        calls_per_run_cv=_cv(per_run.astype(float)),
-        parallelism=float(durations_s.sum()) / own_busy_s if own_busy_s > 0 else 1.0,
+    duration_s = calls.duration_s[mine]
+    inputs, outputs = calls.input_tokens[mine], calls.output_tokens[mine]
+    cached = _distribution(calls.cached_tokens[mine])
+    sizes = burst_sizes(calls, mine)
+    return TracedLlm(
+        calls_per_run=float(num_calls.mean()),
+        parallelism=float(duration_s.sum()) / own_busy_s if own_busy_s > 0 else 1.0,
         share_mean=float(shares.mean()) if len(shares) else 0.0,
         share_cv=_cv(shares),
+        input_tokens_mean=_known_mean(inputs),
+        output_tokens_mean=_known_mean(outputs),
+        cached_tokens_mean=cached.mean or 0.0,
+        fan_out=fan_out_of(sizes),
+        num_calls=int(mine.sum()),
+        num_failed=int(calls.failed[mine].sum()),
         num_runs_needed=runs_needed(shares),
-        duration_s=_distribution(durations_s),
-        input_tokens=_distribution(calls.input_tokens[mine]),
-        output_tokens=_distribution(calls.output_tokens[mine]),
-        cached_tokens=_distribution(calls.cached_tokens[mine]),
-        bursts=bursts_of(calls, mine),
-        roles=_roles(calls, mine, len(per_run)),
+        repeated_input=_repeated(calls, mine),
+        duration_s=_distribution(duration_s),
+        input_tokens=_distribution(inputs),
+        output_tokens=_distribution(outputs),
+        cached_tokens=cached,
+        burst_sizes=sizes,
+        roles=_roles(calls, mine, len(num_calls)),
     )
+
+
+def _repeated(calls: CallTable, mine: NDArray[np.bool_]) -> float:
+    """Part of the input that repeats a prompt, on calls of which no engine said what it cached."""
+    inputs = np.nan_to_num(calls.input_tokens[mine])
+    silent = np.isnan(calls.cached_tokens[mine])
+    repeated = np.nan_to_num(np.minimum(calls.prefix_tokens[mine], inputs))
+    return float(repeated[silent].sum() / inputs.sum()) if inputs.any() else 0.0
 
 
 def _cv(values: Floats) -> float | None:
@@ -197,6 +200,11 @@ def _cv(values: Floats) -> float | None:
     if len(values) < 2 or values.mean() == 0:
         return None
     return float(values.std(ddof=1) / values.mean())
+
+
+def _known_mean(values: Floats) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
 
 
 def _distribution(values: Floats) -> Distribution:
@@ -215,14 +223,14 @@ def _roles(calls: CallTable, mine: NDArray[np.bool_], num_runs: int) -> dict[str
             found[role] = RoleDemand(
                 num_calls=int(these.sum()),
                 calls_per_run=float(these.sum()) / num_runs,
-                input_tokens_mean=_distribution(calls.input_tokens[these]).mean,
-                output_tokens_mean=_distribution(calls.output_tokens[these]).mean,
+                input_tokens_mean=_known_mean(calls.input_tokens[these]),
+                output_tokens_mean=_known_mean(calls.output_tokens[these]),
                 duration_mean_s=float(calls.duration_s[these].mean()),
             )
     return found
 
 
-def _flags(llms: Mapping[str, LlmDemand], num_runs: int) -> tuple[str, ...]:
+def _flags(llms: Mapping[str, TracedLlm], num_runs: int) -> tuple[str, ...]:
     flags = []
     for alias, llm in llms.items():
         if llm.num_calls == 0:
@@ -236,10 +244,15 @@ def _flags(llms: Mapping[str, LlmDemand], num_runs: int) -> tuple[str, ...]:
             flags.append(f"{alias}: no call has token counts; its load cannot be predicted")
         if llm.share_cv is not None and llm.share_cv > UNSTABLE_CV:
             flags.append(_unstable(alias, llm, num_runs))
+        if llm.repeated_input > 0:
+            flags.append(
+                f"{alias}: {100 * llm.repeated_input:.0f}% of its input repeats an earlier prompt "
+                "(prefix_of); planned without cache hits, since no cached_tokens were recorded"
+            )
     return tuple(flags)
 
 
-def _unstable(alias: str, llm: LlmDemand, num_runs: int) -> str:
+def _unstable(alias: str, llm: TracedLlm, num_runs: int) -> str:
     text = f"{alias}: its share of LLM time varies from run to run (cv {llm.share_cv:.2f})"
     if llm.num_runs_needed is None:
         return text

@@ -8,8 +8,6 @@ import numpy as np
 
 from scepsy_hpc.metrics import Floats
 
-# Above this the share of an LLM is no longer "nearly the same in every run".
-UNSTABLE_CV = 0.3
 RELATIVE_HALF_WIDTH = 0.1
 NUM_RESAMPLES = 500
 _SEED = 0

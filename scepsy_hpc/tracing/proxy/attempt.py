@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -11,22 +13,13 @@ from aiohttp import web
 
 from scepsy_hpc.metrics import ttft_s
 from scepsy_hpc.tracing.clock import now_s
-from scepsy_hpc.tracing.proxy.messages import Call, error_body, forwarded
+from scepsy_hpc.tracing.proxy.messages import Call, error_body, error_response, forwarded
 from scepsy_hpc.tracing.proxy.router import CallOutcome, CallTarget, reason_of
 from scepsy_hpc.tracing.proxy.usage import StreamReader, Usage, usage_of
 
 
 class ClientGone(Exception):
     """The agent closed its connection while an answer was being written to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer that has not gone to the client yet."""
-
-    http_status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 @dataclass(slots=True)
@@ -42,7 +35,7 @@ class Attempt:
     retry_after_s: float | None = None
     usage: Usage = field(default_factory=Usage)
     ttft_s: float | None = None
-    answer: Answer | None = None
+    answer: web.Response | None = None
     response: web.StreamResponse | None = None
 
     @property
@@ -54,6 +47,15 @@ class Attempt:
         """Note a failure."""
         self.status, self.message = status, message
         self.http_status = http_status if http_status is not None else self.http_status
+
+    def failure(self, alias: str) -> web.Response:
+        """What the client gets when no endpoint gave it an answer: the last one's, or our own."""
+        if self.answer is not None:
+            return self.answer
+        where = f" at {self.target.base_url}" if self.target else ""
+        verb = "broke off" if self.status == "broken_off" else "cannot be reached"
+        message = f"LLM {alias!r}{where} {verb}: {self.message or self.status}"
+        return error_response(502, f"upstream_{self.status}", message)
 
     def outcome(self) -> CallOutcome:
         """How it ended, for the router."""
@@ -103,21 +105,18 @@ class Upstream:
 
     async def _whole(self, attempt: Attempt, answer: aiohttp.ClientResponse) -> None:
         body = await answer.read()
-        attempt.answer = Answer(answer.status, forwarded(answer.headers), body)
+        attempt.answer = web.Response(
+            status=answer.status, headers=forwarded(answer.headers), body=body
+        )
         if answer.status >= 300:
             status = "overloaded" if answer.status == 503 else f"error_{answer.status}"
             attempt.fail(status, f"HTTP {answer.status} {answer.reason or ''}".strip())
             return
         attempt.usage = _usage_in(body, answer.content_type) or attempt.usage
-        response = web.Response(
-            status=answer.status, headers=attempt.answer.headers, body=attempt.answer.body
-        )
-        attempt.response = response
-        try:
-            await response.prepare(self._request)
-            await response.write_eof()
-        except (OSError, aiohttp.ClientError):
-            raise ClientGone from None
+        attempt.response = attempt.answer
+        with _client_there():
+            await attempt.response.prepare(self._request)
+            await attempt.response.write_eof()
         attempt.status = "ok"
 
     async def _stream(self, attempt: Attempt, answer: aiohttp.ClientResponse) -> None:
@@ -145,7 +144,7 @@ class Upstream:
         await self._end(attempt)
 
     async def _write(self, attempt: Attempt, answer: aiohttp.ClientResponse, data: bytes) -> None:
-        try:
+        with _client_there():
             if attempt.response is None:
                 # Not before there is something to send: until then the call can be tried again.
                 response = web.StreamResponse(
@@ -154,16 +153,11 @@ class Upstream:
                 attempt.response = response
                 await response.prepare(self._request)
             await attempt.response.write(data)
-        except (OSError, aiohttp.ClientError):
-            raise ClientGone from None
 
     async def _end(self, attempt: Attempt) -> None:
-        if attempt.response is None:
-            return
-        try:
-            await attempt.response.write_eof()
-        except (OSError, aiohttp.ClientError):
-            raise ClientGone from None
+        if attempt.response is not None:
+            with _client_there():
+                await attempt.response.write_eof()
 
     async def _end_broken_stream(self, attempt: Attempt) -> None:
         """Tell a client that has part of a stream that the rest is lost, as OpenAI's API does."""
@@ -172,11 +166,18 @@ class Upstream:
         where = attempt.target.base_url if attempt.target else "the endpoint"
         message = f"LLM {self._call.alias!r} at {where} broke off: {attempt.message}"
         event = json.dumps(error_body(502, "upstream_broken_off", message))
-        try:
+        with _client_there():
             await attempt.response.write(f"data: {event}\n\n".encode())
-        except (OSError, aiohttp.ClientError):
-            raise ClientGone from None
         await self._end(attempt)
+
+
+@contextmanager
+def _client_there() -> Iterator[None]:
+    """Around writing to the client: whatever breaks there, raises ClientGone."""
+    try:
+        yield
+    except (OSError, aiohttp.ClientError):
+        raise ClientGone from None
 
 
 def _usage_in(body: bytes, content_type: str) -> Usage | None:

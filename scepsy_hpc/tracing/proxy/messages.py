@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from scepsy_hpc.tracing.proxy.router import CallTarget, Refused, unknown_alias
-
-if TYPE_CHECKING:
-    from scepsy_hpc.tracing.proxy.attempt import Attempt
 
 CALL_PATHS = frozenset(
     {"chat/completions", "completions", "embeddings", "rerank", "score", "responses"}
@@ -54,10 +51,7 @@ class Call:
 
     def sent_headers(self, target: CallTarget) -> dict[str, str]:
         """The agent's headers with the endpoint's key in place of the agent's."""
-        headers = {**self.headers, "Accept-Encoding": "identity"}
-        if target.api_key:
-            headers["Authorization"] = f"Bearer {target.api_key}"
-        return headers
+        return {**self.headers, "Accept-Encoding": "identity", **target.headers}
 
 
 def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
@@ -127,14 +121,3 @@ def error_body(http_status: int, code: str, message: str) -> dict[str, Any]:
 def error_response(http_status: int, code: str, message: str) -> web.Response:
     """An error answer of the proxy itself."""
     return web.json_response(error_body(http_status, code, message), status=http_status)
-
-
-def failure_response(call: Call, attempt: Attempt) -> web.Response:
-    """What the client gets when no endpoint gave it an answer."""
-    if attempt.answer is not None:
-        answer = attempt.answer
-        return web.Response(status=answer.http_status, headers=answer.headers, body=answer.body)
-    where = f" at {attempt.target.base_url}" if attempt.target else ""
-    verb = "broke off" if attempt.status == "broken_off" else "cannot be reached"
-    message = f"LLM {call.alias!r}{where} {verb}: {attempt.message or attempt.status}"
-    return error_response(502, f"upstream_{attempt.status}", message)

@@ -11,7 +11,6 @@ import hmac
 import itertools
 import uuid
 from collections.abc import Callable
-from types import TracebackType
 from urllib.parse import quote
 
 import aiohttp
@@ -96,19 +95,14 @@ class RecordingProxy:
             await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Stop."""
         await self.stop()
 
-    def base_url(self, run_id: str, host: str | None = None) -> str:
-        """`OPENAI_BASE_URL` for the agent of one run, seen from ``host`` (default: this one)."""
+    def base_url(self, run_id: str) -> str:
+        """`OPENAI_BASE_URL` for the agent of one run, seen from this host."""
         here = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
-        return f"http://{host or here}:{self.port}/r/{quote(run_id, safe='')}/v1"
+        return f"http://{here}:{self.port}/r/{quote(run_id, safe='')}/v1"
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         received_s = now_s()
@@ -154,7 +148,7 @@ class RecordingProxy:
             finally:
                 delay_s = self._settle(call, attempt, number)
             if delay_s is None:
-                return attempt.response or messages.failure_response(call, attempt)
+                return attempt.response or attempt.failure(call.alias)
             if attempt.target is not None:
                 avoid |= {attempt.target.name}
             start_s = attempt.end_s

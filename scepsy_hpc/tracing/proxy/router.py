@@ -24,6 +24,11 @@ class CallTarget:
         return f"{self.base_url.rstrip('/').removesuffix('/v1')}/v1/{path}"
 
     @property
+    def headers(self) -> dict[str, str]:
+        """What shows the endpoint's key, where it has one."""
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+    @property
     def name(self) -> str:
         """Instance id where there is one, else host and port."""
         return self.instance_id or self.base_url.split("://")[-1].split("/")[0]

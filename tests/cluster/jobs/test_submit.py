@@ -15,7 +15,7 @@ import task_functions
 
 from scepsy_hpc.cluster.jobs import slurm_jobs
 from scepsy_hpc.cluster.jobs.submit import dry_run, submit
-from scepsy_hpc.cluster.jobs.tasks import JobsProgress, Resources
+from scepsy_hpc.cluster.jobs.tasks import Resources, TaskOutcome
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError, RunError
 
@@ -43,12 +43,12 @@ def slurm(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("cluster", ["debug", "local"])
 def test_values_come_back_in_order(tmp_path, cluster):
-    """Each argument's value stands at its place, and progress ends with all of them."""
-    seen: list[JobsProgress] = []
+    """Each argument's value stands at its place, and each outcome is told once."""
+    seen: list[TaskOutcome] = []
     jobs = submit(cluster, tmp_path, math.sqrt, [4.0, 9.0, 16.0], SMALL)
-    outcomes = jobs.wait(on_progress=seen.append)
+    outcomes = jobs.wait(on_outcome=seen.append)
     assert [outcome.value for outcome in outcomes] == [2.0, 3.0, 4.0]
-    assert (seen[-1].num_ended, seen[-1].num_failed, seen[-1].num_total) == (3, 0, 3)
+    assert sorted(outcome.index for outcome in seen) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("cluster", ["debug", "local"])
@@ -143,29 +143,29 @@ def test_vanished_slurm_task_is_an_error(tmp_path, slurm):
 
 
 def test_silent_squeue_loses_nothing(tmp_path, slurm):
-    """While squeue does not answer the tasks are waited for, and the progress says why."""
+    """While squeue does not answer the tasks are waited for, and the note says why."""
     (slurm / "squeue_fails").touch()
     (slurm / "lost").write_text("71")
     notes: list[str] = []
     jobs = submit("slurm", tmp_path / "jobs", math.sqrt, [4.0], SMALL)
-    [outcome] = jobs.wait(on_progress=lambda progress: notes.append(progress.note))
+    [outcome] = jobs.wait(on_tick=notes.append)
     assert any("Unable to contact slurm controller" in note for note in notes)
     assert "NODE_FAIL" in str(outcome.error)
 
 
 def test_waiting_tasks_say_why(tmp_path, slurm):
-    """A pending job is waited for with Slurm's reason in the progress; cancel ends it."""
+    """A pending job is waited for with Slurm's reason in the note; cancel ends it."""
     (slurm / "lost").write_text("71")
     (slurm / "held").write_text(json.dumps({"71": "PENDING"}))
     jobs = submit("slurm", tmp_path / "jobs", math.sqrt, [4.0], SMALL)
     notes: list[str] = []
 
-    def stop_when_told(progress: JobsProgress) -> None:
-        notes.append(progress.note)
-        if progress.note:
+    def stop_when_told(note: str) -> None:
+        notes.append(note)
+        if note:
             jobs.cancel()
 
-    [outcome] = jobs.wait(on_progress=stop_when_told)
+    [outcome] = jobs.wait(on_tick=stop_when_told)
     assert "Priority" in notes
     assert (slurm / "cancelled").read_text() == "71"
     assert "CANCELLED" in str(outcome.error)

@@ -7,11 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scepsy_hpc.formats.parallelism import Link, Parallelism
+from scepsy_hpc.formats.parallelism import Link
 from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.formats.topology import Domain, Node, Topology
 from scepsy_hpc.planning.search.placement import num_gpus, place
-from scepsy_hpc.planning.search.pools import divisible_units, pools_of
 from scepsy_hpc.planning.search.problem import Option
 
 
@@ -213,32 +212,3 @@ def test_mig_instances_are_a_type_of_their_own() -> None:
     assert place([option("a", 1)], topology) is None
     assert place([Option("a", "a:3g.40gb", None, 1, 100, 2, 1.0, 1.0)], topology) is not None
     assert place([Option("a", "a:3g.40gb", "nvlink", 2, 100, 1, 1.0, 1.0)], topology) is None
-
-
-@pytest.mark.parametrize(
-    ("shares", "units"),
-    [([25, 50, 100], 4), ([33, 100], 3), ([12, 25, 50], 8), ([60, 100], 1)],
-)
-def test_shares_that_divide_are_counted(shares: list[int], units: int) -> None:
-    """A share is 1/n of a GPU where n of it fit, if no mix of them contradicts that."""
-    counted = divisible_units([Parallelism("a", None, 1, share) for share in shares])
-    assert counted is not None
-    assert counted[0] == units
-
-
-@pytest.mark.parametrize("shares", [[30, 40], [60, 40], [20, 40], [33, 50]])
-def test_shares_that_do_not_divide_are_not_counted(shares: list[int]) -> None:
-    """Mixes such as 30 + 30 + 40 make counting wrong, so it is not used."""
-    assert divisible_units([Parallelism("a", None, 1, share) for share in shares]) is None
-
-
-def test_links_of_one_type_are_pools_of_their_own() -> None:
-    """Groups bound to a link see only its holes; a link nobody uses is no pool."""
-    nodes = tuple(
-        Node(name=name, gpu_type="a", gpu_memory_gib=80, domains=(Domain(gpus=(0, 1), link=link),))
-        for name, link in (("n", "nvlink"), ("p", "pcie"))
-    )
-    pools = pools_of(
-        Topology(nodes), [Parallelism("a", "nvlink", 2, 100), Parallelism("a", "nvlink", 1, 100)]
-    )
-    assert [pool.num_gpus for pool in pools] == [2]

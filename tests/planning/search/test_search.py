@@ -13,7 +13,13 @@ import pytest
 
 from scepsy_hpc.formats.parallelism import Link, Parallelism
 from scepsy_hpc.formats.topology import Domain, Node, Topology
-from scepsy_hpc.planning.search.problem import Option, OptionTable, Problem, Solution, tables_of
+from scepsy_hpc.planning.search.problem import (
+    Option,
+    OptionTable,
+    SearchProblem,
+    Solution,
+    tables_of,
+)
 from scepsy_hpc.planning.search.search import best_choices, solve
 
 Room = tuple[tuple[str, str, tuple[int, ...]], ...]  # holes: GPU type, link, room in % per GPU
@@ -107,7 +113,7 @@ def kinds_of(options: tuple[Option, ...]) -> tuple[Parallelism, ...]:
     return tuple(sorted((o.kind for o in options for _ in range(o.num_replicas)), key=str))
 
 
-def all_choices(problem: Problem, options: list[Option]) -> list[tuple[Option, ...]]:
+def all_choices(problem: SearchProblem, options: list[Option]) -> list[tuple[Option, ...]]:
     """Every choice of one option per LLM that can be placed within the GPU limit."""
     groups = [[o for o in options if o.llm == llm] for llm in problem.llms]
     room = room_of(problem.topology)
@@ -130,7 +136,7 @@ def rate(choice: tuple[Option, ...]) -> float:
     return min(o.throughput_rps for o in choice)
 
 
-def check_placed(solution: Solution, problem: Problem) -> None:
+def check_placed(solution: Solution, problem: SearchProblem) -> None:
     """What is emitted is the choice, on free GPUs, within shares, domains and the GPU limit."""
     load: dict[tuple[str, int], int] = {}
     for instance in solution.instances:
@@ -159,13 +165,13 @@ CASES = {
 }
 
 
-def random_problem(case: str, seed: int) -> tuple[Problem, list[Option]]:
+def random_problem(case: str, seed: int) -> tuple[SearchProblem, list[Option]]:
     shares, tps, mixed = CASES[case]
     rng = np.random.default_rng([seed, *map(ord, case)])
     topology = random_topology(rng, int(rng.integers(3, 8)), mixed)
     options = random_options(rng, topology, int(rng.integers(1, 4)), shares, tps)
     limit = int(rng.integers(2, topology.num_gpus + 1)) if rng.random() < 0.4 else None
-    problem = Problem(tables_of(options), topology, max_gpus=limit, time_limit_s=20)
+    problem = SearchProblem(tables_of(options), topology, max_gpus=limit, time_limit_s=20)
     return problem, options
 
 
@@ -259,10 +265,10 @@ def test_further_choices_can_be_placed_and_cost_more(seed: int) -> None:
         assert solution.gap == pytest.approx(solution.value / solution.bound - 1, abs=1e-9)
 
 
-def one_llm(topology: Topology, **limits: Any) -> Problem:
+def one_llm(topology: Topology, **limits: Any) -> SearchProblem:
     """One LLM of up to 8 whole GPUs: n replicas give n runs a second and cost 8/n seconds."""
     options = [Option("m", "a", None, 1, 100, n, 8 / n, float(n)) for n in range(1, 9)]
-    return Problem(tables_of(options), topology, **limits)
+    return SearchProblem(tables_of(options), topology, **limits)
 
 
 FOUR_GPUS = Topology(
@@ -316,7 +322,7 @@ def test_frontier_has_every_step() -> None:
 def test_llm_without_a_place_is_named() -> None:
     """An LLM whose GPU type is not there is refused by name."""
     option = Option("lonely", "z", None, 1, 100, 1, 1.0, 1.0)
-    solution = solve(Problem(tables_of([option]), FOUR_GPUS))
+    solution = solve(SearchProblem(tables_of([option]), FOUR_GPUS))
     assert not solution.is_feasible
     assert "lonely" in str(solution.refused)
 
@@ -342,7 +348,7 @@ def test_large_clusters_are_certified(fragmented: bool) -> None:
         for tp, share in ((1, 25), (1, 100), (2, 100), (4, 100), (8, 100))
         for cost in [rng.uniform(5, 9) / (tp * share / 100) ** 0.8 * (1 + 4 / (tp * replicas))]
     )
-    problem = Problem(tables, Topology(nodes))
+    problem = SearchProblem(tables, Topology(nodes))
     solution = solve(problem)
     assert solution.gap <= 0.01
     check_placed(solution, problem)

@@ -9,18 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from simulation_cases import length_s
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.figures import RunFigures
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.spans import Span
-from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.queueing import Server
-from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage, Use, WorkflowLoad
-from scepsy_hpc.planning.pipeline.predict import Hosted
-from scepsy_hpc.planning.simulation.percentiles import run_intervals
-from scepsy_hpc.planning.simulation.replay import CallLoad, Replay, loads_on, names_in
+from scepsy_hpc.planning.pipeline.pipeline import ReplicaLoad
+from scepsy_hpc.planning.simulation.replay import Replay
 from scepsy_hpc.planning.simulation.run_graph import run_graphs
 
 MEAN = TokenLengths(100.0, 11.0)
@@ -70,7 +68,7 @@ def test_all_runs_at_once_equal_each_run_alone() -> None:
     assert sorted(found) == pytest.approx(sorted(graph.traced_s for graph in graphs))
     # Twice as long calls, in both of two columns.
     twice = np.stack([replay.traced_s, 2.0 * replay.traced_s], axis=1)
-    slow = [graph.end_s([2.0 * node.traced_s for node in graph.nodes]) for graph in graphs]
+    slow = [length_s(graph, [2.0 * node.traced_s for node in graph.nodes]) for graph in graphs]
     both = replay.run_lengths_s(twice)
     assert sorted(both[:, 0]) == pytest.approx(sorted(found))
     assert sorted(both[:, 1]) == pytest.approx(sorted(slow))
@@ -87,12 +85,12 @@ def test_fixed_latencies_give_exact_figures() -> None:
     ]
     spans.insert(0, Span(run_id="chain", span_id="r", kind="run", start_s=0, end_s=3, status="ok"))
     replay = Replay.of({"w": run_graphs(spans)}, NAMES)
-    lengths_s = replay.draw({"A": CallLoad(UNLIMITED, 0.5)}, seed=0, num_draws=20)
+    lengths_s = replay.draw({"A": ReplicaLoad(UNLIMITED, 0.5)}, seed=0, num_draws=20)
     # 0.5 + 1 + 1 + 1 + 0.5 tail; the long call takes 0.25 + 0.75 x 30 / 10, then the join.
     assert lengths_s.shape == (2, 20)
     assert np.allclose(lengths_s[0], 4.0)
     assert np.allclose(lengths_s[1], 0.25 + 2.25 + 1.0)
-    figures = replay.figures({"A": CallLoad(UNLIMITED, 0.5)})["w"]
+    figures = replay.figures({"A": ReplicaLoad(UNLIMITED, 0.5)})["w"]
     assert figures.num_runs == 2
     assert figures.latency_mean_s == pytest.approx(3.75)
     assert figures.latency_p99_s == pytest.approx(4.0)
@@ -104,7 +102,7 @@ def test_draws_follow_the_load() -> None:
     replay = Replay.of({"w": run_graphs([call("r", "s", 0.0, 1.0)])}, NAMES)
     means = []
     for load_rps, burst in ((0.2, 1), (1.5, 1), (1.5, 3)):
-        loads = {"A": CallLoad(server, load_rps, burst)}
+        loads = {"A": ReplicaLoad(server, load_rps, burst)}
         drawn = replay.draw(loads, seed=1, num_draws=40_000)[0]
         assert drawn.mean() == pytest.approx(server.latency_s(load_rps, burst), rel=0.02)
         weights, latency_s, _ = server.call_times(load_rps, burst)
@@ -120,7 +118,7 @@ def test_candidates_meet_the_same_luck() -> None:
     slow, fast = curve((1.0, 4.0), (1.0, 2.0)), curve((1.0, 4.0), (1.1, 2.2))
 
     def draw(one: Curve, seed: int) -> np.ndarray:
-        load = CallLoad(one, 1.2)
+        load = ReplicaLoad(one, 1.2)
         return replay.draw({"A": load, "B": load}, seed, 50)
 
     assert np.all(draw(fast, 1) <= draw(slow, 1) + 1e-12)
@@ -134,7 +132,7 @@ def test_unknown_ttft_splits_by_tokens() -> None:
     blind = curve((1.0, 1000.0), (1.0, 1000.0), ttft_s=math.nan)
     spans = [call("r", "s", 0.0, 1.0), call("q", "s", 0.0, 1.0, output_tokens=21)]
     replay = Replay.of({"w": run_graphs(spans)}, NAMES)
-    lengths_s = replay.draw({"A": CallLoad(blind, 0.1)}, seed=0, num_draws=1)[:, 0]
+    lengths_s = replay.draw({"A": ReplicaLoad(blind, 0.1)}, seed=0, num_draws=1)[:, 0]
     assert lengths_s[0] == pytest.approx(1.0)
     assert 1.5 < lengths_s[1] < 2.0
 
@@ -142,7 +140,7 @@ def test_unknown_ttft_splits_by_tokens() -> None:
 def test_overload_is_unknown() -> None:
     """At a load that a replica cannot keep up with there are no figures."""
     replay = Replay.of({"w": run_graphs([call("r", "s", 0.0, 1.0)])}, NAMES)
-    figures = replay.figures({"A": CallLoad(curve((1.0,), (1.0,)), 1.0)})["w"]
+    figures = replay.figures({"A": ReplicaLoad(curve((1.0,), (1.0,)), 1.0)})["w"]
     assert (figures.latency_mean_s, figures.latency_p95_s) == (None, None)
     assert figures == RunFigures(num_runs=figures.num_runs)
 
@@ -155,31 +153,8 @@ def test_failed_runs_and_runs_without_calls() -> None:
         call("busy", "s", 0.0, 1.0),
     ]
     replay = Replay.of({"w": run_graphs(spans)}, NAMES)
-    lengths_s = replay.draw({"A": CallLoad(UNLIMITED, 0.1)}, seed=0, num_draws=2)
+    lengths_s = replay.draw({"A": ReplicaLoad(UNLIMITED, 0.1)}, seed=0, num_draws=2)
     assert lengths_s == pytest.approx(np.array([[1.0, 1.0], [3.0, 3.0]]))
-
-
-def test_loads_of_a_candidate() -> None:
-    """Each replica sees its part of the calls, in the bursts that the pipeline reckons with."""
-    uses = (Use("v", "x", 6.0, 3.0, 4.0, MEAN), Use("w", "y", 2.0, 1.0, 4.0, MEAN))
-    stage = Stage("A", Llm(model="m"), uses)
-    flows = (WorkflowLoad("v", 1.0, 1.0, 0.0), WorkflowLoad("w", 3.0, 1.0, 0.0))
-    pipeline = Pipeline(flows, (stage,))
-    assert names_in(pipeline) == {"v": {"x": "A"}, "w": {"y": "A"}}
-    loads = loads_on(pipeline, [Hosted(stage, UNLIMITED, 2)])
-    assert loads == {"A": CallLoad(UNLIMITED, 6.0, 2)}
-
-
-def test_intervals_are_over_runs() -> None:
-    """More draws of the same runs are no new evidence: the interval stays as wide."""
-    runs = np.random.default_rng(1).normal(10.0, 2.0, size=(60, 1))
-    few, many = run_intervals(runs, 0), run_intervals(np.repeat(runs, 100, axis=1), 0)
-    for key in ("latency_mean_s", "latency_p50_s", "latency_p95_s"):
-        assert few[key] == pytest.approx(many[key], rel=0.02)
-    low, high = few["latency_mean_s"]
-    assert low < runs.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * runs.std() / math.sqrt(60), rel=0.2)
-    assert run_intervals(runs[:1], 0) == {}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +162,7 @@ def test_intervals_are_over_runs() -> None:
     [
         ({"w": {}}, {}, 10, "run r calls 'a', which no deployment hosts"),
         (NAMES, {}, 10, "A: has no load"),
-        (NAMES, {"A": CallLoad(UNLIMITED, 0.1)}, 0, "num_draws (0) must be at least 1"),
+        (NAMES, {"A": ReplicaLoad(UNLIMITED, 0.1)}, 0, "num_draws (0) must be at least 1"),
     ],
 )
 def test_bad_input(names: Any, loads: Any, draws: int, message: str) -> None:

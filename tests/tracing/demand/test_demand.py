@@ -5,30 +5,21 @@ from __future__ import annotations
 import random
 import statistics
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from span_cases import call, run_span
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import check
-from scepsy_hpc.formats.plan import DemandSummary
-from scepsy_hpc.formats.spans import Span
-from scepsy_hpc.tracing.demand.demand import Demand, demand_of
+from scepsy_hpc.files import check, to_plain
+from scepsy_hpc.formats.plan import DemandSummary, LlmDemand
+from scepsy_hpc.formats.spans import Prefix, Span
+from scepsy_hpc.tracing.demand.demand import Demand, Distribution, RoleDemand, demand_of
 from scepsy_hpc.tracing.importers import import_agent_traces
 
 TRACES = sorted((Path(__file__).parents[2] / "data" / "agent_traces").glob("*.json"))
-
-
-def call(run: str, llm: str, start_s: float, end_s: float, **more: Any) -> Span:
-    more = {"status": "ok", "kind": "llm", **more}
-    name = f"{run}-{llm}-{start_s}-{more.pop('n', 0)}"
-    return Span(run_id=run, span_id=name, llm=llm, start_s=start_s, end_s=end_s, **more)
-
-
-def run_span(run: str, start_s: float, end_s: float, **more: Any) -> Span:
-    return Span(run_id=run, span_id=run, kind="run", start_s=start_s, end_s=end_s, status="ok",
-                **more)  # fmt: skip
 
 
 def two_runs() -> list[Span]:
@@ -61,31 +52,84 @@ def test_a_hand_computed_example() -> None:
     # Tool time: run a 10 - 6, run b 5 - 1, run c 3.
     assert found.tool_time_s == pytest.approx((4 + 4 + 3) / 3)
     assert found.overlap == pytest.approx((6 + 1) / (3 + 5))
-    assert (reranker.input_tokens.mean, reranker.output_tokens.mean) == (200, 2)
+    assert (found.run_lengths_s, found.run_length_mean_s) == ((10.0, 5.0, 3.0), 6.0)
+    assert (reranker.num_calls, reranker.num_failed, generator.num_failed) == (2, 0, 1)
+    assert (reranker.input_tokens_mean, reranker.output_tokens_mean) == (200, 2)
     assert (generator.input_tokens.num_known, generator.cached_tokens.mean) == (1, 10)
-    assert {role: r.num_calls for role, r in reranker.roles.items()} == {"grade": 1, "-": 1}
-    assert reranker.roles["grade"].input_tokens_mean == 100
-    assert generator.num_failed == 1
-    assert any("generator: 1 of 2 calls did not end ok" in flag for flag in found.flags)
+    assert (generator.cached_tokens_mean, reranker.cached_tokens_mean) == (10, 0)
+    assert (generator.duration_s.mean, reranker.duration_s.mean) == (2.5, 2.0)
+    assert reranker.output_tokens.max == 3
+    assert (reranker.burst_sizes, reranker.fan_out) == ({2: 1}, 2.0)
+    assert (generator.burst_sizes, generator.fan_out) == ({1: 2}, 1.0)
 
 
-def test_a_run_without_run_span_lasts_from_first_to_last_span() -> None:
-    """Without run spans the tools' spans count for the run's length."""
-    spans = [
-        Span(run_id="a", span_id="t", kind="tool", name="s", start_s=1.0, end_s=2.0, status="ok"),
-        call("a", "m", 2.0, 5.0),
-    ]
+def test_roles_of_an_llm() -> None:
+    """Each role has its own calls, tokens and durations; what has none stands under `-`."""
+    spans = [*two_runs(), call("c", "reranker", 21.0, 23.0, role="grade", output_tokens=7)]
+    roles = demand_of(spans, "rag").llms["reranker"].roles
+    assert list(roles) == ["-", "grade"]
+    assert roles["grade"] == RoleDemand(
+        num_calls=2,
+        calls_per_run=2 / 3,
+        input_tokens_mean=100,
+        output_tokens_mean=4,
+        duration_mean_s=2.0,
+    )
+    assert roles["-"].calls_per_run == pytest.approx(1 / 3)
+    assert list(demand_of(spans, "rag").llms["generator"].roles) == ["-"]
+
+
+def test_quantiles_of_known_values() -> None:
+    """Of 0, 1, ... 20 s the 5th percentile is 1, the median 10, the 95th 19; calls without token
+    counts do not count as zero tokens."""
+    spans = [call("a", "m", 100.0 * n, 101.0 * n, output_tokens=n or None) for n in range(21)]
+    found = demand_of(spans, "w").llms["m"]
+    assert found.duration_s == Distribution(21, 10.0, 1.0, 10.0, 19.0, 20.0)
+    assert found.output_tokens == Distribution(
+        20, 10.5, pytest.approx(1.95), 10.5, pytest.approx(19.05), 20.0
+    )
+    assert found.output_tokens_mean == 10.5
+    assert found.input_tokens == Distribution(0, None, None, None, None, None)
+
+
+def test_calls_that_outlive_their_run_take_no_tool_time() -> None:
+    """Run a is 2 s long with a call of 5 s, run b idle for 4 s: 0 and 4 s of tool time."""
+    spans = [run_span("a", 0.0, 2.0), call("a", "m", 0.0, 5.0), run_span("b", 0.0, 4.0)]
+    assert demand_of(spans, "w").tool_time_s == 2.0
+
+
+def test_short_calls_are_as_parallel_as_long_ones() -> None:
+    """Two calls of 2 ms in flight for 3 ms together, and one to another LLM inside the last."""
+    spans = [call("a", "m", 0.0, 0.002), call("a", "m", 0.001, 0.003), call("a", "n", 0.002, 0.003)]
     found = demand_of(spans, "w")
-    assert found.run_length_mean_s == 4.0
-    assert found.tool_time_s == 1.0
+    assert found.llms["m"].parallelism == pytest.approx(4 / 3)
+    assert found.overlap == pytest.approx(3 / 4)
+
+
+def test_calls_of_no_duration_are_calls() -> None:
+    """They are busy for no time, so no share or parallelism can be made of them."""
+    found = demand_of([run_span("a", 0.0, 1.0), call("a", "m", 0.5, 0.5)], "w")
+    llm = found.llms["m"]
+    assert (llm.num_calls, llm.parallelism, llm.share_mean, llm.share_cv) == (1, 1.0, 0.0, None)
+    assert (found.overlap, found.tool_time_s, found.num_runs_without_calls) == (1.0, 1.0, 0)
 
 
 def test_the_summary_is_what_a_plan_keeps() -> None:
-    """``summary`` passes the strict check of a plan's `demand`."""
+    """``summary`` has the plan's figures of each LLM and nothing beside them; a plan takes it."""
     summary = demand_of(two_runs(), "rag").summary()
-    kept = check(summary, DemandSummary, "plan")
-    assert kept.llms["reranker"].input_tokens_mean == 200
-    assert kept.overlap == pytest.approx(7 / 8)
+    assert check(to_plain(summary), DemandSummary, "plan") == summary
+    assert (summary.num_runs, summary.overlap) == (3, pytest.approx(7 / 8))
+    assert summary.tool_time_s == pytest.approx(11 / 3)
+    assert summary.llms["reranker"] == LlmDemand(
+        calls_per_run=2 / 3,
+        parallelism=4 / 3,
+        share_mean=pytest.approx(3 / 14),
+        share_cv=pytest.approx(statistics.stdev([3 / 7, 0]) / (3 / 14)),
+        input_tokens_mean=200,
+        output_tokens_mean=2,
+        cached_tokens_mean=0,
+        fan_out=2,
+    )
 
 
 def test_an_llm_that_is_never_called_is_flagged() -> None:
@@ -93,8 +137,11 @@ def test_an_llm_that_is_never_called_is_flagged() -> None:
     found = demand_of(two_runs(), "rag", ["generator", "reranker", "judge"])
     judge = found.llms["judge"]
     assert (judge.num_calls, judge.calls_per_run, judge.parallelism) == (0, 0, 1)
-    assert (judge.share_mean, judge.share_cv, judge.bursts.num_bursts) == (0, None, 0)
-    assert "judge: not called in the spans; its load is taken as zero" in found.flags
+    assert (judge.share_mean, judge.share_cv, judge.burst_sizes, judge.fan_out) == (0, None, {}, 1)
+    assert (judge.roles, judge.repeated_input) == ({}, 0)
+    assert [flag for flag in found.flags if flag.startswith("judge")] == [
+        "judge: not called in the spans; its load is taken as zero"
+    ]
 
 
 def test_runs_without_any_call_have_a_demand() -> None:
@@ -107,15 +154,12 @@ def test_runs_without_any_call_have_a_demand() -> None:
 @pytest.mark.parametrize(
     ("spans", "says"),
     [
-        ([call("a", "judge", 0, 1)], "LLM 'judge' is called in the spans and not declared by "
-         "workflow 'rag'; it declares: generator"),
-        ([call("a", "generator", 5.0, 1.0)], r"run 'a': end_s \(1.0\) is before start_s \(5.0\)"),
-        ([run_span("a", 0, 1), run_span("a", 2, 3)], "run 'a': has two run spans"),
         ([run_span("a", 0, 1, workflow="x")], "no run of workflow 'rag' in the spans; they name: x"
          ),
         ([run_span("a", 0, 1, workflow="x"), call("a", "m", 0, 1, workflow="rag")],
          "run 'a': its spans name two workflows, 'x' and 'rag'"),
         ([], "no run of workflow 'rag' in the spans; they name: none"),
+        ([call("a", "judge", 0, 1)], "LLM 'judge' is called in the spans and not declared"),
     ],
 )  # fmt: skip
 def test_wrong_spans_are_refused(spans: list[Span], says: str) -> None:
@@ -127,43 +171,72 @@ def test_wrong_spans_are_refused(spans: list[Span], says: str) -> None:
 def test_other_workflows_are_left_out() -> None:
     """Runs of other workflows do not count; calls belong to the workflow of their run."""
     spans = [*two_runs(), run_span("z", 0, 100, workflow="other"), call("z", "judge", 0, 100)]
-    assert demand_of(spans, "rag").summary() == demand_of(two_runs(), "rag").summary()
+    assert demand_of(spans, "rag") == demand_of(two_runs(), "rag")
 
 
-def test_bursts_are_calls_that_start_together() -> None:
-    """Four calls sent at once are one burst; a call that starts when one of them has ended, one
-    that starts late into them and one of another run are not in it."""
-    spans = [call("a", "m", 0.01 * n, 1.0 + n, n=n) for n in range(4)]
-    spans += [call("a", "m", 1.0, 2.0, n=9)]  # the first ended at 1.0: joins only what is later
-    spans += [call("a", "m", 1.9, 3.0, n=8), call("b", "m", 0.0, 1.5, n=7)]
-    found = demand_of(spans, "w").llms["m"].bursts
-    assert found.sizes == {1: 3, 4: 1}
-    assert (found.num_bursts, found.size_max, found.size_mean) == (4, 4, 7 / 4)
-    assert found.size_of_a_call == pytest.approx((16 + 1 + 1 + 1) / 7)
+def test_calls_that_failed_or_have_no_tokens_are_flagged() -> None:
+    """In a line for each LLM that has some, and in none for the others."""
+    assert demand_of(two_runs(), "rag").flags[:1] == (
+        "generator: 1 of 2 calls did not end ok (failed, retried, cut off); calls_per_run "
+        "counts them",
+    )
+    silent = [call("a", "m", 0.0, 1.0), call("a", "n", 0.0, 1.0, input_tokens=1)]
+    assert demand_of(silent, "w").flags == (
+        "m: no call has token counts; its load cannot be predicted",
+    )
 
 
-def test_stability_tells_how_many_runs_would_do() -> None:
-    """A share that swings asks for more runs than there are; more of the same runs ask for about
-    the same number; a steady share asks for few and is not flagged."""
+def _shares(*pairs: tuple[float, float]) -> Demand:
+    """Runs of one call to `a` and then one to `b`, of these durations."""
+    spans = []
+    for i, (a, b) in enumerate(pairs):
+        spans += [call(f"r{i:03}", "a", 0, a, input_tokens=1)]
+        spans += [call(f"r{i:03}", "b", a, a + b, input_tokens=1)]
+    return demand_of(spans, "w")
 
-    def shares(pairs: list[tuple[float, float]]) -> Demand:
-        spans = []
-        for i, (a, b) in enumerate(pairs):
-            spans += [call(f"r{i}", "a", 0, a, input_tokens=1)]
-            spans += [call(f"r{i}", "b", a, a + b, input_tokens=1)]
-        return demand_of(spans, "w")
 
-    wild = shares([(1, 9), (9, 1), (2, 8), (8, 2), (1, 9), (9, 1)])
-    more = shares([(1, 9), (9, 1), (2, 8), (8, 2), (1, 9), (9, 1)] * 10)
-    calm = shares([(5.0, 5.0), (5.1, 4.9), (4.9, 5.1), (5.0, 5.0)])
+def test_a_share_that_swings_is_flagged_with_the_runs_it_needs() -> None:
+    """The flag asks for more runs than there are, says that they are enough, or neither where two
+    runs cannot tell; a steady share is not flagged."""
+    wild = _shares((1, 9), (9, 1), (2, 8), (8, 2), (1, 9), (9, 1))
     needed = wild.llms["a"].num_runs_needed
     assert needed is not None
     assert 100 < needed < 400  # normal approximation: (1.96 * cv / 0.1)^2 with cv 0.72 to 0.79
-    assert more.llms["a"].num_runs_needed == pytest.approx(needed, rel=0.25)
-    assert any(f"about {needed} runs would tell its mean within 10%, not 6" in f
-               for f in wild.flags)  # fmt: skip
+    cv = statistics.stdev([1, 9, 2, 8, 1, 9]) / 5
+    says = f"a: its share of LLM time varies from run to run (cv {cv:.2f})"
+    assert wild.flags[0] == f"{says}; about {needed} runs would tell its mean within 10%, not 6"
+    cv = statistics.stdev([3, 7] * 70) / 5
+    assert _shares(*[(3, 7), (7, 3)] * 70).flags[0] == (
+        f"a: its share of LLM time varies from run to run (cv {cv:.2f}); 140 runs are enough to "
+        "know its mean within 10%"
+    )
+    two = _shares((1, 9), (9, 1))
+    assert two.flags[0] == "a: its share of LLM time varies from run to run (cv 1.13)"
+    calm = _shares((5.0, 5.0), (5.1, 4.9), (4.9, 5.1), (5.0, 5.0))
     assert calm.flags == ()
     assert calm.llms["a"].num_runs_needed == 2
+
+
+def _continued(tokens: int, input_tokens: int | None, cached: int | None = None) -> Span:
+    """A call that repeats so many tokens of an earlier prompt."""
+    made = call("a", "m", 1.0, 2.0, n=tokens, input_tokens=input_tokens, cached_tokens=cached)
+    return replace(made, prefix_of=Prefix(span_id="x", tokens=tokens))
+
+
+def test_repeated_prompts_are_told_not_assumed() -> None:
+    """Input that repeats a prompt is named where no engine said what it cached, never counted: 30
+    of 40 tokens here; no more than the input repeats, and a call of unknown input adds none."""
+    first = call("a", "m", 0.0, 1.0, input_tokens=5)
+    spans = [first, _continued(20, 25), _continued(99, 10), _continued(7, None)]
+    silent = demand_of(spans, "w")
+    assert silent.llms["m"].repeated_input == pytest.approx(30 / 40)
+    assert silent.llms["m"].cached_tokens_mean == 0
+    assert silent.flags == (
+        "m: 75% of its input repeats an earlier prompt (prefix_of); planned without cache hits, "
+        "since no cached_tokens were recorded",
+    )
+    told = demand_of([first, _continued(15, 20, cached=0)], "w")
+    assert (told.flags, told.llms["m"].repeated_input) == ((), 0)
 
 
 def plain_reference(spans: list[Span]) -> dict[str, Any]:
@@ -243,55 +316,3 @@ def test_equals_the_reference_on_random_spans(seed: int, offset_s: float) -> Non
 def test_equals_the_reference_on_real_traces() -> None:
     """On real sessions of coding agents, imported, arrays and plain loops agree."""
     assert_equal_to_reference(import_agent_traces(TRACES), "agent_traces")
-
-
-def test_imported_traces_keep_calls_roles_and_prefixes() -> None:
-    """Each trace is one run with all its calls; sub-agents' calls have their type as role and lie
-    inside the run; prefixes point to earlier calls; think time is tool time before its call."""
-    spans = import_agent_traces(TRACES, aliases={"claude-opus-4-5-20251101": "main"})
-    runs = [s for s in spans if s.kind == "run"]
-    calls = {s.span_id: s for s in spans if s.kind == "llm"}
-    assert [r.run_id for r in runs] == ["trace_0277", "trace_0332", "trace_0360"]
-    found = demand_of(spans, "agent_traces")
-    assert set(found.llms) == {"main", "claude-haiku-4-5-20251001"}
-    nested = [c for c in calls.values() if c.run_id == "trace_0277" and c.role]
-    assert len(nested) == 44
-    for span in calls.values():
-        if span.prefix_of is not None:
-            assert calls[span.prefix_of.span_id].start_s <= span.start_s
-            assert span.prefix_of.tokens <= (span.input_tokens or 0)
-    for span in (s for s in spans if s.kind == "tool"):
-        assert calls[span.span_id.removesuffix(".think")].start_s == span.end_s
-    # The second call of the first session's first sub-agent, by hand: the sub-agent starts at
-    # 79.224, the call 6 s later; it takes 1.88 s, and the answer before it came at 81.384.
-    second = calls["trace_0277.2"]
-    assert (second.start_s, second.end_s) == pytest.approx((85.224, 87.104))
-    assert (second.role, second.parents) == ("Explore", ("trace_0277.1",))
-    think = next(s for s in spans if s.span_id == "trace_0277.2.think")
-    assert think.start_s == pytest.approx(81.384)
-
-
-def test_calls_without_duration_are_estimated_and_say_so(tmp_path: Path) -> None:
-    """A stream that was cut off has status `unfinished` and ends no later than the next call."""
-    path = tmp_path / "t.json"
-    path.write_text(
-        """{"id": "t", "requests": [
-        {"t": 0, "type": "n", "model": "m", "in": 5, "out": 10, "api_time": 2.0, "id": 0},
-        {"t": 4, "type": "s", "model": "m", "in": 5, "out": 10, "think_time": 2.0, "id": 1},
-        {"t": 5, "type": "s", "model": "m", "in": 5, "out": 10, "think_time": 3.0, "id": 2}]}"""
-    )
-    spans = [s for s in import_agent_traces([path]) if s.kind == "llm"]
-    assert [(s.start_s, s.end_s, s.status) for s in spans] == [
-        (0.0, 2.0, "ok"), (4.0, 5.0, "unfinished"), (5.0, 7.0, "unfinished")]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [("{", "line 1: not JSON"), ('{"id": "a"}', "not an agent trace: KeyError 'requests'"),
-     ('{"id": "a", "requests": []}', "has no calls"), ("[]", "not an agent trace")],
-)  # fmt: skip
-def test_files_that_are_no_agent_traces_are_refused(tmp_path: Path, text: str, says: str) -> None:
-    """A wrong file is named with what is missing."""
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(InputError, match=says):
-        import_agent_traces([tmp_path / "x.json"])

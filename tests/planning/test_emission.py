@@ -1,0 +1,64 @@
+"""A choice as a plan: its placement, what it asks of Slurm, its prediction."""
+
+from __future__ import annotations
+
+import pytest
+from planning_cases import (
+    FLOW,
+    MODELS,
+    NEEDS,
+    cluster,
+    gpus_of_plan,
+    request_for,
+    two_bundles,
+    workflow,
+)
+
+from scepsy_hpc.formats.workflow import Llm
+from scepsy_hpc.planning.make_plan import make_plan
+from scepsy_hpc.planning.pipeline.of_plan import predict_plan
+from scepsy_hpc.planning.targets import Limits, MaxThroughput, Rate
+
+
+def test_prediction_of_the_plan_is_its_own() -> None:
+    """Predicting an emitted plan from its file gives the figures it was emitted with."""
+    plan = make_plan(request_for(Rate(1.0)))
+    again = predict_plan(plan, {"w": NEEDS}, two_bundles())
+    assert plan.predicted is not None
+    assert again.latency_mean_s == pytest.approx(plan.predicted.latency_mean_s)
+    assert again.throughput_rps == pytest.approx(plan.predicted.throughput_rps)
+
+
+def test_shares_that_do_not_divide_stay_where_the_search_put_them() -> None:
+    """Shares of 30, 40 and 60%: the plan's GPUs and allocation are those of the search."""
+    odd = (30, 40, 60)
+    flow = workflow("w", {x: Llm(model=m, gpu_shares_pct=odd) for x, m in MODELS.items()})
+    plan = make_plan(request_for(Rate(), flow, limits=Limits(num_gpus=2)))
+    load: dict[tuple[str, int], int] = {}
+    for instance in plan.instances:
+        for gpu in instance.gpus:
+            load[instance.node, gpu] = load.get((instance.node, gpu), 0) + instance.gpu_share_pct
+    assert len(load) == gpus_of_plan(plan) <= 2
+    assert max(load.values()) <= 100
+    assert plan.allocation is not None
+    assert plan.allocation.components[0].gpus_per_node == gpus_of_plan(plan)
+
+
+def test_other_engine_args_are_flagged() -> None:
+    """Arguments that the profile was not measured under reach the engine, and are flagged."""
+    args: dict[str, str | int | float | bool | tuple[str, ...]] = {"max_num_seqs": 8}
+    flow = workflow("w", {"a": Llm(model="org/model", engine_args=args), "b": FLOW.llms["b"]})
+    plan = make_plan(request_for(Rate(), flow))
+    assert plan.llms["a"].engine_args == args
+    assert plan.predicted is not None
+    flagged = [flag for flag in plan.predicted.flags if "engine_args max_num_seqs" in flag]
+    assert [flag.split(":")[0] for flag in flagged] == ["a"]
+
+
+def test_components_by_equal_nodes() -> None:
+    """Nodes that need equally many GPUs are one component of the allocation, others another."""
+    plan = make_plan(request_for(MaxThroughput(), topology=cluster(num_nodes=3, gpus=4)))
+    assert plan.allocation is not None
+    parts = plan.allocation.components
+    assert sum(p.num_nodes * p.gpus_per_node for p in parts) == gpus_of_plan(plan)
+    assert len({(p.gpu_type, p.gpus_per_node) for p in parts}) == len(parts)
