@@ -47,18 +47,12 @@ class CallTable:
 
 def read_calls(mine: Sequence[Span], workflow: str, aliases: Sequence[str] | None) -> CallTable:
     """The calls in ``mine``, the spans of ``workflow``. Raises InputError, see ``demand_of``."""
-    for span in mine:
-        if span.end_s < span.start_s:
-            raise InputError(
-                f"span {span.span_id!r} of run {span.run_id!r}: end_s ({span.end_s}) is before "
-                f"start_s ({span.start_s})"
-            )
     windows = _windows(mine)
     run_index = {run_id: i for i, run_id in enumerate(windows)}
     calls = [s for s in mine if s.kind == "llm"]
-    llm_index = _llm_index(calls, workflow, aliases)
-    roles = sorted({s.role or NO_ROLE for s in calls})
-    role_index = {role: i for i, role in enumerate(roles)}
+    called, played = [str(s.llm) for s in calls], [s.role or NO_ROLE for s in calls]
+    llm_index = _llm_index(called, workflow, aliases)
+    role_index = {role: i for i, role in enumerate(sorted(set(played)))}
     run = np.array([run_index[s.run_id] for s in calls], dtype=np.int64)
     limits_s = np.array(list(windows.values()), dtype=np.float64)
     prefixes = [s.prefix_of.tokens if s.prefix_of else np.nan for s in calls]
@@ -67,12 +61,12 @@ def read_calls(mine: Sequence[Span], workflow: str, aliases: Sequence[str] | Non
     return CallTable(
         run_ids=tuple(windows),
         aliases=tuple(llm_index),
-        roles=tuple(roles),
+        roles=tuple(role_index),
         run_length_s=limits_s[:, 1] - limits_s[:, 0],
         first_end_s=limits_s[:, 2],
         run=run,
-        llm=np.array([llm_index[str(s.llm)] for s in calls], dtype=np.int64),
-        role=np.array([role_index[s.role or NO_ROLE] for s in calls], dtype=np.int64),
+        llm=np.array([llm_index[alias] for alias in called], dtype=np.int64),
+        role=np.array([role_index[role] for role in played], dtype=np.int64),
         start_s=figures[0] - limits_s[run, 0],
         duration_s=figures[1] - figures[0],
         end_s=figures[1],
@@ -93,6 +87,11 @@ def _windows(spans: Sequence[Span]) -> dict[str, list[float]]:
     seen: dict[str, list[float]] = {}
     for span in spans:
         start_s, end_s = span.start_s, span.end_s
+        if end_s < start_s:
+            raise InputError(
+                f"span {span.span_id!r} of run {span.run_id!r}: end_s ({end_s}) is before "
+                f"start_s ({start_s})"
+            )
         if span.kind == "run":
             if span.run_id in told:
                 raise InputError(f"run {span.run_id!r}: has two run spans; run ids must differ")
@@ -111,11 +110,10 @@ def _windows(spans: Sequence[Span]) -> dict[str, list[float]]:
 
 
 def _llm_index(
-    calls: Sequence[Span], workflow: str, aliases: Sequence[str] | None
+    called: Sequence[str], workflow: str, aliases: Sequence[str] | None
 ) -> dict[str, int]:
-    called = dict.fromkeys(str(s.llm) for s in calls)
-    names = list(aliases) if aliases is not None else sorted(called)
-    for alias in called:
+    names = list(aliases) if aliases is not None else sorted(set(called))
+    for alias in dict.fromkeys(called):
         if alias not in names:
             raise InputError(
                 f"LLM {alias!r} is called in the spans and not declared by workflow {workflow!r}; "
