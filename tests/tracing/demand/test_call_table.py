@@ -35,6 +35,12 @@ def test_a_run_without_run_span_lasts_from_its_first_to_its_last_span(order) -> 
     assert found.first_end_s.tolist() == [3.0]
 
 
+def test_a_run_span_is_believed_where_spans_lie_outside_it() -> None:
+    """A call that began before its run and outlives it changes neither the run's start nor end."""
+    found = read_calls([run_span("a", 100.0, 103.0), call("a", "m", 99.0, 105.0)], "w", None)
+    assert (found.run_length_s.tolist(), found.start_s.tolist()) == ([3.0], [-1.0])
+
+
 def test_a_call_may_take_no_time() -> None:
     """An answer from a cache is a call."""
     assert read_calls([call("a", "m", 5.0, 5.0)], "w", None).duration_s.tolist() == [0.0]
