@@ -264,7 +264,7 @@ def read_jsonl_data(path: Path | str) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path | str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield number, line
 
@@ -275,8 +275,11 @@ def write_jsonl(path: Path | str, values: Iterable[Any]) -> None:
 
 
 def json_line(value: Any) -> str:
-    """One record as one JSON line, newline included."""
-    return json.dumps(to_plain(value), ensure_ascii=False) + "\n"
+    """One record as one JSON line, newline included; all outside ASCII is escaped.
+
+    Lines end with `\\n` only: other ends of lines that Unicode knows may stand in a text.
+    """
+    return json.dumps(to_plain(value)) + "\n"
 
 
 def write_text(path: Path | str, text: str, mode: int = 0o644) -> None:

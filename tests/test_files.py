@@ -3,7 +3,14 @@
 import pytest
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import read_jsonl_data, read_yaml_data, to_plain, write_text, write_yaml
+from scepsy_hpc.files import (
+    json_line,
+    read_jsonl_data,
+    read_yaml_data,
+    to_plain,
+    write_text,
+    write_yaml,
+)
 from scepsy_hpc.formats.plan import Deployment, Plan, load_plan
 from scepsy_hpc.formats.topology import load_topology
 
@@ -105,3 +112,12 @@ def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\u0085b", "a\rb", "\ud83d", "é"])
+def test_a_line_is_one_line_whatever_is_in_it(tmp_path, text):
+    """Ends of lines that only Unicode knows, and half an emoji, come back as they were written."""
+    path = tmp_path / "lines.jsonl"
+    path.write_text(json_line({"task": text}) + json_line({"task": "next"}))
+    assert path.read_bytes().isascii()
+    assert read_jsonl_data(path) == [{"task": text}, {"task": "next"}]

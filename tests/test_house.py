@@ -185,6 +185,8 @@ def _public_names(body: list[ast.stmt]) -> Iterator[str]:
         elif isinstance(node, ast.If | ast.Try | ast.With):
             for part in ("body", "orelse", "finalbody"):
                 yield from _public_names(getattr(node, part, []))
+            for handler in getattr(node, "handlers", []):
+                yield from _public_names(handler.body)
 
 
 def test_each_public_name_has_one_home():

@@ -111,7 +111,8 @@ def plan(
         engine=engine,
         inputs=(
             *(input_of("workflow", flow.path, flow.name) for flow, _ in flows),
-            *(input_of("spans", path, name) for name, path in files.items()),
+            # A pipe is read by now, and cannot be found again.
+            *(input_of("spans", path, name) for name, path in files.items() if path.is_file()),
             input_of("topology", topology),
         ),
     )

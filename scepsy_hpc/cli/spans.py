@@ -65,8 +65,8 @@ def import_traces(
     from scepsy_hpc.tracing.importers import import_agent_traces, import_summary
 
     found = import_agent_traces(files, workflow, _aliases(llms))
-    save_spans(output, found)
     summary = import_summary(found)
+    save_spans(output, found)
     if as_json:
         print_json(summary)
     else:

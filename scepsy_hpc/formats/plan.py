@@ -174,9 +174,9 @@ def _check_names(plan: Plan, where: str) -> None:
                 )
     names = [w.name for w in plan.workflows]
     for number, item in enumerate(plan.inputs):
-        if item.role in ("workflow", "spans") and item.workflow not in names:
+        if names and item.role in ("workflow", "spans") and item.workflow not in names:
             raise InputError(
-                f"{where}: inputs[{number}].workflow: must be one of {', '.join(names) or 'none'}, "
+                f"{where}: inputs[{number}].workflow: must be one of {', '.join(names)}, "
                 f"whose {item.role} it is; is {item.workflow}"
             )
 

@@ -96,7 +96,7 @@ def _problem(span: Span, seen: set[tuple[str, str]]) -> str | None:
 
 def _line_number(path: Path | str, index: int) -> int:
     """Line of the span at ``index``; blank lines hold none."""
-    lines = read_text(path).splitlines()
+    lines = read_text(path).split("\n")
     return [number for number, line in enumerate(lines, start=1) if line.strip()][index]
 
 

@@ -15,7 +15,7 @@ from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.search.certificate import certify
 from scepsy_hpc.planning.search.problem import OptionTable, Solution
 from scepsy_hpc.planning.search.search import solve
-from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Target
+from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Rate, Target
 
 _RATE_TOLERANCE = 1e-3
 _P95_TOLERANCE = 0.01  # a replayed percentile is no more certain than that
@@ -48,6 +48,9 @@ def choose(problem: PlanningProblem, target: Target) -> Choice:
             raise InputError("--p95-limit: belongs to --rate or --max-throughput, not to --tasks")
         if problem.tails is None:
             raise InputError("--p95-limit: needs the workflow's spans to replay")
+    uses = [use for stage in problem.pipeline.stages for use in stage.uses]
+    if not isinstance(target, Rate) and not any(use.calls_per_run for use in uses):
+        raise InputError("spans: no LLM is called in them; any rate would do, on any GPUs")
     if isinstance(target, MaxThroughput):
         return _most(problem)
     if isinstance(target, Deadline):

@@ -131,8 +131,8 @@ def _again(path: Path, plan: Plan) -> dict[str, Figures]:
 
 def _measured(folder: RunFolder) -> dict[str, Figures]:
     found = read_json(folder.measured, MeasuredRun)
-    if found is None:
-        raise InputError(f"{folder.measured}: not there; the run has not ended, or ran no task")
+    if found is None or not found.workflows:
+        raise InputError(f"{folder.measured}: no figures; the run has not ended, or ran no task")
     return found.workflows
 
 

@@ -121,7 +121,8 @@ class Lead:
                 break
             await asyncio.wait([working], timeout=_LOOK_S)
         self.status.state = self.status.last_state() if self._is_stopped() else "ending"
-        self._write_measured()
+        if batch.num_ok + batch.num_failed:  # else those of the last start stay
+            self._write_measured()
         if reason:
             raise RunError(reason)
         if not working.cancelled():
@@ -134,7 +135,7 @@ class Lead:
             self._spans.flush()
 
     def _write_measured(self) -> None:
-        """Figures of this attempt's runs, by workflow."""
+        """Figures of this start's runs, by workflow."""
         if not self._run.folder.spans.stat().st_size:
             return
         since_s = self.status.started_s

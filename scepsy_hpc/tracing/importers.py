@@ -16,7 +16,7 @@ from scepsy_hpc.formats.spans import Prefix, Span, checked_span
 
 UNFINISHED = "unfinished"
 # What plain data raises that is not of the shape wanted.
-_MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
+_MALFORMED = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 
 
 def import_agent_traces(

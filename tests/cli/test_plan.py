@@ -156,3 +156,18 @@ def test_a_plan_without_roles_is_refused(topology, tmp_path, capsys):
     assert run_line(["simulate", str(out), "--rate", "0.5"]) == 2
     (shown,) = error_lines(capsys)
     assert "inputs[0].role: missing" in shown
+
+
+@pytest.mark.parametrize("target", [("--max-throughput",), ("--tasks", "5", "--deadline", "1h")])
+def test_spans_without_calls_give_no_load(target, topology, tmp_path, capsys):
+    """Where no LLM is called there is no highest rate and no batch to plan: exit code 2."""
+    spans, out = tmp_path / "spans.jsonl", tmp_path / "plan.yaml"
+    spans.write_text(
+        '{"run_id":"r","span_id":"s","kind":"run","start_s":0,"end_s":9,"status":"ok"}\n'
+    )
+    line = plan_line(topology, out, *target)
+    line[line.index("--spans") + 1] = str(spans)
+    assert run_line(line) == 2
+    (shown,) = error_lines(capsys)
+    assert shown.startswith("error: spans: no LLM is called")
+    assert not out.exists()

@@ -80,6 +80,7 @@ CALL = '{"t": 0, "model": "m", "in": 5, "out": 1, "api_time": 1.0, "id": 0}'
         (f'{{"id": "a", "requests": [{CALL.replace("1.0", "-1")}]}}', "is before start_s"),
         (f'{{"id": "a", "requests": [{CALL.replace("5", "-5")}]}}', "input_tokens"),
         (f'{{"id": "a", "requests": [{CALL.replace("5", "1e999")}]}}', "not an agent trace"),
+        pytest.param("[" * 200_000, "not an agent trace", id="deep"),
     ],
 )
 def test_bad_traces_write_nothing(text, words, tmp_path, capsys):

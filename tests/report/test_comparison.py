@@ -194,7 +194,7 @@ def test_a_run_that_has_not_ended_is_refused(tmp_path):
     """Without measured figures there is nothing to compare; the file is named."""
     folder = make_run(tmp_path / "run")
     RunFolder(folder).measured.unlink()
-    with pytest.raises(InputError, match=r"measured\.json: not there"):
+    with pytest.raises(InputError, match=r"measured\.json: no figures"):
         compare_run(folder)
 
 
@@ -336,3 +336,11 @@ def test_an_alias_that_no_plan_knows_has_no_prediction(planned, tmp_path):
     with_measured(root, rag_rerank=Figures(num_runs=16, num_failed=0, per_llm=llms))
     (row,) = compare_run(root).llms
     assert (row.llm, row.measured, row.pipeline, row.simulation) == ("stranger", 1.5, None, None)
+
+
+def test_a_run_without_figures_is_refused(tmp_path: Path) -> None:
+    """Where no run ended since the start there is nothing to compare, and the line says so."""
+    folder = make_run(tmp_path / "run")
+    with_measured(folder)
+    with pytest.raises(InputError, match="no figures; the run has not ended, or ran no task"):
+        compare_run(folder)

@@ -58,6 +58,9 @@ def test_stop_in_mid_batch_then_resume(tmp_path, capsys):
     cases.assert_each_once(out, tasks)
     assert [len(cases.run_ids_of(out, name)) for name in ("t0", "g0")] == [1, 2]
     assert "has ended already (ended)" in runs.ask_to_stop(out)
+    measured = (out / "measured.json").read_text()
+    assert scepsy(again) == 0
+    assert (out / "measured.json").read_text() == measured, "nothing was left to measure"
 
 
 def test_a_killed_engine_is_started_again_and_no_task_is_lost(tmp_path):

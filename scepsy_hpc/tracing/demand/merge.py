@@ -21,7 +21,8 @@ _OF_CALLS = (
 
 def merge(parts: Sequence[CallTable]) -> CallTable:
     """One table of the calls of all parts; no run may be in two of them."""
-    run_ids = np.array([run_id for part in parts for run_id in part.run_ids])
+    # Objects: an array of text drops NULs at the end, and is as wide as its longest id.
+    run_ids = np.array([run_id for part in parts for run_id in part.run_ids], dtype=object)
     assert len(set(run_ids.tolist())) == len(run_ids), "a run is in two parts"
     first_end_s = np.concatenate([part.first_end_s for part in parts])
     of_runs = np.lexsort((run_ids, first_end_s))

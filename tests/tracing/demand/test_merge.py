@@ -100,3 +100,11 @@ def test_a_run_in_two_parts_is_our_own_mistake() -> None:
     """Parts are whole runs: half of one in each would double the number of runs."""
     with pytest.raises(AssertionError, match="a run is in two parts"):
         merge(_parts([call("a", "m", 0.0, 1.0)], [call("a", "m", 1.0, 2.0)]))
+
+
+def test_run_ids_are_told_apart_to_their_last_character() -> None:
+    """Ids that differ by a NUL at their end, or are very long, are runs of their own."""
+    ids = ["a", "a\0", "b" * 100_000]
+    spans = [call(name, "x", 0.0, 1.0 + n) for n, name in enumerate(ids)]
+    assert demand_of(spans, "w").num_runs == 3
+    assert set(merge([read_calls([s], "w", None) for s in spans]).run_ids) == set(ids)
