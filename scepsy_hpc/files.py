@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 import types
 import typing
@@ -277,9 +278,15 @@ def write_jsonl(path: Path | str, values: Iterable[Any]) -> None:
 def json_line(value: Any) -> str:
     """One record as one JSON line, newline included; all outside ASCII is escaped.
 
-    Lines end with `\\n` only: other ends of lines that Unicode knows may stand in a text.
+    Lines end with `\\n` only: other ends of lines that Unicode knows may stand in a text. Half a
+    surrogate pair, which no strict reader takes back, becomes U+FFFD.
     """
-    return json.dumps(to_plain(value)) + "\n"
+    plain = to_plain(value)
+    line = json.dumps(plain)
+    if "\\ud" in line:
+        whole = re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(plain, ensure_ascii=False))
+        line = json.dumps(json.loads(whole))
+    return line + "\n"
 
 
 def write_text(path: Path | str, text: str, mode: int = 0o644) -> None:

@@ -5,6 +5,7 @@ import pytest
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import (
     json_line,
+    read_jsonl,
     read_jsonl_data,
     read_yaml_data,
     to_plain,
@@ -114,10 +115,17 @@ def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["plan.yaml"]
 
 
-@pytest.mark.parametrize("text", ["a\u2028b", "a\u0085b", "a\rb", "\ud83d", "é"])
+@pytest.mark.parametrize("text", ["a\u2028b", "a\u0085b", "a\rb", "é", "\U0001f600", "\\\\ud83d"])
 def test_a_line_is_one_line_whatever_is_in_it(tmp_path, text):
-    """Ends of lines that only Unicode knows, and half an emoji, come back as they were written."""
+    """Ends of lines that only Unicode knows, and all else, come back as they were written."""
     path = tmp_path / "lines.jsonl"
     path.write_text(json_line({"task": text}) + json_line({"task": "next"}))
     assert path.read_bytes().isascii()
     assert read_jsonl_data(path) == [{"task": text}, {"task": "next"}]
+
+
+def test_half_a_surrogate_pair_is_written_as_what_can_be_read(tmp_path):
+    """Cut-off model output may hold half an emoji: strict readers take the line all the same."""
+    path = tmp_path / "lines.jsonl"
+    path.write_text(json_line({"task_id": "\ud83d and \ude00\U0001f600"}))
+    assert read_jsonl(path, dict[str, str]) == [{"task_id": "\ufffd and \ufffd\U0001f600"}]
