@@ -12,9 +12,11 @@ import pytest
 import serving_cases as cases
 
 from scepsy_hpc.cli.main import run_line as scepsy
+from scepsy_hpc.formats.plan import load_plan, save_plan
 from scepsy_hpc.formats.spans import load_spans
 from scepsy_hpc.serving import node_agent
 from scepsy_hpc.serving import run as runs
+from scepsy_hpc.serving.settings import RunSettings, load_settings
 
 PAIR = {"l0": ("large", "a", (0,)), "s0": ("small", "b", (0,))}
 
@@ -209,3 +211,19 @@ def test_a_crash_of_the_lead_is_noticed_and_resumed(tmp_path, capsys):
     words = ["run", str(plan), str(tasks), "-o", str(out), "--resume", "--cluster", "debug"]
     assert scepsy(words) == 0
     cases.assert_each_once(out, tasks)
+
+
+def test_runs_in_flight_of_several_workflows_add_up(tmp_path):
+    """Two workflows planned for 2 and 3 runs at a time are 5; what the user says goes first."""
+    path, _ = cases.make_case(tmp_path, PAIR, [])
+    plan = load_plan(path)
+    (flow,) = plan.workflows
+    flows = (
+        dataclasses.replace(flow, max_runs_in_flight=2),
+        dataclasses.replace(flow, name="other", max_runs_in_flight=3),
+    )
+    save_plan(path, dataclasses.replace(plan, workflows=flows))
+    for asked, wanted in ((None, 5), (7, 7)):
+        settings = RunSettings(max_runs_in_flight=asked)
+        folder = runs.prepare(path, None, tmp_path / f"out{asked}", settings)
+        assert load_settings(folder.settings).max_runs_in_flight == wanted
