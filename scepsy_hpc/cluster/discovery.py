@@ -241,21 +241,35 @@ def from_nvidia_smi(
 
 def _topo_matrix(lines: list[str], where: str) -> dict[int, list[str]]:
     rows: dict[int, list[str]] = {}
+    num_columns = 0  # the first line of the matrix names the GPU of every column
     for line in lines:
         cells = line.split()
+        num_columns = max(num_columns, sum(bool(re.fullmatch(r"GPU\d+", c)) for c in cells))
         if len(cells) > 1 and re.fullmatch(r"GPU\d+", cells[0]) and cells[1][:3] != "GPU":
             rows[int(cells[0][3:])] = cells[1:]
+    if not rows:
+        raise InputError(
+            f"{where}: holds no matrix of `nvidia-smi topo -m` (lines `GPU0 X NV12 …`)"
+        )
+    # With a row lost its GPU would be missing, and the columns would be other GPUs' links.
+    if sorted(rows) != list(range(max(len(rows), num_columns))):
+        found = ", ".join(f"GPU{gpu}" for gpu in sorted(rows))
+        raise InputError(
+            f"{where}: the matrix must have a row for each GPU from GPU0 on, has {found}; save the "
+            "whole output of `nvidia-smi topo -m`"
+        )
     known = re.compile(r"X|NV\d+|PIX|PXB|PHB|NODE|SYS")
     for gpu, cells in rows.items():
+        if len(cells) < len(rows):
+            raise InputError(
+                f"{where}: row GPU{gpu}: has {len(cells)} cells, needs {len(rows)}, one for each "
+                "GPU; save the whole output of `nvidia-smi topo -m`"
+            )
         for cell in cells[: len(rows)]:
             if not known.fullmatch(cell):
                 raise InputError(
                     f"{where}: row GPU{gpu}: link {cell!r} is not one of X NV# PIX PXB PHB NODE SYS"
                 )
-    if not rows:
-        raise InputError(
-            f"{where}: holds no matrix of `nvidia-smi topo -m` (lines `GPU0 X NV12 …`)"
-        )
     return rows
 
 

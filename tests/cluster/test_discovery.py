@@ -47,6 +47,25 @@ def test_a_file_without_a_matrix_is_refused(tmp_path):
         from_nvidia_smi(path)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "line", "words"),
+    [
+        ("GPU1", "GPU1\tNV12\t X ", "row GPU1: has 2 cells, needs 4"),
+        ("GPU1", None, "has GPU0, GPU2, GPU3"),
+        ("GPU3", None, "has GPU0, GPU1, GPU2"),
+    ],
+)
+def test_a_cut_off_matrix_is_refused(gpu, line, words, tmp_path):
+    """A row that ends early, or one that is not there: other GPUs' links are not read for it."""
+    rows = MATRIX.splitlines()
+    number = next(i for i, row in enumerate(rows) if row.startswith(gpu))
+    rows[number : number + 1] = [] if line is None else [line]
+    path = tmp_path / "smi.txt"
+    path.write_text("\n".join(rows))
+    with pytest.raises(InputError, match=words):
+        from_nvidia_smi(path)
+
+
 def test_unknown_card_becomes_its_own_type():
     """A card newer than the table still has a usable name."""
     assert from_nvml_name("NVIDIA H100 80GB HBM3") == "h100_sxm"
