@@ -174,10 +174,17 @@ def _check_names(plan: Plan, where: str) -> None:
                 )
     names = [w.name for w in plan.workflows]
     for number, item in enumerate(plan.inputs):
-        if names and item.role in ("workflow", "spans") and item.workflow not in names:
+        key = f"{where}: inputs[{number}].workflow"
+        if item.role not in ("workflow", "spans"):
+            if item.workflow is not None:
+                raise InputError(
+                    f"{key}: is {item.workflow}, but a {item.role} is no workflow's own; take the "
+                    "key out, or correct `role`"
+                )
+        elif names and item.workflow not in names:
             raise InputError(
-                f"{where}: inputs[{number}].workflow: must be one of {', '.join(names)}, "
-                f"whose {item.role} it is; is {item.workflow}"
+                f"{key}: must be one of {', '.join(names)}, whose {item.role} it is; "
+                f"is {item.workflow}"
             )
 
 

@@ -107,7 +107,7 @@ def _frontier(choice: Choice) -> list[str]:
     used = choice.solution.num_gpus
     picked = _picked(sorted(known), used)
     latency_s = {gpus: choice.pipeline.mean_latency_s(known[gpus]) for gpus in picked}
-    longest_s = max(latency_s.values())
+    longest_s = max(latency_s.values()) or 1.0  # a run without calls and tools takes 0 s
     lines = ["frontier: best mean latency by number of GPUs (> this plan's)"]
     for gpus, time_s in latency_s.items():
         bar = "\u2588" * max(round(_BAR * time_s / longest_s), 1)

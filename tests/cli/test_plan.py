@@ -158,6 +158,33 @@ def test_a_plan_without_roles_is_refused(topology, tmp_path, capsys):
     assert "inputs[0].role: missing" in shown
 
 
+def test_a_workflow_on_a_file_of_no_workflow_is_refused(topology, tmp_path, capsys):
+    """A topology is nobody's: a role mistyped for `spans` must not pass as one."""
+    out = tmp_path / "plan.yaml"
+    assert run_line(plan_line(topology, out, "--rate", "1")) == 0
+    plain = yaml.safe_load(out.read_text())
+    number = next(i for i, item in enumerate(plain["inputs"]) if item["role"] == "topology")
+    plain["inputs"][number]["workflow"] = plain["workflows"][0]["name"]
+    out.write_text(yaml.safe_dump(plain))
+    capsys.readouterr()
+    assert run_line(["simulate", str(out), "--rate", "0.5"]) == 2
+    (shown,) = error_lines(capsys)
+    assert f"inputs[{number}].workflow" in shown
+    assert "topology" in shown
+
+
+def test_a_run_without_calls_and_length_is_planned(topology, tmp_path, capsys):
+    """Every allocation takes 0 s, so the bars of the explanation have no longest one."""
+    spans, out = tmp_path / "spans.jsonl", tmp_path / "plan.yaml"
+    spans.write_text(
+        '{"run_id":"r","span_id":"s","kind":"run","start_s":0,"end_s":0,"status":"ok"}\n'
+    )
+    line = plan_line(topology, out, "--rate", "1")
+    line[line.index("--spans") + 1] = str(spans)
+    assert run_line(line) == 0, capsys.readouterr().err
+    assert load_plan(out).predicted.latency_mean_s == 0
+
+
 @pytest.mark.parametrize("target", [("--max-throughput",), ("--tasks", "5", "--deadline", "1h")])
 def test_spans_without_calls_give_no_load(target, topology, tmp_path, capsys):
     """Where no LLM is called there is no highest rate and no batch to plan: exit code 2."""
