@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import Count, Positive, read_yaml, record, write_yaml
@@ -29,7 +31,10 @@ class PlanWorkflow:
 
 @record
 class Deployment:
-    """One LLM under one parallelism, with all its replicas."""
+    """One LLM under one parallelism, with all its replicas.
+
+    ``capacity_rps`` is that of one replica, in calls per second.
+    """
 
     model: str
     engine: str
@@ -42,6 +47,8 @@ class Deployment:
     bundle_sha256: str | None = None
     link: Link | None = None
     memory_gib: Positive | None = None
+    precision: str | None = None
+    capacity_rps: Positive | None = None
 
 
 @record
@@ -76,9 +83,14 @@ class Allocation:
 
 @record
 class Routing:
-    """The dispatcher's rule; predictor and simulator use the same."""
+    """The dispatcher's rule; predictor and simulator use the same.
 
-    rule: Literal["least_in_flight"] = "least_in_flight"
+    ``sticky_prefix``: the replica that holds the prefix of a call, unless it has more than
+    ``max_behind`` calls above the least busy one.
+    """
+
+    rule: Literal["least_in_flight", "sticky_prefix"] = "least_in_flight"
+    max_behind: Annotated[int, Field(ge=0)] = 2
 
 
 @record
@@ -100,22 +112,41 @@ class LlmDemand:
 
 @record
 class DemandSummary:
-    """What the spans say about one workflow."""
+    """What the spans say about one workflow; ``cpu_s``: CPU seconds of its agent in a run."""
 
     num_runs: int
     tool_time_s: float
     overlap: float
     llms: dict[str, LlmDemand]
+    cpu_s: Annotated[float, Field(ge=0)] | None = None
+
+
+@record
+class RestsOn:
+    """Parts of a certified value in percent, by where the figures come from; they sum to 100."""
+
+    measured_pct: float = 0.0
+    modelled_pct: float = 0.0
+    derived_pct: float = 0.0
+    transferred_pct: float = 0.0
+    extrapolated_pct: float = 0.0
 
 
 @record
 class Certificate:
-    """Value of the emitted plan, a bound no plan beats, and the gap between them."""
+    """Value of the emitted plan, a bound no plan beats, and the gap from the best found to it.
+
+    ``given_up_pct``: what was then traded for fewer GPUs. ``proved``: no plan of its form is better
+    than the best found.
+    """
 
     metric: str
     value: float
     bound: float
     gap: float
+    given_up_pct: float = 0.0
+    proved: bool = True
+    rests_on: RestsOn | None = None
 
 
 @record
@@ -139,6 +170,7 @@ class Plan:
     routing: Routing = field(default_factory=Routing)
     predicted: Figures | None = None
     demand: dict[str, DemandSummary] = field(default_factory=dict)
+    simulated: Figures | None = None
     certificate: Certificate | None = None
     inputs: tuple[PlanInput, ...] = ()
     explanation: tuple[str, ...] = ()

@@ -29,7 +29,8 @@ class Span:
     """One run, LLM call or tool call.
 
     ``start_s`` is when the request was received and ``end_s`` its last byte, both on the
-    recorder's clock (Unix seconds or relative).
+    recorder's clock (Unix seconds or relative). ``cpu_s`` of a run span: CPU seconds of the agent's
+    processes over the run.
     """
 
     run_id: str
@@ -49,6 +50,7 @@ class Span:
     cached_tokens: Tokens | None = None
     ttft_s: Annotated[float, Field(ge=0)] | None = None
     prefix_of: Prefix | None = None
+    cpu_s: Annotated[float, Field(ge=0)] | None = None
 
     @property
     def duration_s(self) -> float:

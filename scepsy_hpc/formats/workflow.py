@@ -17,13 +17,19 @@ EngineArgs = dict[str, EngineArg]
 
 @record
 class Llm:
-    """One LLM of a workflow and the parallelism it may be given."""
+    """One LLM of a workflow and the parallelism it may be given.
+
+    ``engine``, ``engine_version`` and ``precision`` None: the newest version that was measured.
+    """
 
     model: str
     tp_degrees: tuple[Count, ...] | None = None
     gpu_shares_pct: tuple[SharePct, ...] | None = None
     min_memory_gib: Positive | None = None
     engine_args: EngineArgs = field(default_factory=dict)
+    engine: str | None = None
+    engine_version: str | None = None
+    precision: str | None = None
 
 
 @record

@@ -7,16 +7,20 @@ distribution of a call at a load. What a curve rests on is said in its ``flags``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.points import Point
 from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.curves.queueing import Server, mean_latencies_s
 
 MAX_UTILISATION = 0.95
+
+OUTPUT_TOKEN_WORK = 28.0
+"""Work of an output token in input tokens where no TTFT says: the median of shipped profiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class Curve:
     ``ttft_s`` stands beside ``server.concurrency``; NaN is unknown. ``open_rps`` and
     ``open_latency_s`` are points measured under Poisson arrivals. ``held_at``: those numbers of
     calls in flight at which the curve is held to points; elsewhere it follows the engine model.
+    ``engine``: that model, where one passed its hold-out.
     """
 
     kind: Parallelism
@@ -56,6 +61,33 @@ class Curve:
     open_rps: tuple[float, ...] = ()
     open_latency_s: tuple[float, ...] = ()
     held_at: tuple[float, ...] = ()
+    engine: EngineModel | None = None
+
+    def work_of(self, tokens: TokenLengths) -> float:
+        """Work of a call with these tokens in mean calls: its fitted time alone over theirs.
+
+        Without an engine model prompt and output are weighed as TTFT and latency of the first
+        point are. In either case 1 for a mean call, and above 0.
+        """
+        if self.engine is not None:
+            return max(_alone_s(self.engine, tokens) / _alone_s(self.engine, self.tokens), 1e-6)
+        mean, part = self.tokens, self.prompt_part
+        work = part * max(tokens.inputs - tokens.cached, 1.0) / max(mean.inputs - mean.cached, 1.0)
+        if mean.outputs > 1.0:
+            work += (1.0 - part) * (max(tokens.outputs, 1.0) - 1.0) / (mean.outputs - 1.0)
+        return max(work, 1e-6)
+
+    @property
+    def prompt_part(self) -> float:
+        """Part of a mean call's work that is its prompt's."""
+        if self.tokens.outputs <= 1.0:
+            return 1.0
+        first_s = self.server.concurrency[0] / self.server.throughput_rps[0]
+        part = self.ttft_s[0] / first_s
+        if np.isfinite(part):
+            return min(max(part, 0.0), 1.0)
+        prompt = max(self.tokens.inputs - self.tokens.cached, 1.0)
+        return prompt / (prompt + OUTPUT_TOKEN_WORK * (self.tokens.outputs - 1.0))
 
     @property
     def capacity_rps(self) -> float:
@@ -104,6 +136,13 @@ class Curve:
         if self.open_rps and burst == 1 and arrivals_rps > self.open_rps[-1]:
             found.append(f"extrapolated: the last unsaturated point is {self.open_rps[-1]:g} rps")
         return tuple(found)
+
+
+def _alone_s(engine: EngineModel, tokens: TokenLengths) -> float:
+    """Latency of a call that is alone; whether it fits the KV cache is not asked here."""
+    free = replace(engine, kv_tokens=None)
+    outputs = max(tokens.outputs, 1.0)
+    return free.closed_loop(1.0, max(tokens.inputs, 1.0), outputs, tokens.cached).latency_s
 
 
 def latencies_s(curves: Sequence[Curve], which: Ints, loads_rps: Floats, bursts: Ints) -> Floats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ import numpy as np
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import Plan
-from scepsy_hpc.planning.curves.curve import Curve
+from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.pipeline.of_plan import num_replicas
 from scepsy_hpc.planning.simulation.replicas import (
     ContinuousBatching,
@@ -21,9 +20,6 @@ from scepsy_hpc.planning.simulation.replicas import (
     Size,
 )
 from scepsy_hpc.planning.simulation.run_graph import RunGraph, RunNode
-
-OUTPUT_TOKEN_WORK = 28.0
-"""Work of an output token in input tokens where no TTFT says: the median of shipped profiles."""
 
 _MOST_TURNS = 128
 
@@ -91,33 +87,13 @@ def hosts_of(
 
 
 def size_of(curve: Curve, inputs: int | None, outputs: int | None, cached: int | None) -> Size:
-    """Size of a call under a curve; tokens that are unknown are those of a mean call.
-
-    The work is split into prompt and output as TTFT and latency of the curve's first point are,
-    so that it is 1 for a mean call and linear in both.
-    """
+    """Size of a call under a curve; tokens that are unknown are those of a mean call."""
     mean = curve.tokens
     if inputs is None:
         inputs, cached = round(mean.inputs), round(mean.cached)
     outputs = max(round(mean.outputs) if outputs is None else outputs, 1)
-    prefill = max(inputs - (cached or 0), 1)
-    part = prompt_part(curve)
-    work = part * prefill / max(mean.inputs - mean.cached, 1.0)
-    if mean.outputs > 1.0:
-        work += (1.0 - part) * (outputs - 1) / (mean.outputs - 1.0)
-    return Size(max(work, 1e-6), prefill, inputs, outputs)
-
-
-def prompt_part(curve: Curve) -> float:
-    """Part of a call's work that is its prompt's."""
-    if curve.tokens.outputs <= 1.0:
-        return 1.0
-    first_s = curve.server.concurrency[0] / curve.server.throughput_rps[0]
-    part = curve.ttft_s[0] / first_s
-    if math.isfinite(part):
-        return min(max(part, 0.0), 1.0)
-    prompt = max(curve.tokens.inputs - curve.tokens.cached, 1.0)
-    return prompt / (prompt + OUTPUT_TOKEN_WORK * (curve.tokens.outputs - 1.0))
+    work = curve.work_of(TokenLengths(inputs, outputs, cached or 0))
+    return Size(work, max(inputs - (cached or 0), 1), inputs, outputs)
 
 
 def engine_on(model: EngineModel, curve: Curve, sizes: Sequence[Size]) -> Engine:

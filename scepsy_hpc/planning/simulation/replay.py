@@ -21,7 +21,7 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.figures import RunFigures
 from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.pipeline.pipeline import ReplicaLoad
-from scepsy_hpc.planning.simulation.hosts import prompt_part, size_of
+from scepsy_hpc.planning.simulation.hosts import size_of
 from scepsy_hpc.planning.simulation.percentiles import latency_figures, run_intervals
 from scepsy_hpc.planning.simulation.run_graph import RunGraph
 
@@ -181,7 +181,7 @@ class Replay:
         for index, name in self._called():
             load = loads[name]
             weights, latency_s, ttft_s = load.curve.call_times(load.arrivals_rps, load.burst)
-            part = prompt_part(load.curve)
+            part = load.curve.prompt_part
             known = np.isfinite(ttft_s)
             prompt_s = np.where(known, ttft_s, part * latency_s)
             if load.curve.tokens.outputs <= 1.0:
