@@ -254,11 +254,13 @@ class SlowEngine:
             for block in one.table:
                 block.users += 1
             one.computed = found = BLOCK * len(one.table)
-            if not self.schedule(one):
+            needed = -(-len(one.tokens) // BLOCK) - len(one.table)
+            if needed > sum(not block.users for block in self.pool):
                 for block in one.table:
                     block.users -= 1
                 one.table, one.computed = [], 0
                 return
+            assert self.schedule(one)
             one.cached = found if one.cached is None else one.cached
             self.running.append(waiting.pop(0))
 

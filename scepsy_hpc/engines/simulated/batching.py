@@ -6,7 +6,7 @@ a step costs the same whatever the batch size.
 
 The rules are those of vLLM's scheduler: decoding sequences first, one token each; the rest of the
 step's token budget goes to prompts in order of arrival, in chunks; a prompt joins while the batch
-has a seat and the KV cache has room for its chunk. What the prefix cache holds of a prompt is not
+has a seat and the KV cache has room for all of it. What the prefix cache holds of a prompt is not
 computed again, but for its last token. A sequence takes blocks as it grows; when there are none
 left the newest in the batch is preempted: it gives its blocks back, waits in front of all others,
 and computes again what the cache has lost of it. Nobody joins in a step that preempted.
@@ -216,12 +216,11 @@ class RunningBatch:
         self.step_end_s = self._step_start_s + duration_s if busy else None
 
     def _look_up(self, sequence: Sequence) -> bool:
-        """Share what the cache holds of it, if there is room for its first chunk as well."""
+        """Share what the cache holds of it, if there is room for the rest of its prompt as well."""
         most = (sequence.to_prefill - 1) // BLOCK_TOKENS  # the last token is always computed
         found = self.blocks.num_found(sequence.chain[:most])
         shared, tokens = sequence.chain[:found], found * BLOCK_TOKENS
-        chunk = min(sequence.to_prefill - tokens, self._budget)
-        needed = num_blocks_of(tokens + chunk) - found
+        needed = num_blocks_of(sequence.to_prefill) - found
         if needed + self.blocks.num_kept(shared) > self.blocks.num_free:
             return False
         self.blocks.use(shared)
