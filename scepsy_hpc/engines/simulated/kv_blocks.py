@@ -15,8 +15,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-BLOCK_TOKENS = 16
-"""Tokens in a block, vLLM's default on GPUs."""
+from scepsy_hpc.formats.spans import BLOCK_TOKENS
 
 MOST_BLOCKS = 1 << 17
 """Blocks kept for whoever comes at most, also where the cache's size is unknown: 2M tokens."""
