@@ -21,7 +21,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from scepsy_hpc.bundles.step_time import DEFAULT_NUM_SEQS, EngineModel
-from scepsy_hpc.engines.simulated.kv_blocks import BLOCK_TOKENS, KvBlocks, num_blocks_of
+from scepsy_hpc.engines.simulated.kv_blocks import KvBlocks, num_blocks_of
+from scepsy_hpc.formats.spans import BLOCK_TOKENS
 
 
 @dataclass(slots=True, eq=False)

@@ -1,9 +1,9 @@
 """The KV cache of a simulated engine: blocks, what they hold, and which of them is given up first.
 
-The rules are those of vLLM's block pool (0.32): a block holds BLOCK_TOKENS tokens; a full one is known by
-the chain of all tokens up to its end, so that any prompt that begins alike can share it; what no
-sequence uses any more stays until room is needed, least recently used first, and of one sequence
-the end goes before the beginning. Blank blocks are taken before any that holds something.
+The rules are those of vLLM's block pool (0.32): a block holds BLOCK_TOKENS tokens; a full one is
+known by the chain of all tokens up to its end, so that any prompt that begins alike can share it;
+what no sequence uses any more stays until room is needed, least recently used first, and of one
+sequence the end goes before the beginning. Blank blocks are taken before any that holds something.
 
 Pure: no clock. Blocks that hold nothing to share are only counted.
 """
@@ -15,8 +15,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-BLOCK_TOKENS = 16
-"""Tokens in a block, vLLM's default on GPUs."""
+from scepsy_hpc.formats.spans import BLOCK_TOKENS
 
 MOST_BLOCKS = 1 << 17
 """Blocks kept for whoever comes at most, also where the cache's size is unknown: 2M tokens."""

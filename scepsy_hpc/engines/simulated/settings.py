@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from scepsy_hpc.bundles.engine_model import fit_bundle
 from scepsy_hpc.bundles.library import resolve_bundle
 from scepsy_hpc.bundles.step_time import DEFAULT_NUM_SEQS, EngineModel
-from scepsy_hpc.engines.simulated.kv_blocks import BLOCK_TOKENS
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle, load_bundle
+from scepsy_hpc.formats.spans import BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

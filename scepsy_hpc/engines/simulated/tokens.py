@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scepsy_hpc.engines.simulated.kv_blocks import BLOCK_TOKENS
+from scepsy_hpc.formats.spans import BLOCK_TOKENS
 
 TOKEN_BYTES = 4
 SEPARATORS = b"\xff" * (4 * TOKEN_BYTES)  # what a chat template puts around a message; never UTF-8
