@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from planning_cases import (
     FLOW,
@@ -62,3 +64,20 @@ def test_components_by_equal_nodes() -> None:
     parts = plan.allocation.components
     assert sum(p.num_nodes * p.gpus_per_node for p in parts) == gpus_of_plan(plan)
     assert len({(p.gpu_type, p.gpus_per_node) for p in parts}) == len(parts)
+
+
+def test_a_plan_says_on_how_many_cores_of_its_agents_it_counts() -> None:
+    """What is known of the agents' CPU time is in figures and explanation, and read back alike."""
+    busy = replace(NEEDS, summary=replace(NEEDS.summary, tool_time_s=15.0, cpu_s=12.0))
+    idle = replace(busy, summary=replace(busy.summary, cpu_s=None))
+    plan = make_plan(request_for(Rate(1.0), demands={"w": busy}))
+    silent = make_plan(request_for(Rate(1.0), demands={"w": idle}))
+    assert plan.instances == silent.instances
+    assert plan.predicted is not None
+    assert silent.predicted is not None
+    assert plan.predicted.latency_mean_s > silent.predicted.latency_mean_s
+    [line] = [line for line in plan.explanation if line.startswith("agents:")]
+    assert "a run takes CPU seconds: w 12; at this rate that is 12 cores" in line
+    assert not any(line.startswith("agents:") for line in silent.explanation)
+    again = predict_plan(plan, {"w": busy}, two_bundles())
+    assert again.latency_mean_s == pytest.approx(plan.predicted.latency_mean_s)
