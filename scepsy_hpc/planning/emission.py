@@ -25,12 +25,12 @@ from scepsy_hpc.planning.explain import explain
 from scepsy_hpc.planning.inputs import input_of
 from scepsy_hpc.planning.offers import Offer
 from scepsy_hpc.planning.pipeline.deployments import deployments_of
-from scepsy_hpc.planning.pipeline.host_time import cores_for_agents
+from scepsy_hpc.planning.pipeline.host_time import MAX_HOST_UTILISATION, cores_for_agents
 from scepsy_hpc.planning.pipeline.predict import ClosedBatch, predict_batch, predict_open
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.simulation.tails import with_tails
-from scepsy_hpc.planning.targets import Deadline, Target
+from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Target
 
 CPUS_PER_GPU = 4
 """What an engine needs to feed one GPU: its API server, its scheduler and a tokenizer."""
@@ -74,7 +74,10 @@ def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan
 
 
 def _with_cores(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Choice:
-    """The choice with the cores that its agents share: only what is placed has a first node."""
+    """The choice with the cores that its agents share: only what is placed has a first node.
+
+    The highest rate is at most the one that they can do.
+    """
     hosts = {host.stage.name: host for host in choice.hosted}
     offers = {name: problem.offers[name].of(host.curve) for name, host in hosts.items()}
     placed, time_min = choice.solution.instances, _time_min(request.target)
@@ -84,6 +87,9 @@ def _with_cores(request: PlanRequest, problem: PlanningProblem, choice: Choice) 
         allocation=allocation_of(placed, problem.topology, time_min),
     )
     pipeline = replace(choice.pipeline, agent_cores=cores_for_agents(hosting))
+    if pipeline.host and isinstance(request.target, MaxThroughput):
+        most = MAX_HOST_UTILISATION * pipeline.host.factor(pipeline.rates_rps)
+        pipeline = pipeline.at_rates(min(most * (1 - 1e-9), 1.0))
     return replace(choice, pipeline=pipeline)
 
 
