@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.plan import (
@@ -24,11 +25,12 @@ from scepsy_hpc.planning.explain import explain
 from scepsy_hpc.planning.inputs import input_of
 from scepsy_hpc.planning.offers import Offer
 from scepsy_hpc.planning.pipeline.deployments import deployments_of
+from scepsy_hpc.planning.pipeline.host_time import MAX_HOST_UTILISATION, cores_for_agents
 from scepsy_hpc.planning.pipeline.predict import ClosedBatch, predict_batch, predict_open
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.simulation.tails import with_tails
-from scepsy_hpc.planning.targets import Deadline, Target
+from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Target
 
 CPUS_PER_GPU = 4
 """What an engine needs to feed one GPU: its API server, its scheduler and a tokenizer."""
@@ -38,6 +40,7 @@ _START_MIN = 20  # engines load weights and compile before the first task
 
 def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan:
     """The plan of a choice: what it hosts where, what it asks for, what it should reach."""
+    choice = _with_cores(request, problem, choice)
     predicted = _predicted(problem, choice, request.target)
     names = deployments_of(request.flows)
     placed = choice.solution.instances
@@ -63,8 +66,31 @@ def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan
         demand={flow.name: request.demands[flow.name].summary for flow in request.flows},
         certificate=choice.certificate,
         inputs=(*request.inputs, *_profiles([offer for _, offer in hosts])),
-        explanation=explain(choice, problem.offers, predicted, request.demands),
+        explanation=(
+            *explain(choice, problem.offers, predicted, request.demands),
+            *choice.pipeline.cores_said,
+        ),
     )
+
+
+def _with_cores(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Choice:
+    """The choice with the cores that its agents share: only what is placed has a first node.
+
+    The highest rate is at most the one that they can do.
+    """
+    hosts = {host.stage.name: host for host in choice.hosted}
+    offers = {name: problem.offers[name].of(host.curve) for name, host in hosts.items()}
+    placed, time_min = choice.solution.instances, _time_min(request.target)
+    hosting = Plan(
+        llms={n: deployment_of(offers[n], host.num_replicas, {}) for n, host in hosts.items()},
+        instances=placed,
+        allocation=allocation_of(placed, problem.topology, time_min),
+    )
+    pipeline = replace(choice.pipeline, agent_cores=cores_for_agents(hosting))
+    if pipeline.host and isinstance(request.target, MaxThroughput):
+        most = MAX_HOST_UTILISATION * pipeline.host.factor(pipeline.rates_rps)
+        pipeline = pipeline.at_rates(min(most * (1 - 1e-9), 1.0))
+    return replace(choice, pipeline=pipeline)
 
 
 def deployment_of(offer: Offer, num_replicas: int, engine_args: EngineArgs) -> Deployment:

@@ -117,13 +117,17 @@ def demand_parts(demand: Demand) -> list[Any]:
     title = (
         f"Demand of {demand.workflow}: {demand.num_runs} runs of "
         f"{number(demand.run_length_mean_s, 's')}, {number(demand.tool_time_s, 's')} of it outside "
-        f"LLMs, overlap {demand.overlap:.2f}"
+        f"LLMs, overlap {demand.overlap:.2f}{_agent_cpu(demand.cpu_s)}"
     )
     heads = (
         *("LLM", "calls\n/run", "paral-\nlelism", "share of\nLLM time", "CV\nof it"),
         *("call\nlatency", "tokens\nin", "tokens\nout"),
     )
     return [table(title, heads, rows), *_roles(demand), *(f"note: {f}" for f in demand.flags)]
+
+
+def _agent_cpu(cpu_s: float | None) -> str:
+    return "" if cpu_s is None else f", {number(cpu_s, 's')} of its agent's CPU"
 
 
 def _roles(demand: Demand) -> list[Table]:

@@ -164,4 +164,5 @@ def run_span(run_id: str, workflow: str, outcome: AgentOutcome, status: str | No
         start_s=outcome.started_s,
         end_s=outcome.finished_s,
         status=status or ("ok" if outcome.error is None else "failed"),
+        cpu_s=None if outcome.cpu_s is None else round(outcome.cpu_s, 6),
     )

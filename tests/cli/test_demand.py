@@ -54,3 +54,16 @@ def test_a_key_that_no_workflow_has(tmp_path, capsys):
     assert run_line(line) == 2
     (shown,) = error_lines(capsys)
     assert "workflow.yaml: llms.reranker.tp_degree: unknown key; known keys: model" in shown
+
+
+def test_the_agents_cpu_is_shown(tmp_path, capsys):
+    """Where run spans say what their agent used, the screen shows its mean, and JSON as well."""
+    spans = tmp_path / "spans.jsonl"
+    run = '{"run_id":"r","span_id":"run","kind":"run","start_s":0,"end_s":3,"status":"ok"'
+    spans.write_text(f'{CALL}"status":"ok"}}\n{run},"cpu_s":0.25}}\n')
+    line = ["demand", "--workflow", str(FLOW / "workflow.yaml"), "--spans", str(spans)]
+    assert run_line(line) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0.25 s of its agent's CPU" in shown
+    assert run_line([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cpu_s"] == 0.25

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from planning_cases import (
     FLOW,
@@ -16,6 +18,7 @@ from planning_cases import (
 
 from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.make_plan import make_plan
+from scepsy_hpc.planning.pipeline.host_time import cores_for_agents
 from scepsy_hpc.planning.pipeline.of_plan import predict_plan
 from scepsy_hpc.planning.targets import Limits, MaxThroughput, Rate
 
@@ -62,3 +65,36 @@ def test_components_by_equal_nodes() -> None:
     parts = plan.allocation.components
     assert sum(p.num_nodes * p.gpus_per_node for p in parts) == gpus_of_plan(plan)
     assert len({(p.gpu_type, p.gpus_per_node) for p in parts}) == len(parts)
+
+
+def test_a_plan_says_on_how_many_cores_of_its_agents_it_counts() -> None:
+    """What is known of the agents' CPU time is in figures and explanation, and read back alike."""
+    busy = replace(NEEDS, summary=replace(NEEDS.summary, tool_time_s=15.0, cpu_s=12.0))
+    idle = replace(busy, summary=replace(busy.summary, cpu_s=None))
+    plan = make_plan(request_for(Rate(1.0), demands={"w": busy}))
+    silent = make_plan(request_for(Rate(1.0), demands={"w": idle}))
+    assert plan.instances == silent.instances
+    assert plan.predicted is not None
+    assert silent.predicted is not None
+    assert plan.predicted.latency_mean_s > silent.predicted.latency_mean_s
+    [line] = [line for line in plan.explanation if line.startswith("agents:")]
+    assert "a run takes CPU seconds: w 12; at this rate that is 12 cores" in line
+    assert not any(line.startswith("agents:") for line in silent.explanation)
+    again = predict_plan(plan, {"w": busy}, two_bundles())
+    assert again.latency_mean_s == pytest.approx(plan.predicted.latency_mean_s)
+
+
+def test_the_highest_rate_is_one_that_the_agents_can_do() -> None:
+    """Where their cores end it, not the LLMs, the rate is 95% of what the cores do, and flagged."""
+    free = make_plan(request_for(MaxThroughput()))
+    busy = replace(NEEDS, summary=replace(NEEDS.summary, tool_time_s=15.0, cpu_s=12.0))
+    plan = make_plan(request_for(MaxThroughput(), demands={"w": busy}))
+    assert (free.instances, free.allocation) == (plan.instances, plan.allocation)
+    cores = cores_for_agents(plan)
+    assert cores is not None
+    assert plan.workflows[0].rate_rps == pytest.approx(0.95 * cores / 12.0)
+    assert free.workflows[0].rate_rps > plan.workflows[0].rate_rps
+    assert plan.predicted is not None
+    assert plan.predicted.throughput_rps == pytest.approx(cores / 12.0)
+    assert plan.predicted.latency_mean_s is not None
+    assert any(flag.startswith("host: bottleneck") for flag in plan.predicted.flags)

@@ -1,6 +1,7 @@
-"""Makes the mini Slurm of the neighbouring folder importable."""
+"""Makes the mini Slurm of the neighbouring folder, and this one's lab, importable."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]

@@ -42,42 +42,63 @@ class ClosedStage:
 
 @dataclass(frozen=True, slots=True)
 class ClosedState:
-    """Steady state: runs per second, length of a run, latency of a call in each stage."""
+    """Steady state: runs per second, length of a run, latency of a call in each stage.
+
+    ``waiting_s``: what waiting for cores adds to a run.
+    """
 
     throughput_rps: float
     run_s: float
     call_latency_s: tuple[float, ...]
+    waiting_s: float = 0.0
 
 
 def closed_batch(
-    stages: Sequence[ClosedStage], num_runs: int, overlap: float, tool_time_s: float
+    stages: Sequence[ClosedStage],
+    num_runs: int,
+    overlap: float,
+    tool_time_s: float,
+    host: ClosedStage | None = None,
 ) -> ClosedState:
     """Steady state with ``num_runs`` runs in flight, by Little's law.
 
+    ``host``: the cores that agents share, whose CPU time is part of the tool time.
     Different LLMs of one run overlap: while it is at any of them it stands at 1 / ``overlap``
     stages at once. So the network holds the population at which throughput x run length equals
     ``num_runs``. Raises ValueError for a population below 1.
     """
     if num_runs < 1:
         raise ValueError(f"num_runs ({num_runs}) must be at least 1")
-    population = float(num_runs)
+    population, waiting_s = float(num_runs), 0.0
+    cpu_s = float(1.0 / host.runs_rps(np.ones(1))[0]) if host else 0.0
+    delay_s = max(tool_time_s - cpu_s, 0.0)
+    llms, stages = len(stages), [*stages, *([host] if host else [])]
     for _ in range(40):
-        rate_rps = _between(stages, population, tool_time_s)
-        llm_s = max(population / rate_rps - tool_time_s, 0.0)
-        run_s = run_latency_s(llm_s, tool_time_s, overlap)
+        rate_rps = _between(stages, population, delay_s)
+        host_s = _time_at_last(stages, population, delay_s) if host else 0.0
+        waiting_s = max(host_s - cpu_s, 0.0)
+        llm_s = max(population / rate_rps - delay_s - host_s, 0.0)
+        run_s = run_latency_s(llm_s, tool_time_s + waiting_s, overlap)
         num_now = rate_rps * run_s
         if abs(num_now - num_runs) < 1e-6 * num_runs:
             break
         population *= 1.0 + 0.8 * (num_runs / num_now - 1.0)
     whole = max(round(population), 1)
-    times_s = closed_times(stages, whole, tool_time_s)[1]
+    times_s = closed_times(stages, whole, delay_s)[1][:llms]
     # Queues at the nearest whole population, stretched to the length at the one between.
     stretch = llm_s / sum(times_s)
     latencies = tuple(
         stretch * time_s * stage.parallelism / stage.calls_per_run
-        for time_s, stage in zip(times_s, stages, strict=True)
+        for time_s, stage in zip(times_s, stages[:llms], strict=True)
     )
-    return ClosedState(rate_rps, run_s, latencies)
+    return ClosedState(rate_rps, run_s, latencies, waiting_s)
+
+
+def _time_at_last(stages: Sequence[ClosedStage], population: float, delay_s: float) -> float:
+    """Seconds of a run at the last stage, linear between whole populations."""
+    low = max(int(population), 1)
+    times_s = [closed_times(stages, n, delay_s)[1][-1] for n in (low, low + 1)]
+    return times_s[0] + min(population - low, 1.0) * (times_s[1] - times_s[0])
 
 
 def _between(stages: Sequence[ClosedStage], population: float, tool_time_s: float) -> float:

@@ -107,6 +107,7 @@ def pipeline_of(
             rates_rps[w.name],
             demands[w.name].summary.overlap,
             demands[w.name].summary.tool_time_s,
+            demands[w.name].summary.cpu_s,
         )
         for w in workflows
     )

@@ -17,6 +17,7 @@ from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence, evidence_for, no_evidence
 from scepsy_hpc.planning.curves.making import NoCurveError, make_curve, with_engine_args
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, deployments_of
+from scepsy_hpc.planning.pipeline.host_time import cores_for_agents
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline, Stage, Use, WorkflowLoad
 from scepsy_hpc.planning.pipeline.predict import ClosedBatch, predict_batch, predict_open
 
@@ -153,12 +154,13 @@ def hosted_of(
     for workflow in plan.workflows:
         summary = demands[workflow.name].summary
         rate = rates[workflow.name]
-        loads.append(WorkflowLoad(workflow.name, rate, summary.overlap, summary.tool_time_s))
+        tool_s, cpu_s = summary.tool_time_s, summary.cpu_s
+        loads.append(WorkflowLoad(workflow.name, rate, summary.overlap, tool_s, cpu_s))
     hosted = []
     for stage in stages:
         curve = curve_of(stage.name, plan.llms[stage.name], stage.tokens(rates), bundles)
         hosted.append(HostedStage(stage, curve, num_replicas(plan, stage.name)))
-    return Pipeline(tuple(loads), tuple(stages)), tuple(hosted)
+    return Pipeline(tuple(loads), tuple(stages), cores_for_agents(plan)), tuple(hosted)
 
 
 def _use(workflow: PlanWorkflow, alias: str, demand: WorkflowDemand) -> Use:

@@ -20,6 +20,7 @@ from scepsy_hpc.formats.plan import LlmDemand
 from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION, Curve, TokenLengths, latencies_s
+from scepsy_hpc.planning.pipeline.host_time import HostTime, host_of
 from scepsy_hpc.planning.search.problem import Option, OptionTable
 
 _Seconds = TypeVar("_Seconds", float, Floats)
@@ -129,20 +130,42 @@ class HostedStage:
 
 @dataclass(frozen=True, slots=True)
 class WorkflowLoad:
-    """What of a workflow does not depend on the LLMs, and the rate that is wanted of it."""
+    """What of a workflow does not depend on the LLMs, and the rate that is wanted of it.
+
+    ``cpu_s``: CPU seconds of its agent in a run, part of the tool time; None is unknown.
+    """
 
     name: str
     rate_rps: float
     overlap: float
     tool_time_s: float
+    cpu_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Workflows over shared stages."""
+    """Workflows over shared stages, and over the cores that their agents share (None: unknown)."""
 
     workflows: tuple[WorkflowLoad, ...]
     stages: tuple[Stage, ...]
+    agent_cores: float | None = None
+
+    @property
+    def host(self) -> HostTime | None:
+        """The agents' cores as a station; None where they or the agents' CPU time are unknown."""
+        return host_of(self.agent_cores, {load.name: load.cpu_s for load in self.workflows})
+
+    @property
+    def waiting_s(self) -> dict[str, float]:
+        """What waiting for cores adds to a run of each workflow at the rates."""
+        host = self.host
+        return host.waiting_s(self.rates_rps) if host else dict.fromkeys(self.rates_rps, 0.0)
+
+    @property
+    def cores_said(self) -> tuple[str, ...]:
+        """How many cores are counted on for agents, where their CPU time is known."""
+        host = self.host
+        return (host.said(self.rates_rps),) if host else ()
 
     @property
     def rates_rps(self) -> dict[str, float]:
@@ -199,7 +222,9 @@ class Pipeline:
 
     def mean_latency_s(self, cost_s: float) -> float:
         """Mean latency of all runs, to which the LLMs add ``cost_s``."""
-        return run_latency_s(cost_s, self.tool_time_s)
+        waiting_s = self.waiting_s
+        waited_s = sum(w.rate_rps * waiting_s[w.name] for w in self.workflows) / self.total_rps
+        return run_latency_s(cost_s, self.tool_time_s + waited_s)
 
     def latency_s(self, workflow: str, call_latency_s: Mapping[str, float]) -> float:
         """Mean latency of one workflow's runs, from that of a call in each stage."""
@@ -210,7 +235,7 @@ class Pipeline:
             for use in stage.uses
             if use.workflow == workflow and use.calls_per_run > 0
         )
-        return run_latency_s(llm_s, load.tool_time_s, load.overlap)
+        return run_latency_s(llm_s, load.tool_time_s + self.waiting_s[workflow], load.overlap)
 
     def theta(self, host: HostedStage) -> float:
         """Times the wanted rates that a stage can serve at capacity; infinite without calls."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scepsy_hpc.formats.figures import Figures, LlmFigures, RunFigures
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
@@ -39,6 +39,8 @@ def predict_open(pipeline: Pipeline, hosted: Sequence[HostedStage]) -> Figures:
         if load.utilisation > MAX_UTILISATION * (1 + 1e-9):
             what = "overloaded" if math.isinf(latency_s[name]) else "above_95_percent"
             flags.append(f"{name}: {what}: at {100 * load.utilisation:.0f}% of capacity")
+    if pipeline.host:
+        flags += pipeline.host.flags(rates, _llm_factor(pipeline, hosted))
     return _figures(pipeline, hosted, latency_s, flags)
 
 
@@ -47,10 +49,12 @@ def _figures(
 ) -> Figures:
     rates = pipeline.rates_rps
     theta = {h.stage.name: pipeline.theta(h) for h in hosted}
+    of_host = pipeline.host.factor(rates) if pipeline.host else math.inf
     workflows = {}
     for load in pipeline.workflows:
         used = [h.stage for h in hosted if any(u.workflow == load.name for u in h.stage.uses)]
         factor = min((theta[stage.name] for stage in used), default=math.inf)
+        factor = min(factor, of_host) if load.cpu_s else factor
         workflows[load.name] = RunFigures(
             throughput_rps=_finite(factor * load.rate_rps),
             latency_mean_s=_finite(pipeline.latency_s(load.name, latency_s)),
@@ -66,12 +70,16 @@ def _figures(
         for h in hosted
     }
     return Figures(
-        throughput_rps=_finite(min(theta.values(), default=math.inf) * pipeline.total_rps),
+        throughput_rps=_finite(min([*theta.values(), of_host]) * pipeline.total_rps),
         latency_mean_s=_finite(total_s),
         per_workflow=workflows,
         per_llm=llms,
         flags=tuple(dict.fromkeys(flags)),
     )
+
+
+def _llm_factor(pipeline: Pipeline, hosted: Sequence[HostedStage]) -> float:
+    return min((pipeline.theta(host) for host in hosted), default=math.inf)
 
 
 def _finite(value: float) -> float | None:
@@ -86,6 +94,13 @@ def predict_batch(pipeline: Pipeline, hosted: Sequence[HostedStage], batch: Clos
     latency_s = {h.stage.name: h.curve.latency_s(0.0) for h in hosted}
     latency_s |= {h.stage.name: s for h, s in zip(called, state.call_latency_s, strict=True)}
     at_rate = pipeline.at_rates(state.throughput_rps / pipeline.total_rps)
+    if at_rate.host:
+        factor = _llm_factor(at_rate, hosted)
+        flags += at_rate.host.flags(at_rate.rates_rps, factor, closed=True)
+    # A closed batch never waits for cores as open arrivals at its rate would.
+    only = at_rate.workflows[0]
+    only = replace(only, tool_time_s=only.tool_time_s + state.waiting_s)
+    at_rate = replace(at_rate, workflows=(only,), agent_cores=None)
     found = _figures(at_rate, hosted, latency_s, [*flags, *more])
     name = pipeline.workflows[0].name
     figures = RunFigures(
@@ -116,7 +131,9 @@ def closed_state(
                     host.curve.server, host.num_replicas, use.calls_per_run, use.parallelism
                 )
             )
-    return closed_batch(stages, num_runs, load.overlap, load.tool_time_s), flags
+    cpu_s = load.cpu_s or 0.0
+    cores = ClosedStage(pipeline.host.server, 1, cpu_s, 1.0) if pipeline.host else None
+    return closed_batch(stages, num_runs, load.overlap, load.tool_time_s, cores), flags
 
 
 def makespan(state: ClosedState, batch: ClosedBatch) -> tuple[float, list[str]]:

@@ -16,6 +16,7 @@ from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
 from scepsy_hpc.planning.simulation.replay import Replay
 from scepsy_hpc.planning.simulation.run_graph import RunGraph, run_graphs
 
+_LATENCIES = tuple(f"latency_{key}_s" for key in ("mean", "p50", "p95", "p99"))
 MOST_CALLS = 20_000
 """Calls replayed for a plan; of more, whole runs are left out, evenly."""
 
@@ -38,7 +39,10 @@ class Tails:
         """Percentiles of each workflow at the pipeline's rates. Raises InputError."""
         rates = pipeline.rates_rps
         loads = {host.stage.name: host.load(rates) for host in hosted}
-        return self._replay(pipeline.aliases).figures(loads, with_intervals=with_intervals)
+        found = self._replay(pipeline.aliases).figures(loads, with_intervals=with_intervals)
+        # A trace's runs waited for no cores: the mean wait is added to each.
+        waiting_s = pipeline.waiting_s
+        return {name: _later(figures, waiting_s[name]) for name, figures in found.items()}
 
     def p95_s(self, pipeline: Pipeline, hosted: Sequence[HostedStage]) -> float:
         """The largest 95th percentile over the workflows; infinite where it is unknown."""
@@ -51,6 +55,16 @@ class Tails:
         if key not in self.known:
             self.known[key] = Replay.of(self.graphs, names)
         return self.known[key]
+
+
+def _later(figures: RunFigures, by_s: float) -> RunFigures:
+    """The figures of runs that all take longer by ``by_s``; null where that is unbounded."""
+    if math.isinf(by_s):
+        return RunFigures(num_runs=figures.num_runs)
+    said = {name: getattr(figures, name) for name in _LATENCIES}
+    moved = {name: value_s + by_s for name, value_s in said.items() if value_s is not None}
+    both = {n: (low + by_s, high + by_s) for n, (low, high) in figures.intervals.items()}
+    return replace(figures, intervals=both, **moved)
 
 
 def _thinned(graphs: Sequence[RunGraph]) -> list[RunGraph]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +33,10 @@ def check_command(agent: Agent) -> None:
 async def run_command(
     agent: Agent, task: dict[str, Any], env: dict[str, str], log_path: Path | None
 ) -> dict[str, Any]:
-    """Run one task in a process of its own: `result` or `error`. Kills what it leaves behind."""
+    """Run one task in a process of its own: `result` or `error`, and `cpu_s`, its CPU seconds.
+
+    Kills what it leaves behind.
+    """
     # Files, not pipes: a child that the command leaves behind would hold a pipe open.
     with (
         tempfile.TemporaryFile() as given,
@@ -40,15 +46,16 @@ async def run_command(
         given.write(json.dumps(task).encode())
         given.seek(0)
         try:
-            code = await _wait(agent, env, given, out, err)
+            code, cpu_s = await _wait(agent, env, given, out, err)
         except OSError as error:
             return {"error": f"the agent's command cannot be started: {error}"}
         finally:
             complaint = _copy_to_log(task, err, log_path)
         if code != 0:
-            return {"error": f"the agent's command ended with code {code}: {complaint}"}
+            what = f"the agent's command ended with code {code}: {complaint}"
+            return {"error": what, "cpu_s": cpu_s}
         out.seek(0)
-        return _parse_result(out.read().decode(errors="replace").strip())
+        return _parse_result(out.read().decode(errors="replace").strip()) | {"cpu_s": cpu_s}
 
 
 def _argv(agent: Agent) -> list[str]:
@@ -58,9 +65,10 @@ def _argv(agent: Agent) -> list[str]:
 
 async def _wait(
     agent: Agent, env: dict[str, str], given: IO[bytes], out: IO[bytes], err: IO[bytes]
-) -> int:
-    process = await asyncio.create_subprocess_exec(
-        *_argv(agent),
+) -> tuple[int, float]:
+    """Exit code and CPU seconds of the process and of the children it has waited for."""
+    process = subprocess.Popen(
+        _argv(agent),
         cwd=agent.folder,
         env={**clean_environment(), **env},
         stdin=given,
@@ -68,11 +76,32 @@ async def _wait(
         stderr=err,
         start_new_session=True,
     )
+    ended = _end_of(process)
     try:
-        return await process.wait()
+        return await asyncio.shield(ended)
     finally:
         signal_group(process.pid)
-        await process.wait()
+        await ended
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> asyncio.Future[tuple[int, float]]:
+    """Resolves when the process has ended. asyncio's own wait says nothing of CPU time."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[tuple[int, float]] = loop.create_future()
+
+    def tell(code: int, cpu_s: float) -> None:
+        if not ended.done():
+            ended.set_result((code, cpu_s))
+
+    def wait() -> None:
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody asks any more.
+            loop.call_soon_threadsafe(tell, process.returncode, used.ru_utime + used.ru_stime)
+
+    # One thread a process, as asyncio has them too: a kernel before 5.3 has no pidfd.
+    threading.Thread(target=wait, name=f"end-of-{process.pid}", daemon=True).start()
+    return ended
 
 
 def _copy_to_log(task: dict[str, Any], err: IO[bytes], log_path: Path | None) -> str:

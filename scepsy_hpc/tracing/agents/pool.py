@@ -22,12 +22,17 @@ from scepsy_hpc.tracing.clock import now_s
 
 @dataclass(frozen=True, slots=True)
 class AgentOutcome:
-    """How one task ended: ``error`` is None, or one line with type and message."""
+    """How one task ended: ``error`` is None, or one line with type and message.
+
+    It started when its worker was ready: to start that one is start-up, no part of a run.
+    ``cpu_s``: CPU seconds of its processes; None where it was killed or died.
+    """
 
     started_s: float
     finished_s: float
     result: Any = None
     error: str | None = None
+    cpu_s: float | None = None
 
 
 def agent_environment(
@@ -59,7 +64,7 @@ class AgentPool:
         self._nursery: Nursery | None = None
         self._nursery_lock = asyncio.Lock()
         self._idle: list[Worker] = []
-        self._jobs: set[asyncio.Task[dict[str, Any]]] = set()
+        self._jobs: set[asyncio.Task[AgentOutcome]] = set()
         self._closing: set[asyncio.Task[Any]] = set()
         self._closed = asyncio.Event()
 
@@ -91,30 +96,45 @@ class AgentPool:
             if self._closed.is_set():
                 raise RunError("the agent pool is closed")
             started_s = now_s()
-            job = asyncio.create_task(self._reply(task, env))
+            job = asyncio.create_task(self._attempt(task, env, timeout_s))
             self._jobs.add(job)
             job.add_done_callback(self._jobs.discard)
             try:
-                async with asyncio.timeout(timeout_s):
-                    reply = await job
-            except TimeoutError:
-                reply = {"error": f"TimeoutError: the agent gave no result within {timeout_s:g} s"}
+                return await job
             except asyncio.CancelledError:
                 if not self._closed.is_set() or _is_being_cancelled():
                     raise
-                reply = {"error": "the agent was killed: its pool was closed"}
-            return AgentOutcome(started_s, now_s(), reply.get("result"), reply.get("error"))
+                killed = "the agent was killed: its pool was closed"
+                return AgentOutcome(started_s, now_s(), error=killed)
 
-    async def _reply(self, task: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
+    async def _attempt(
+        self, task: dict[str, Any], env: dict[str, str], timeout_s: float | None
+    ) -> AgentOutcome:
+        started_s = now_s()
         try:
-            if self._agent.python is None:
-                return await run_command(self._agent, task, env, self._log_path)
-            return await self._in_worker(task, env)
+            nursed = self._agent.python is not None
+            worker = await self._ready_worker(timeout_s) if nursed else None
+            started_s = now_s()
+            async with asyncio.timeout(timeout_s):
+                if worker is None:
+                    reply = await run_command(self._agent, task, env, self._log_path)
+                else:
+                    reply = await self._in_worker(worker, task, env)
+        except TimeoutError:
+            reply = {"error": f"TimeoutError: the agent gave no result within {timeout_s:g} s"}
         except ScepsyError as error:
-            return {"error": str(error)}
+            reply = {"error": str(error)}
+        return AgentOutcome(started_s, now_s(), **reply)
 
-    async def _in_worker(self, task: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
-        worker = self._idle.pop() if self._idle else await self._new_worker()
+    async def _ready_worker(self, timeout_s: float | None) -> Worker:
+        if self._idle:
+            return self._idle.pop()
+        async with asyncio.timeout(timeout_s):
+            return await self._new_worker()
+
+    async def _in_worker(
+        self, worker: Worker, task: dict[str, Any], env: dict[str, str]
+    ) -> dict[str, Any]:
         reply = None
         try:
             reply = await worker.run(task, env)

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -163,6 +164,8 @@ def _work(channel: socket.socket, function: AgentFunction) -> None:
 
 
 def _run(function: AgentFunction, task: dict[str, Any]) -> bytes:
+    """The reply to one task: `result` or `error`, and `cpu_s`, the CPU seconds that it took."""
+    before_s = _cpu_s()
     try:
         result = function(task)
         if inspect.isawaitable(result):
@@ -170,11 +173,47 @@ def _run(function: AgentFunction, task: dict[str, Any]) -> bytes:
     except BaseException as error:
         print(f"task {task.get('task_id')} failed:", file=sys.stderr)
         traceback.print_exc()
-        return pack_message({"error": error_text(error)})
+        return pack_message({"error": error_text(error), "cpu_s": _since(before_s)})
+    cpu_s = _since(before_s)
     try:
-        return pack_message({"result": result}, strict=True)
+        return pack_message({"result": result, "cpu_s": cpu_s}, strict=True)
     except (TypeError, ValueError, RecursionError) as error:
-        return pack_message({"error": f"the agent's result cannot be written as JSON: {error}"})
+        what = f"the agent's result cannot be written as JSON: {error}"
+        return pack_message({"error": what, "cpu_s": cpu_s})
+
+
+def _since(before_s: float) -> float:
+    return max(_cpu_s() - before_s, 0.0)
+
+
+def _cpu_s() -> float:
+    """CPU seconds so far of this process, its threads and the processes that it started.
+
+    A worker runs one task at a time, so a difference is one task's. Not seen: a process whose
+    parent ended before it, and where the kernel lists no children, those that still live.
+    """
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used) + _living_s(os.getpid())
+
+
+def _living_s(pid: int) -> float:
+    """CPU seconds of the living processes below ``pid``; they count as children once waited for."""
+    total_s = 0.0
+    with contextlib.suppress(OSError):  # Ended meanwhile, or no such list.
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as stream:
+                children = [int(child) for child in stream.read().split()]
+            total_s += sum(_used_s(child) + _living_s(child) for child in children)
+    return total_s
+
+
+def _used_s(pid: int) -> float:
+    """CPU seconds of one process and of the children it has waited for."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stream:
+        # The name, in brackets, may hold anything; utime is the 12th field after it.
+        fields = stream.read().rpartition(b")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 async def _wait_for(awaitable: Any) -> Any:

@@ -23,8 +23,8 @@ class CallTable:
 
     ``run``, ``llm``, ``role`` [C] index ``run_ids``, ``aliases``, ``roles``; ``failed`` [C]: status
     other than `ok`; ``prefix_tokens`` [C]: input that repeats an earlier prompt; ``run_length_s``
-    [R]. ``end_s`` [C] and ``first_end_s`` [R], the end of a run's first span to end, are on the
-    recorder's clock: the order in which they were recorded.
+    [R]; ``cpu_s`` [R]: CPU seconds of its agent. ``end_s`` [C] and ``first_end_s`` [R], the end of
+    a run's first span to end, are on the recorder's clock: the order in which they were recorded.
     """
 
     run_ids: tuple[str, ...]
@@ -32,6 +32,7 @@ class CallTable:
     roles: tuple[str, ...]
     run_length_s: Floats
     first_end_s: Floats
+    cpu_s: Floats
     run: Ints
     llm: Ints
     role: Ints
@@ -55,6 +56,7 @@ def read_calls(mine: Sequence[Span], workflow: str, aliases: Sequence[str] | Non
     role_index = {role: i for i, role in enumerate(sorted(set(played)))}
     run = np.array([run_index[s.run_id] for s in calls], dtype=np.int64)
     limits_s = np.array(list(windows.values()), dtype=np.float64)
+    cpu_s = {s.run_id: s.cpu_s for s in mine if s.kind == "run"}
     prefixes = [s.prefix_of.tokens if s.prefix_of else np.nan for s in calls]
     # None becomes NaN.
     figures = np.array([_FIGURES(s) for s in calls], dtype=np.float64).reshape(-1, 5).T
@@ -64,6 +66,7 @@ def read_calls(mine: Sequence[Span], workflow: str, aliases: Sequence[str] | Non
         roles=tuple(role_index),
         run_length_s=limits_s[:, 1] - limits_s[:, 0],
         first_end_s=limits_s[:, 2],
+        cpu_s=np.array([cpu_s.get(run_id) for run_id in windows], dtype=np.float64),
         run=run,
         llm=np.array([llm_index[alias] for alias in called], dtype=np.int64),
         role=np.array([role_index[role] for role in played], dtype=np.int64),

@@ -79,7 +79,10 @@ class TracedLlm(LlmDemand):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """One workflow. ``run_lengths_s`` in the order in which the runs were recorded."""
+    """One workflow. ``run_lengths_s`` in the order in which the runs were recorded.
+
+    ``cpu_s``: CPU seconds of the agent in a run, over the runs that say; None where none does.
+    """
 
     workflow: str
     num_runs: int
@@ -90,6 +93,7 @@ class Demand:
     llms: dict[str, TracedLlm]
     flags: tuple[str, ...]
     run_lengths_s: tuple[float, ...]
+    cpu_s: float | None = None
 
     def summary(self) -> DemandSummary:
         """What a plan keeps of it (`demand` of plan.yaml)."""
@@ -98,6 +102,7 @@ class Demand:
             tool_time_s=self.tool_time_s,
             overlap=self.overlap,
             llms={alias: llm.kept() for alias, llm in self.llms.items()},
+            cpu_s=self.cpu_s,
         )
 
 
@@ -138,6 +143,7 @@ def demand_of_parts(parts: Sequence[CallTable], workflow: str) -> Demand:
         llms=llms,
         flags=_flags(llms, num_runs),
         run_lengths_s=tuple(calls.run_length_s.tolist()),
+        cpu_s=_known_mean(calls.cpu_s),
     )
 
 

@@ -39,6 +39,7 @@ def merge(parts: Sequence[CallTable]) -> CallTable:
         roles=roles,
         run_length_s=np.concatenate([part.run_length_s for part in parts])[of_runs],
         first_end_s=first_end_s[of_runs],
+        cpu_s=np.concatenate([part.cpu_s for part in parts])[of_runs],
         run=run[of_calls],
         llm=np.concatenate([_renumbered(p.llm, p.aliases, aliases) for p in parts])[of_calls],
         role=np.concatenate([_renumbered(p.role, p.roles, roles) for p in parts])[of_calls],

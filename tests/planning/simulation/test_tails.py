@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from planning_cases import SHAPES, bundle, engine_points
 from traced_plans import p95_s_of, plan_of_runs, spans_of_runs
 
+from scepsy_hpc.planning.pipeline.deployments import demands_in
+from scepsy_hpc.planning.pipeline.host_time import HostTime
+from scepsy_hpc.planning.pipeline.of_plan import hosted_of
 from scepsy_hpc.planning.simulation import tails
 from scepsy_hpc.planning.simulation.tails import Tails
 from scepsy_hpc.planning.targets import Rate
@@ -28,6 +34,23 @@ def test_one_run_has_no_percentiles() -> None:
     assert found is not None
     assert found.latency_p95_s is None
     assert any("too few runs" in flag for flag in found.flags)
+
+
+def test_runs_that_wait_for_cores_end_later() -> None:
+    """Percentiles and intervals move by the mean wait; where it is unbounded they are null."""
+    tails_, plan = Tails.of({"w": spans_of_runs(30)}), plan_of_runs(Rate(1.0))
+    demand = {"w": replace(plan.demand["w"], tool_time_s=2.0, cpu_s=2.0)}
+    demands = demands_in(replace(plan, demand=demand))
+    pipeline, hosted = hosted_of(plan, demands, [bundle(engine_points(SHAPES))], 1.0)
+    alone = tails_.figures(replace(pipeline, agent_cores=None), hosted)["w"]
+    found = tails_.figures(replace(pipeline, agent_cores=2.5), hosted)["w"]
+    wait_s = found.latency_mean_s - alone.latency_mean_s
+    assert wait_s == pytest.approx(HostTime(2.5, {"w": 2.0}).waiting_s({"w": 1.0})["w"])
+    assert found.latency_p95_s == pytest.approx(alone.latency_p95_s + wait_s)
+    low, high = alone.intervals["latency_p95_s"]
+    assert found.intervals["latency_p95_s"] == pytest.approx((low + wait_s, high + wait_s))
+    too_few = tails_.figures(replace(pipeline, agent_cores=2.0), hosted)["w"]
+    assert (too_few.latency_p95_s, too_few.num_runs) == (None, alone.num_runs)
 
 
 def test_many_calls_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,16 @@ def two_runs() -> list[Span]:
     ]
 
 
+def test_cpu_seconds_are_the_mean_of_the_runs_that_say() -> None:
+    """A run that says nothing is unknown, not idle; without any that says the figure is null."""
+    spans = two_runs()
+    assert demand_of(spans, "rag").cpu_s is None
+    said = [replace(s, cpu_s={"a": 0.5, "c": 0.0}.get(s.run_id)) if s.kind == "run" else s
+            for s in spans]  # fmt: skip
+    found = demand_of(said, "rag")
+    assert found.cpu_s == found.summary().cpu_s == 0.25
+
+
 def test_a_hand_computed_example() -> None:
     """Every defined figure of a small example equals what the definitions give by hand."""
     found = demand_of(two_runs(), "rag", ["generator", "reranker"])

@@ -30,7 +30,8 @@ def _runs(chance: random.Random, num_runs: int) -> list[list[Span]]:
             mine.append(call(name, chance.choice("xyz"), start, end, n=n, role=role,
                              status=status, **more))  # fmt: skip
         if chance.random() < 0.5:
-            mine.append(run_span(name, begin, begin + 120))
+            cpu_s = chance.choice([None, chance.uniform(0, 3)])
+            mine.append(run_span(name, begin, begin + 120, cpu_s=cpu_s))
         runs.append(mine)
     return runs
 
