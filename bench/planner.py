@@ -24,6 +24,7 @@ from scepsy_hpc.planning.search import cp_sat
 from scepsy_hpc.planning.search.candidates import Candidates, space_of
 from scepsy_hpc.planning.search.problem import OptionTable, SearchProblem, Solution
 from scepsy_hpc.planning.search.search import solve
+from scepsy_hpc.planning.search.work import Work
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,12 @@ def by_cp_sat(
     choices = [cp_sat.Choices(g.kind, g.replicas, g.cost) for g in groups]
     start = time.perf_counter()
     result = cp_sat.choose_and_pack(
-        space.kinds, choices, space.pools, space.max_gpus, limit_s, num_workers=num_workers
+        space.kinds,
+        choices,
+        space.pools,
+        space.max_gpus,
+        Work.within(0.0, limit_s),
+        num_workers=num_workers,
     )
     took_s = time.perf_counter() - start
     if not result.rows:

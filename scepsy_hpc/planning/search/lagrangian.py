@@ -10,7 +10,6 @@ it holds whatever the solver's tolerance.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.search import cp_sat
 from scepsy_hpc.planning.search.candidates import Candidates, Space
 from scepsy_hpc.planning.search.pools import Pool
+from scepsy_hpc.planning.search.work import Work
 
 FIRST_SLACK = 0.003  # of the bound; enough in most cases, and it grows by itself
 MOST_OPTIONS = 6000  # that the model gets; more would be slow to build
@@ -39,18 +39,17 @@ class Packed:
     infeasible: bool
 
 
-def cheapest(space: Space, groups: Sequence[Candidates], max_gpus: int, ends_s: float) -> Packed:
+def cheapest(space: Space, groups: Sequence[Candidates], max_gpus: int, work: Work) -> Packed:
     """The choice of least cost that can be packed on at most ``max_gpus`` GPUs.
 
-    ``ends_s``: when to stop, on ``time.monotonic``. The lists grow until no option left out could
-    be part of a cheaper choice.
+    The lists grow until no option left out could be part of a cheaper choice, or the work ends.
     """
     floor, reduced = bounds(space, groups, max_gpus)
     best, best_cost = Packed((), (), floor, infeasible=False), math.inf
     slack = FIRST_SLACK * abs(floor)
     while True:
         kept, left_out = _kept(reduced, slack)
-        found = _model(space, groups, kept, max_gpus, best.rows, ends_s)
+        found = _model(space, groups, kept, max_gpus, best.rows, work)
         if found.rows:
             cost = math.fsum(g.cost[r] for g, r in zip(groups, found.rows, strict=True))
             if cost < best_cost:
@@ -62,7 +61,7 @@ def cheapest(space: Space, groups: Sequence[Candidates], max_gpus: int, ends_s: 
         full = all(
             len(k) >= min(len(r), _most(reduced)) for k, r in zip(kept, reduced, strict=True)
         )
-        if full or best_cost <= floor + left_out or time.monotonic() >= ends_s:
+        if full or best_cost <= floor + left_out or work.has_ended:
             return best
         slack = best_cost - floor if best.rows else 8 * slack + 1e-9
 
@@ -89,7 +88,7 @@ def _model(
     kept: Sequence[Ints],
     max_gpus: int,
     hint: Sequence[int],
-    ends_s: float,
+    work: Work,
 ) -> Packed:
     """Solve over the kept options; rows are those of the groups."""
     choices = [
@@ -97,8 +96,7 @@ def _model(
         for g, k in zip(groups, kept, strict=True)
     ]
     start = [int(np.searchsorted(k, row)) for k, row in zip(kept, hint, strict=False)]
-    left_s = max(ends_s - time.monotonic(), 0.05)
-    result = cp_sat.choose_and_pack(space.kinds, choices, space.pools, max_gpus, left_s, start)
+    result = cp_sat.choose_and_pack(space.kinds, choices, space.pools, max_gpus, work, start)
     rows = tuple(int(k[row]) for k, row in zip(kept, result.rows, strict=False))
     bound = math.inf if result.infeasible else result.bound
     return Packed(rows, result.packing, bound, result.infeasible)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,8 +13,9 @@ from scepsy_hpc.planning.search.candidates import Candidates, Space
 from scepsy_hpc.planning.search.placement import num_gpus, place
 from scepsy_hpc.planning.search.problem import Method, Option, SearchProblem
 from scepsy_hpc.planning.search.relaxation import Relaxation, relax
+from scepsy_hpc.planning.search.work import Work
 
-MOST_TRIES = 8  # placements tried at fewer GPUs when the model found nothing in time
+MOST_TRIES = 8  # placements tried at fewer GPUs when the model found nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitter:
-    """One problem's space, and until when to work on it (``time.monotonic``)."""
+    """One problem's space, and how much may still be done about it."""
 
     problem: SearchProblem
     space: Space
-    ends_s: float
+    work: Work
 
-    @property
-    def left_s(self) -> float:
-        """Time left, never quite nothing."""
-        return max(self.ends_s - time.monotonic(), 0.05)
+    def hasty(self, fraction: float) -> Fitter:
+        """The same with a fraction of the work that is left."""
+        return replace(self, work=self.work.part(fraction))
 
     def reaching(self, target_rps: float) -> tuple[Candidates, ...] | None:
         """Candidates of finite cost that reach a throughput; None if an LLM has none."""
@@ -68,9 +67,7 @@ class Fitter:
         """The relaxation at every number of GPUs up to the limit."""
         return relax(groups, self.space.pools, self.space.max_gpus)
 
-    def least(
-        self, groups: Sequence[Candidates], table: Relaxation, gpus: int, within_s: float = math.inf
-    ) -> Found:
+    def least(self, groups: Sequence[Candidates], table: Relaxation, gpus: int) -> Found:
         """Least cost on at most so many GPUs."""
         bound = float(table.values[gpus])
         if math.isinf(bound):
@@ -79,7 +76,7 @@ class Fitter:
         placed = self.placed(groups, table.choice(gpus), gpus) if fits is not False else None
         if placed is not None:
             return replace(placed, bound=bound)
-        found = self._by_model(groups, gpus, bound, within_s)
+        found = self._by_model(groups, gpus, bound)
         if found.options or found.infeasible:
             return found
         tried = self._on_fewer(groups, table, gpus)
@@ -99,21 +96,18 @@ class Fitter:
     def placed(self, groups: Sequence[Candidates], rows: Sequence[int], gpus: int) -> Found | None:
         """The choice on GPUs, or None."""
         options = tuple(self.space.option(g, r) for g, r in zip(groups, rows, strict=True))
-        instances = place(options, self.problem.topology, gpus, self.left_s / 4)
+        instances = place(options, self.problem.topology, gpus, self.work.part(0.25))
         return None if instances is None else Found(options, instances, -math.inf, "dp")
 
-    def _by_model(
-        self, groups: Sequence[Candidates], gpus: int, bound: float, within_s: float
-    ) -> Found:
+    def _by_model(self, groups: Sequence[Candidates], gpus: int, bound: float) -> Found:
         from scepsy_hpc.planning.search import lagrangian
 
-        ends_s = min(self.ends_s, time.monotonic() + within_s)
-        result = lagrangian.cheapest(self.space, groups, gpus, ends_s)
+        result = lagrangian.cheapest(self.space, groups, gpus, self.work.part(0.8))
         bound = max(bound, result.bound)
         if not result.rows:
             return Found((), (), bound, "cp_sat", infeasible=result.infeasible)
         options = tuple(self.space.option(g, r) for g, r in zip(groups, result.rows, strict=True))
-        instances = place(options, self.problem.topology, gpus, self.left_s, result.packing)
+        instances = place(options, self.problem.topology, gpus, self.work, result.packing)
         assert instances is not None
         return Found(options, instances, bound, "cp_sat")
 

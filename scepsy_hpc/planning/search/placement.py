@@ -18,6 +18,7 @@ from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.planning.search.pools import Hole, Pool, pools_of
 from scepsy_hpc.planning.search.problem import Option
+from scepsy_hpc.planning.search.work import Work
 
 if TYPE_CHECKING:
     from scepsy_hpc.planning.search.cp_sat import CellPacking
@@ -36,17 +37,17 @@ def place(
     options: Iterable[Option],
     topology: Topology,
     max_gpus: int | None = None,
-    time_limit_s: float = 5.0,
+    work: Work | None = None,
     packing: Sequence[CellPacking] = (),
 ) -> tuple[Instance, ...] | None:
     """Put every replica of the options onto free GPUs.
 
     Returns one instance per replica (ids ``LLM-0``, ``LLM-1``, ...), or None when no placement on
-    at most ``max_gpus`` GPUs exists or, where counting does not decide, none was found in time.
+    at most ``max_gpus`` GPUs exists or, where counting does not decide, none was found.
     A ``packing`` that is known already is used where counting does not decide.
     """
     chosen = list(options)
-    slots = place_kinds(_count(chosen), topology, max_gpus, time_limit_s, packing)
+    slots = place_kinds(_count(chosen), topology, max_gpus, work or Work(), packing)
     return _assign(chosen, slots) if slots else None
 
 
@@ -61,7 +62,7 @@ def place_kinds(
     counts: Mapping[Parallelism, int],
     topology: Topology,
     max_gpus: int | None,
-    time_limit_s: float,
+    work: Work,
     packing: Sequence[CellPacking] = (),
 ) -> list[Slot] | None:
     """Room for so many replicas of each kind, or None."""
@@ -80,7 +81,7 @@ def place_kinds(
         return slots
     if slots is not None and num_gpus(slots) > (max_gpus or num_gpus(slots)):
         slots = None
-    return _by_model(counts, pools, max_gpus, time_limit_s, packing) or slots
+    return _by_model(counts, pools, max_gpus, work, packing) or slots
 
 
 def num_gpus(slots: Iterable[Slot | Instance]) -> int:
@@ -226,13 +227,13 @@ def _by_model(
     counts: Mapping[Parallelism, int],
     pools: Sequence[Pool],
     max_gpus: int | None,
-    time_limit_s: float,
+    work: Work,
     known: Sequence[CellPacking],
 ) -> list[Slot]:
-    """The packing on the fewest GPUs that the time allows, else the known one, else nothing."""
+    """The packing on the fewest GPUs that the work allows, else the known one, else nothing."""
     from scepsy_hpc.planning.search import cp_sat
 
-    packing = cp_sat.pack(counts, pools, max_gpus, time_limit_s) or known
+    packing = cp_sat.pack(counts, pools, max_gpus, work) or known
     return [Slot(kind, hole.node, gpus) for kind, hole, gpus in cp_sat.slots(packing)]
 
 

@@ -171,7 +171,7 @@ def random_problem(case: str, seed: int) -> tuple[SearchProblem, list[Option]]:
     topology = random_topology(rng, int(rng.integers(3, 8)), mixed)
     options = random_options(rng, topology, int(rng.integers(1, 4)), shares, tps)
     limit = int(rng.integers(2, topology.num_gpus + 1)) if rng.random() < 0.4 else None
-    problem = SearchProblem(tables_of(options), topology, max_gpus=limit, time_limit_s=20)
+    problem = SearchProblem(tables_of(options), topology, max_gpus=limit)
     return problem, options
 
 
