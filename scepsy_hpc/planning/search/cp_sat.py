@@ -98,6 +98,8 @@ def _cell(holes: tuple[Hole, ...], kinds: Sequence[Parallelism], pool: Pool | No
     fitting = [k for k in kinds if any(hole.takes(k) for hole in holes)]
     whole = tuple(k for k in fitting if is_whole(k, fitting))
     shared = tuple(k for k in fitting if k not in whole)
+    if pool is not None and pool.countable:
+        return Cell(holes, whole, shared, (), pool)
     mixes = tuple(_mixes(shared))
     return Cell(holes, whole, shared, mixes, pool, complete=len(mixes) < MOST_MIXES)
 
@@ -152,12 +154,10 @@ class _Model:
             mix: self.model.new_int_var(0, size, f"z{number}_{i}")
             for i, mix in enumerate(cell.mixes)
         }
-        for kind in cell.shared:
-            slices = sum(mix.count(kind) * z for mix, z in mixes.items() if kind in mix)
-            self.model.add(slices >= kind.tp_degree * groups[kind])
-        for mix, z in mixes.items():
-            self._no_group_twice(mix, z, groups)
-        used = sum(mixes.values()) + sum(k.tp_degree * groups[k] for k in cell.whole)
+        if cell.pool is not None and cell.pool.countable:
+            used = self._count(cell.pool, cell, groups)
+        else:
+            used = self._mix(cell, groups, mixes)
         self.model.add(used <= size)
         for row in cell.pool.rows if cell.pool else ():
             wide = [k.tp_degree * groups[k] for k in cell.whole if row.covers(k)]
@@ -165,6 +165,27 @@ class _Model:
         self.groups.append(groups)
         self.mixes.append(mixes)
         return used
+
+    def _count(self, pool: Pool, cell: Cell, groups: Mapping[Parallelism, Any]) -> Any:
+        """GPUs used where units count exactly; the placement needs no mixes."""
+        used = sum(k.tp_degree * groups[k] for k in cell.whole)
+        if not cell.shared:
+            return used
+        sharing = self.model.new_int_var(0, cell.num_gpus, "")
+        units = sum(pool.units[k] * groups[k] for k in cell.shared)
+        self.model.add(units <= pool.units_per_gpu * sharing)
+        return used + sharing
+
+    def _mix(
+        self, cell: Cell, groups: dict[Parallelism, Any], mixes: dict[tuple[Parallelism, ...], Any]
+    ) -> Any:
+        """GPUs used where it matters which shares meet on a GPU."""
+        for kind in cell.shared:
+            slices = sum(mix.count(kind) * z for mix, z in mixes.items() if kind in mix)
+            self.model.add(slices >= kind.tp_degree * groups[kind])
+        for mix, z in mixes.items():
+            self._no_group_twice(mix, z, groups)
+        return sum(mixes.values()) + sum(k.tp_degree * groups[k] for k in cell.whole)
 
     def _no_group_twice(
         self, mix: tuple[Parallelism, ...], z: Any, groups: dict[Parallelism, Any]

@@ -146,7 +146,7 @@ def _takes(space: Space, group: Candidates) -> Floats:
 
 def _roundings(pool: Pool) -> tuple[int, ...]:
     """Which roundings of shares are worth a row: none where units count exactly."""
-    return () if pool.divisible else (1, 2, 3)
+    return () if pool.countable else (1, 2, 3)
 
 
 def _rounded(kind: Parallelism, parts: int) -> float:

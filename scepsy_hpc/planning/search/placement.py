@@ -9,14 +9,15 @@ spread out, because a lost node then costs fewer of them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.formats.topology import Topology
-from scepsy_hpc.planning.search.pools import Hole, Pool, pools_of
+from scepsy_hpc.planning.search.pools import Hole, Pool, first_fit, pools_of
 from scepsy_hpc.planning.search.problem import Option
 from scepsy_hpc.planning.search.work import Work
 
@@ -123,16 +124,46 @@ def _count_out(pool: Pool, counts: Mapping[Parallelism, int]) -> list[Slot] | No
     gpus = _gpus_in_turn(free)[:needed]
     if len(gpus) < needed:
         return None
-    room = [pool.units_per_gpu] * len(gpus)
+    deal = _deal_out if _divides(pool, shared) else _fill_up
+    where = deal(pool, [k for k in shared for _ in range(counts[k])], len(gpus))
+    return slots + [Slot(kind, gpus[at][0], (gpus[at][1],)) for kind, at in where]
+
+
+def _divides(pool: Pool, kinds: Sequence[Parallelism]) -> bool:
+    return all(pool.units[big] % pool.units[small] == 0 for big, small in pairwise(kinds))
+
+
+def _deal_out(
+    pool: Pool, replicas: Sequence[Parallelism], num_gpus: int
+) -> Iterator[tuple[Parallelism, int]]:
+    """One GPU after the other in turn: exact where units divide each other, largest first."""
+    room = [pool.units_per_gpu] * num_gpus
     at = 0
-    for kind in shared:
-        for _ in range(counts[kind]):
-            while room[at] < pool.units[kind]:
-                at = (at + 1) % len(gpus)
-            room[at] -= pool.units[kind]
-            slots.append(Slot(kind, gpus[at][0], (gpus[at][1],)))
-            at = (at + 1) % len(gpus)
-    return slots
+    for kind in replicas:
+        while room[at] < pool.units[kind]:
+            at = (at + 1) % num_gpus
+        room[at] -= pool.units[kind]
+        yield kind, at
+        at = (at + 1) % num_gpus
+
+
+def _fill_up(
+    pool: Pool, replicas: Sequence[Parallelism], num_gpus: int
+) -> Iterator[tuple[Parallelism, int]]:
+    """Full GPUs of one share each, then the rest by first fit: exact where units count exactly."""
+    by_share: dict[int, list[Parallelism]] = defaultdict(list)
+    for kind in replicas:
+        by_share[kind.gpu_share_pct].append(kind)
+    at, left = 0, []
+    for _, kinds in sorted(by_share.items(), reverse=True):
+        parts = pool.units_per_gpu // pool.units[kinds[0]]
+        full = len(kinds) // parts
+        yield from ((kind, at + i % full) for i, kind in enumerate(kinds[: full * parts]))
+        at += full
+        left += kinds[full * parts :]
+    for kind, gpu in zip(left, first_fit([k.gpu_share_pct for k in left]), strict=True):
+        assert at + gpu < num_gpus
+        yield kind, at + gpu
 
 
 def in_turn(holes: Iterable[Hole]) -> list[Hole]:
