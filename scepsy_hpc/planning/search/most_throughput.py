@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
 from scepsy_hpc.metrics import Floats
-from scepsy_hpc.planning.search.candidates import Candidates
+from scepsy_hpc.planning.search.candidates import smallest
 from scepsy_hpc.planning.search.certificate import ROUNDING
 from scepsy_hpc.planning.search.least_cost import Fitter, Found
 from scepsy_hpc.planning.search.relaxation import gpus_needed, relax, room_for, throughputs
@@ -52,21 +51,13 @@ def _highest(fitter: Fitter, levels: Floats, gpus: int) -> int:
 
 def _allowed(fitter: Fitter, level: float, gpus: int) -> bool:
     groups = fitter.reaching(level)
-    if groups is None or not room_for([_smallest(g) for g in groups], fitter.space.pools, gpus):
+    if groups is None or not room_for([smallest(g) for g in groups], fitter.space.pools, gpus):
         return False
     limit = fitter.problem.max_cost_s
     if limit is None:
         return True
     least = float(relax(groups, fitter.space.pools, gpus).values[-1])
     return least <= limit + ROUNDING * abs(limit)
-
-
-def _smallest(group: Candidates) -> Candidates:
-    """The option of fewest replicas of each kind and pool, at no cost."""
-    order = np.lexsort((group.replicas, group.kind, group.pool))
-    kind, pool = group.kind[order], group.pool[order]
-    first = order[np.r_[True, (np.diff(kind) != 0) | (np.diff(pool) != 0)]]
-    return replace(group.keep(first), cost=np.zeros(len(first)))
 
 
 def _at(fitter: Fitter, level: float, gpus: int) -> Found:
@@ -88,7 +79,7 @@ def _fits(fitter: Fitter, level: float, gpus: int) -> Found:
     assert groups is not None
     if fitter.problem.max_cost_s is not None:
         return _at(fitter, level, gpus)
-    small = tuple(_smallest(group) for group in groups)
+    small = tuple(smallest(group) for group in groups)
     table = relax(small, fitter.space.pools, gpus)
     return fitter.hasty(0.25).least(small, table, len(table.values) - 1)
 
