@@ -15,7 +15,7 @@ import numpy as np
 from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.search import cp_sat
 from scepsy_hpc.planning.search.candidates import Candidates, Space
-from scepsy_hpc.planning.search.prices import price
+from scepsy_hpc.planning.search.prices import Known, price
 from scepsy_hpc.planning.search.work import Work
 
 FIRST_SLACK = 0.003  # of the bound; enough in most cases, and it grows by itself
@@ -32,19 +32,31 @@ class Packed:
     infeasible: bool
 
 
-def cheapest(space: Space, groups: Sequence[Candidates], max_gpus: int, work: Work) -> Packed:
+def cheapest(
+    space: Space,
+    groups: Sequence[Candidates],
+    max_gpus: int,
+    work: Work,
+    known: Known,
+    start: Sequence[int] = (),
+) -> Packed:
     """The choice of least cost that can be packed on at most ``max_gpus`` GPUs.
 
     The lists grow until no option left out could be part of a cheaper choice, or the work ends.
+    ``start``: rows of a choice that fits; they come back, without packing, if none is cheaper.
     """
-    priced = price(space, groups, max_gpus)
+    priced = price(space, groups, max_gpus, known)
     floor, reduced = priced.bound, priced.reduced
     if math.isinf(floor):
         return Packed((), (), floor, infeasible=True)
-    best, best_cost = Packed((), (), floor, infeasible=False), math.inf
+    best, best_cost = Packed(tuple(start), (), floor, infeasible=False), math.inf
+    if start:
+        best_cost = math.fsum(g.cost[r] for g, r in zip(groups, start, strict=True))
     slack = FIRST_SLACK * abs(floor)
     while True:
         kept, left_out = _kept(reduced, slack)
+        if best.rows:
+            kept = [np.union1d(k, r) for k, r in zip(kept, best.rows, strict=True)]
         found = _model(space, groups, kept, max_gpus, best.rows, work)
         if found.rows:
             cost = math.fsum(g.cost[r] for g, r in zip(groups, found.rows, strict=True))

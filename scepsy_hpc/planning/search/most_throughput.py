@@ -10,6 +10,7 @@ from scepsy_hpc.metrics import Floats
 from scepsy_hpc.planning.search.candidates import smallest
 from scepsy_hpc.planning.search.certificate import ROUNDING
 from scepsy_hpc.planning.search.least_cost import Fitter, Found
+from scepsy_hpc.planning.search.prices import may_fit
 from scepsy_hpc.planning.search.relaxation import gpus_needed, relax, room_for, throughputs
 
 
@@ -38,7 +39,7 @@ def _highest(fitter: Fitter, levels: Floats, gpus: int) -> int:
         return -1
     needed = gpus_needed(groups, fitter.space.pools, levels)
     low, high = -1, int(np.searchsorted(needed, gpus, side="right")) - 1
-    if fitter.problem.max_cost_s is None and len(fitter.space.pools) == 1:
+    if fitter.problem.max_cost_s is None and fitter.space.decides and len(fitter.space.pools) == 1:
         return high
     while low < high:
         middle = (low + high + 1) // 2
@@ -53,6 +54,8 @@ def _allowed(fitter: Fitter, level: float, gpus: int) -> bool:
     groups = fitter.reaching(level)
     if groups is None or not room_for([smallest(g) for g in groups], fitter.space.pools, gpus):
         return False
+    if not may_fit(fitter.space, groups, gpus, fitter.known):
+        return False
     limit = fitter.problem.max_cost_s
     if limit is None:
         return True
@@ -60,12 +63,12 @@ def _allowed(fitter: Fitter, level: float, gpus: int) -> bool:
     return least <= limit + ROUNDING * abs(limit)
 
 
-def _at(fitter: Fitter, level: float, gpus: int) -> Found:
+def _at(fitter: Fitter, level: float, gpus: int, start: Found | None = None) -> Found:
     """Least cost at a throughput, if it keeps the limit on cost; else nothing."""
     groups = fitter.reaching(level)
     assert groups is not None
     table = relax(groups, fitter.space.pools, gpus)
-    found = fitter.least(groups, table, len(table.values) - 1)
+    found = fitter.least(groups, table, len(table.values) - 1, start)
     limit = fitter.problem.max_cost_s
     if found.options and limit is not None and found.cost_s > limit:
         proved = found.bound > limit + ROUNDING * abs(limit)
@@ -109,6 +112,6 @@ def _below(
             refuted = middle if found.infeasible else refuted
     if low < 0:
         return Found((), (), math.inf, "cp_sat", infeasible=refuted == 0), math.inf
-    cheaper = _at(fitter, float(levels[low]), gpus)
+    cheaper = _at(fitter, float(levels[low]), gpus, best)
     best = cheaper if cheaper.options and cheaper.cost_s <= best.cost_s else best
     return best, float(levels[refuted - 1])

@@ -39,19 +39,29 @@ class Priced:
     reduced: tuple[Floats, ...]
 
 
-def price(space: Space, groups: Sequence[Candidates], max_gpus: int) -> Priced:
+Known = dict[int, tuple[Weights, ...]]
+"""Weights found so far, by number of the pool: they hold whatever is chosen."""
+
+
+def price(space: Space, groups: Sequence[Candidates], max_gpus: int, known: Known) -> Priced:
     """The bound and the reduced cost of each LLM's options, by the prices of the rows."""
     spread = math.fsum(float(g.cost.max() - g.cost.min()) for g in groups)
-    rows, relaxed = _relaxed(space, groups, max_gpus, spread + 1.0)
+    rows, relaxed = _relaxed(space, groups, max_gpus, spread + 1.0, known)
     priced = rows.priced(groups, relaxed.prices)
-    if relaxed.missing <= _IMPOSSIBLE:
-        return priced
-    # The relaxation does not fit either: what is missing at least, whatever is chosen?
-    small = tuple(smallest(group) for group in groups)
-    rows, relaxed = _relaxed(space, small, max_gpus, 1.0, rows.weights)
-    if rows.priced(small, relaxed.prices).bound > _IMPOSSIBLE:
+    # Where the relaxation does not fit, perhaps nothing does.
+    if relaxed.missing > _IMPOSSIBLE and not may_fit(space, groups, max_gpus, known):
         return replace(priced, bound=math.inf)
     return priced
+
+
+def may_fit(space: Space, groups: Sequence[Candidates], max_gpus: int, known: Known) -> bool:
+    """False where it is proved that no choice fits, whatever it costs.
+
+    The bound on the GPUs missing, by prices of at most one a GPU: a proof by Farkas' lemma.
+    """
+    small = tuple(smallest(group) for group in groups)
+    rows, relaxed = _relaxed(space, small, max_gpus, 1.0, known)
+    return rows.priced(small, relaxed.prices).bound <= _IMPOSSIBLE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +70,6 @@ class _Rows:
 
     takes: tuple[Floats, ...]
     rooms: Floats
-    weights: tuple[tuple[Weights, ...], ...]
 
     def priced(self, groups: Sequence[Candidates], prices: Floats) -> Priced:
         """The bound that prices at or above zero give."""
@@ -85,19 +94,20 @@ def _relaxed(
     groups: Sequence[Candidates],
     max_gpus: int,
     penalty: float,
-    weights: tuple[tuple[Weights, ...], ...] | None = None,
+    known: Known,
 ) -> tuple[_Rows, _Relaxed]:
     """Solve the linear relaxation, adding weights that its choice breaks until there are none."""
-    weights = weights or tuple(tuple(first_weights(pool)) for pool in space.pools)
+    for number, pool in enumerate(space.pools):
+        known.setdefault(number, tuple(first_weights(pool)))
     columns: tuple[Ints, ...] = tuple(_sample(group) for group in groups)
     for _ in range(CUT_ROUNDS):
-        rows = _rows(space, groups, max_gpus, weights)
+        rows = _rows(space, groups, max_gpus, tuple(known[i] for i in range(len(space.pools))))
         relaxed = _by_columns(groups, rows, columns, penalty)
         columns = relaxed.columns
         new = [broken(pool, used) for pool, used in _used(space, groups, relaxed)]
         if not any(new):
             break
-        weights = tuple((*w, n) if n else w for w, n in zip(weights, new, strict=True))
+        known.update({i: (*known[i], n) for i, n in enumerate(new) if n})
     return rows, relaxed
 
 
@@ -124,7 +134,7 @@ def _rows(
         rooms += [min(pool.num_gpus, max_gpus)] * (1 + len(mine))
         rooms += [row.num_gpus for row in pool.rows]
     takes = tuple(_takes(space, group, weights) for group in groups)
-    return _Rows(takes, np.array([*rooms, max_gpus], dtype=np.float64), weights)
+    return _Rows(takes, np.array([*rooms, max_gpus], dtype=np.float64))
 
 
 def _takes(space: Space, group: Candidates, weights: tuple[tuple[Weights, ...], ...]) -> Floats:
