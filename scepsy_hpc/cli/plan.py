@@ -54,6 +54,11 @@ from scepsy_hpc.cli.options import (
 @click.option("--p95-limit", type=DURATION, help="Limit: 95% of runs end within this time.")
 @click.option("--within", type=PERCENT, help="The fewest GPUs within so many percent of the best.")
 @click.option(
+    "--time-limit",
+    type=DURATION,
+    help="Each search ends after so long, such as 5s; the plan then depends on the machine.",
+)
+@click.option(
     "--engine", metavar="NAME", help="Only profiles of this engine: vllm, or vllm-0.24.0."
 )
 @click.option(
@@ -78,6 +83,7 @@ def plan(
     latency_limit: float | None,
     p95_limit: float | None,
     within: float | None,
+    time_limit: float | None,
     engine: str | None,
     dask: str,
     output: Path,
@@ -106,7 +112,7 @@ def plan(
         find_bundles(profiles),
         load_topology(topology),
         target,
-        Limits(gpus, latency_limit, p95_limit, within),
+        Limits(gpus, latency_limit, p95_limit, within, time_limit),
         spans={name: load_spans(path) for name, path in files.items()},
         engine=engine,
         inputs=(

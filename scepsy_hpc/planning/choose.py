@@ -15,7 +15,7 @@ from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.search.certificate import certify
 from scepsy_hpc.planning.search.problem import OptionTable, Solution
 from scepsy_hpc.planning.search.search import solve
-from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Rate, Target
+from scepsy_hpc.planning.targets import Deadline, Limits, MaxThroughput, Rate, Target
 
 _RATE_TOLERANCE = 1e-3
 _P95_TOLERANCE = 0.01  # a replayed percentile is no more certain than that
@@ -60,27 +60,40 @@ def choose(problem: PlanningProblem, target: Target) -> Choice:
 
 def _at_rate(problem: PlanningProblem) -> Choice:
     pipeline, limits = problem.pipeline, problem.limits
-    search = problem.least_latency()
-    best = solution = solve(search)
-    if not best.is_feasible:
-        raise InfeasibleError(_nearest(problem, best))
-    notes: tuple[str, ...] = ()
-    if limits.p95_limit_s is not None:
-        solution, note = rank_by_p95(problem, search, best, limits.within_pct)
-        notes = (note,)
+    by_p95 = limits.p95_limit_s is not None
+    search = replace(problem.least_latency(), within_pct=None if by_p95 else limits.within_pct)
+    solution = solve(search)
+    if not solution.is_feasible:
+        raise InfeasibleError(_nearest(problem, solution))
+    notes, best_s = _clock_note(limits), None
+    if by_p95:
+        solution, note = rank_by_p95(problem, search, solution, limits.within_pct)
+        notes += (note,)
     elif limits.within_pct is not None:
-        best_s = pipeline.mean_latency_s(best.cost_s)
-        # The percentage is of the whole latency; the search only knows the part of the LLMs.
-        within = limits.within_pct * best_s / max(best.cost_s, 1e-12)
-        few = solve(replace(search, within_pct=within))
-        solution = few if few.is_feasible else best
-        notes = (
-            f"within {limits.within_pct:g}%: {solution.num_gpus} instead of {best.num_gpus} "
-            f"GPUs; the best mean latency is {best_s:.4g} s",
-        )
+        best_s = solution.best_value
+        notes += (_within_note(problem, solution),)
     cost_s = pipeline.cost_on(pipeline.hosted_by(solution.chosen))
-    certificate = certify("latency_mean_s", cost_s, best.bound, pipeline.tool_time_s)
+    certificate = certify("latency_mean_s", cost_s, solution.bound, pipeline.tool_time_s, best_s)
     return Choice(pipeline, search.tables, solution, certificate, notes=notes)
+
+
+def _within_note(problem: PlanningProblem, solution: Solution) -> str:
+    best_s = problem.pipeline.mean_latency_s(solution.best_value)
+    note = (
+        f"within {problem.limits.within_pct:g}%: {solution.num_gpus} instead of "
+        f"{solution.best_num_gpus} GPUs; the best mean latency is {best_s:.4g} s"
+    )
+    return note if solution.proved_fewest else f"{note}; that fewer do not suffice is not proved"
+
+
+def _clock_note(limits: Limits) -> tuple[str, ...]:
+    """A clock that may decide is said: on a busier machine the same command may plan otherwise."""
+    if limits.time_limit_s is None:
+        return ()
+    return (
+        f"time_limit: each search could take {limits.time_limit_s:g} s, so the plan depends on the "
+        "machine and its load",
+    )
 
 
 def _nearest(problem: PlanningProblem, solution: Solution) -> str:
@@ -88,6 +101,8 @@ def _nearest(problem: PlanningProblem, solution: Solution) -> str:
     rates = ", ".join(f"{w.name} {w.rate_rps:g}" for w in problem.pipeline.workflows)
     fastest = problem.fastest()
     if not fastest.is_feasible:
+        if not fastest.proved_infeasible:
+            return f"no plan was found: {fastest.refused}"
         return f"no plan fits: {fastest.refused}; free more GPUs or allow smaller shares"
     theta = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
     if theta < 1.0:
@@ -95,12 +110,21 @@ def _nearest(problem: PlanningProblem, solution: Solution) -> str:
         return (
             f"rate {rates} runs/s is out of reach here: the nearest feasible rate is {near} runs/s "
             f"({100 * MAX_UTILISATION:.0f}% of capacity on {fastest.num_gpus} GPUs)"
-            f"{_or_gpus(problem, solution)}"
+            f"{_or_gpus(problem, solution)}{_unproved(solution, fastest.proved)}"
         )
     if solution.nearest_cost_s is not None:
         near = _nearest_latency(problem, solution)
-        return f"{near} at rate {rates} runs/s{_or_gpus(problem, solution)}"
+        gpus = _or_gpus(problem, solution)
+        return f"{near} at rate {rates} runs/s{gpus}{_unproved(solution)}"
     return f"rate {rates} runs/s: {solution.refused}"
+
+
+def _unproved(solution: Solution, nearest_is_best: bool = True) -> str:
+    """Where the search ran out of work, infeasible is not proved."""
+    if solution.proved_infeasible and nearest_is_best:
+        return ""
+    what = "that nothing nearer is" if solution.proved_infeasible else "that nothing meets it is"
+    return f"; {what} not proved: the search ran out of work"
 
 
 def _or_gpus(problem: PlanningProblem, solution: Solution) -> str:
@@ -132,48 +156,61 @@ def _most(problem: PlanningProblem) -> Choice:
         return _limited(problem, factor, gpus, fastest.bound)
     pipeline, bound = highest.pipeline, fastest.bound * problem.pipeline.total_rps
     value = min(pipeline.theta(host) for host in pipeline.hosted_by(solution.chosen))
-    certificate = certify("throughput_rps", min(value * pipeline.total_rps, bound), bound)
-    return Choice(pipeline, search.tables, solution, certificate)
+    best = None if gpus is None else fastest.best_value * problem.pipeline.total_rps
+    certificate = certify(
+        "throughput_rps", min(value * pipeline.total_rps, bound), bound, best=best
+    )
+    notes = _clock_note(problem.limits)
+    return Choice(pipeline, search.tables, solution, certificate, notes=notes)
 
 
 def _limited(problem: PlanningProblem, highest: float, gpus: int | None, capacity: float) -> Choice:
-    """The highest rate that keeps a limit on latency; rates as factors of the problem's."""
+    """The highest rate that keeps a limit on latency; rates as factors of the problem's.
+
+    ``bound`` falls only where it is proved that no plan keeps the limits, on any number of GPUs.
+    No search bounds a percentile: under a p95 limit only what the other limits allow is proved.
+    """
     by_p95 = problem.limits.p95_limit_s is not None
-    low, high = highest * _IDLE, highest
-    best, tables = _kept_at(problem, low, gpus)
+    low, high, bound = highest * _IDLE, highest, capacity * MAX_UTILISATION
+    best, tables, _ = _kept_at(problem, low, gpus)
     if best is None:
         raise InfeasibleError(_nearest_idle(problem, low, gpus))
     while high - low > (_P95_TOLERANCE if by_p95 else _RATE_TOLERANCE) * high:
         middle = (low + high) / 2.0
-        found, options = _kept_at(problem, middle, gpus)
+        found, options, impossible = _kept_at(problem, middle, gpus)
         if found is None:
             high = middle
+            bound = middle if impossible and gpus is None else bound
         else:
             low, best, tables = middle, found, options
     note = "the limit on latency, not capacity, ends the rate"
     if by_p95:
-        # No search bounds a percentile: what is proved is only the rate without that limit.
-        high = capacity * MAX_UTILISATION
         note += (
             f"; at each rate up to {NUM_AT_A_RATE} plans of lowest mean were replayed for their p95"
         )
+    elif bound > high:
+        note += "; that no higher rate keeps it is not proved: the search ran out of work"
     total_rps = problem.pipeline.total_rps
-    certificate = certify("rate_rps", low * total_rps, high * total_rps)
-    return Choice(problem.pipeline.at_rates(low), tables, best, certificate, notes=(note,))
+    certificate = certify("rate_rps", low * total_rps, bound * total_rps)
+    notes = (note, *_clock_note(problem.limits))
+    return Choice(problem.pipeline.at_rates(low), tables, best, certificate, notes=notes)
 
 
 def _kept_at(
     problem: PlanningProblem, factor: float, gpus: int | None
-) -> tuple[Solution | None, tuple[OptionTable, ...]]:
-    """The plan of lowest mean that keeps all limits at so many times the rates; None: none."""
+) -> tuple[Solution | None, tuple[OptionTable, ...], bool]:
+    """The plan of lowest mean that keeps all limits at so many times the rates; None: none.
+
+    Also says whether it is proved that there is none.
+    """
     here = problem.at_rates(factor)
     search = here.least_latency(gpus)
     best = solve(search)
     if not best.is_feasible:
-        return None, ()
+        return None, (), best.proved_infeasible
     if problem.limits.p95_limit_s is None:
-        return best, search.tables
-    return first_within_p95(here, search, best), search.tables
+        return best, search.tables, False
+    return first_within_p95(here, search, best), search.tables, False
 
 
 def _nearest_idle(problem: PlanningProblem, factor: float, gpus: int | None) -> str:

@@ -79,6 +79,8 @@ class PlanningProblem:
             "min_cost",
             max_gpus=min(allowed, default=None),
             max_cost_s=None if limit_s is None else limit_s - self.pipeline.tool_time_s,
+            constant_s=self.pipeline.tool_time_s,
+            time_limit_s=self.limits.time_limit_s,
         )
 
     def fastest(self, within_pct: float | None = None) -> Solution:
@@ -90,5 +92,6 @@ class PlanningProblem:
                 "max_throughput",
                 max_gpus=self.limits.num_gpus,
                 within_pct=within_pct,
+                time_limit_s=self.limits.time_limit_s,
             )
         )

@@ -32,10 +32,12 @@ Target = Rate | MaxThroughput | Deadline
 class Limits:
     """``latency_limit_s`` is on the mean (rate-weighted over workflows).
 
-    ``within_pct``: the fewest GPUs whose value is within so much of the best.
+    ``within_pct``: the fewest GPUs whose value is within so much of the best. ``time_limit_s``:
+    how long each search may take, instead of a fixed amount of work.
     """
 
     num_gpus: int | None = None
     latency_limit_s: float | None = None
     p95_limit_s: float | None = None
     within_pct: float | None = None
+    time_limit_s: float | None = None
