@@ -125,7 +125,7 @@ async def idle_and_busy(
         for concurrency in task.loads.concurrency:
             for state, points in found.items():
                 loaded = others if state == "busy" else ()
-                async with busy(loaded, task.lengths, concurrency, task.seed + 1):
+                async with busy(loaded, task.lengths, concurrency, f"beside {concurrency}"):
                     point = await closed(task, client, concurrency)
                 points.append(point)
                 latency_ms = 1e3 * point.latency_mean_s

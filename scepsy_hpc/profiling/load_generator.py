@@ -38,7 +38,7 @@ class Client:
     """Sends calls; use inside ``async with``. ``embeds``: the engine generates no tokens."""
 
     def __init__(
-        self, target: CallTarget, lengths: Sequence[Lengths], seed: int, embeds: bool = False
+        self, target: CallTarget, lengths: Sequence[Lengths], seed: int | str, embeds: bool = False
     ) -> None:
         self._target, self._embeds = target, embeds
         self._lengths: Iterator[Lengths] = itertools.cycle(lengths)

@@ -32,13 +32,17 @@ OnPoint = Callable[[Point], None]
 async def measure_loads(
     task: SweepTask, engine: EngineProcess, others: Sequence[EngineProcess], keep: OnPoint
 ) -> None:
-    """Give ``keep`` every point of the task, shape by shape. Raises RunError."""
+    """Give ``keep`` every point of the task, shape by shape. Raises RunError.
+
+    No two clients draw the same prompts: the engine's cache would have them.
+    """
     shapes = [(one,) for one in task.lengths] if task.one_by_one else [task.lengths]
-    for lengths in shapes:
-        async with client_of(engine, lengths, task.seed) as client:
+    for number, lengths in enumerate(shapes):
+        seed = f"{task.seed}/{number}"
+        async with client_of(engine, lengths, seed) as client:
             await warm_up(client, task.loads.warmup_requests)
-            await _sweep_closed(task, client, others, lengths, keep)
-            await _sweep_open(task, client, others, lengths, keep)
+            await _sweep_closed(task, client, others, lengths, seed, keep)
+            await _sweep_open(task, client, others, lengths, seed, keep)
 
 
 async def _sweep_closed(
@@ -46,12 +50,13 @@ async def _sweep_closed(
     client: Client,
     others: Sequence[EngineProcess],
     lengths: Sequence[Lengths],
+    seed: str,
     keep: OnPoint,
 ) -> None:
     """From the smallest load on, until more brings nothing."""
     before: list[Point] = []
     for concurrency in sorted(set(task.loads.concurrency)):
-        async with busy(others, lengths, concurrency, task.seed + 1):
+        async with busy(others, lengths, concurrency, f"{seed}/beside {concurrency}"):
             point = await closed(task, client, concurrency)
         point = replace(point, saturated=is_flat(before, point))
         keep(point)
@@ -72,11 +77,12 @@ async def _sweep_open(
     client: Client,
     others: Sequence[EngineProcess],
     lengths: Sequence[Lengths],
+    seed: str,
     keep: OnPoint,
 ) -> None:
     for rate_rps in sorted(set(task.loads.arrival_rate_rps)):
         most = max(task.loads.concurrency, default=1)
-        async with busy(others, lengths, most, task.seed + 1):
+        async with busy(others, lengths, most, f"{seed}/beside {rate_rps} rps"):
             calls = await open_loop(client, rate_rps, task.loads.requests_per_point, task.seed)
         open_part = open_window(calls)
         if open_part is not None:
@@ -85,13 +91,13 @@ async def _sweep_open(
 
 @contextlib.asynccontextmanager
 async def busy(
-    engines: Sequence[EngineProcess], lengths: Sequence[Lengths], concurrency: int, seed: int
+    engines: Sequence[EngineProcess], lengths: Sequence[Lengths], concurrency: int, seed: int | str
 ) -> AsyncIterator[None]:
     """Keep engines under a closed load meanwhile. Raises RunError when one of them fails."""
     async with contextlib.AsyncExitStack() as stack:
         loads = []
         for i, engine in enumerate(engines):
-            client = await stack.enter_async_context(client_of(engine, lengths, seed + i))
+            client = await stack.enter_async_context(client_of(engine, lengths, f"{seed}/{i}"))
             loads.append(asyncio.ensure_future(background_load(client, concurrency)))
         try:
             yield
@@ -104,7 +110,7 @@ async def busy(
             await asyncio.gather(*loads, return_exceptions=True)
 
 
-def client_of(engine: EngineProcess, lengths: Sequence[Lengths], seed: int) -> Client:
+def client_of(engine: EngineProcess, lengths: Sequence[Lengths], seed: int | str) -> Client:
     """What sends the calls of a measurement."""
     target = CallTarget(engine.base_url, SERVED_NAME, api_key=engine.config.api_key)
     return Client(target, lengths, seed, engine.config.engine_args.get("runner") == "pooling")

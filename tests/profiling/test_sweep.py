@@ -137,17 +137,19 @@ def test_array_writes_a_bundle_of_what_it_ran(tmp_path, timing_bundle):
 
 
 def test_shapes_are_swept_one_by_one(tmp_path, timing_bundle):
-    """Several token shapes give one bundle with every load of each, for one start of the engine."""
+    """Several token shapes give one bundle with every load of each, for one start of the engine;
+    no prompt of one is found in the cache as another's, though two are equally long."""
     path = write_spec(tmp_path, timing_bundle, tp_degrees=[1])
     spec = yaml.safe_load(path.read_text())
-    spec["workload"] = {"name": "grid", "shapes": [[64, 8], [32, 4]]}
+    spec["workload"] = {"name": "grid", "shapes": [[64, 8], [32, 4], [64, 4]]}
     path.write_text(yaml.safe_dump(spec))
     seen = []
     profile_all(path, tmp_path / "out", "debug", on_progress=seen.append).raise_if_failed()
     [bundle] = find_bundles(tmp_path / "out")
     found = [(p.input_tokens_mean, p.output_tokens_mean, p.concurrency) for p in bundle.points]
-    assert sorted(found) == [(32, 4, 1), (32, 4, 4), (64, 8, 1), (64, 8, 4)]
-    assert seen[-1].num_points_wanted == 4
+    assert sorted(found) == [(i, o, k) for i, o in ((32, 4), (64, 4), (64, 8)) for k in (1, 4)]
+    assert [p.cached_tokens_mean for p in bundle.points] == [0.0] * 6
+    assert seen[-1].num_points_wanted == 6
     assert len(list(tmp_path.glob("out/.profiling/*/*-engine.log"))) == 1
 
 

@@ -20,13 +20,9 @@ from heapq import heappop, heappush
 from typing import Any
 
 from scepsy_hpc.bundles.step_time import DEFAULT_NUM_SEQS, JOIN_WINDOW_S, EngineModel
-from scepsy_hpc.planning.simulation.prefix_cache import (
-    BLOCK,
-    Holding,
-    PrefixCache,
-    Stretch,
-    num_blocks_of,
-)
+from scepsy_hpc.engines.simulated.kv_blocks import num_blocks_of
+from scepsy_hpc.formats.spans import BLOCK_TOKENS
+from scepsy_hpc.planning.simulation.prefix_cache import Holding, PrefixCache, Stretch
 from scepsy_hpc.planning.simulation.replicas import Size
 
 
@@ -85,7 +81,7 @@ class ContinuousBatching:
         self.end_s = math.inf
         self.num_preempted = 0
         limit = engine.model.kv_tokens
-        self.cache = PrefixCache(math.inf if limit is None else int(limit) // BLOCK)
+        self.cache = PrefixCache(math.inf if limit is None else int(limit) // BLOCK_TOKENS)
         self.cached_tokens = 0  # found in the cache by all calls that had a path
         self._counts_blocks = limit is not None
         self._waiting: deque[_Job] = deque()
@@ -94,7 +90,7 @@ class ContinuousBatching:
         self._chunks: list[tuple[_Job, int]] = []
         self._ends: list[tuple[int, int, _Job]] = []
         # Decoding calls by the step, modulo the size of a block, at which they need one more.
-        self._growing = [0] * BLOCK
+        self._growing = [0] * BLOCK_TOKENS
         self._start_s = 0.0
         self._num_steps = 0
         self._step = 0
@@ -107,7 +103,7 @@ class ContinuousBatching:
         self._num_added = 0
 
     def add(
-        self, call: Any, size: Size, now_s: float, run: Any = None, path: Sequence[Stretch] = ()
+        self, call: Any, size: Size, now_s: float, run: int = 0, path: Sequence[Stretch] = ()
     ) -> None:
         """Take a call in: it joins the step that has just started, else the next.
 
@@ -186,9 +182,9 @@ class ContinuousBatching:
         # This step's blocks are taken; whole rounds of a block each, then one step at a time.
         rounds = int(free) // self._decoding
         free -= rounds * self._decoding
-        most = 1 + rounds * BLOCK
+        most = 1 + rounds * BLOCK_TOKENS
         while most < steps:
-            free -= self._growing[(self._step + most) % BLOCK]
+            free -= self._growing[(self._step + most) % BLOCK_TOKENS]
             if free < 0:
                 break
             most += 1
@@ -197,7 +193,7 @@ class ContinuousBatching:
     def _grow(self) -> None:
         """Give every decoding call a place for its next token; the newest makes room."""
         self._grown_step = self._step
-        phase = self._step % BLOCK
+        phase = self._step % BLOCK_TOKENS
         # Whoever is alone is let on: an engine would have refused it at once.
         while self._growing[phase] > self.cache.num_free and len(self._running) > 1:
             self._preempt()
@@ -226,13 +222,18 @@ class ContinuousBatching:
             self.cache.take(job.num_blocks)
             return True
         # The last token is always computed.
-        found, kept = self.cache.find(job.holding, (job.to_prefill - 1) // BLOCK)
+        found, kept = self.cache.find(job.holding, (job.to_prefill - 1) // BLOCK_TOKENS)
         needed = num_blocks_of(job.to_prefill) - found
         if needed + kept > self.cache.num_free and self._running:
             return False
         self.cache.use(job.holding, found)
-        job.prefilled = found * BLOCK
         job.num_blocks = found
+        # What all runs share (a system prompt) is found too; its blocks count as this call's own.
+        shared = job.size.input_tokens - job.size.prefill_tokens
+        job.prefilled = max(found * BLOCK_TOKENS, shared)
+        if shared > found * BLOCK_TOKENS:
+            job.num_blocks = num_blocks_of(shared)
+            self.cache.take(job.num_blocks - found)
         if not job.done:
             self.cached_tokens += job.prefilled
         return True
@@ -250,7 +251,7 @@ class ContinuousBatching:
         self.cache.take(max(needed, 0))
         job.num_blocks += max(needed, 0)
         if job.holding is not None:
-            self.cache.fill(job.holding, tokens // BLOCK)
+            self.cache.fill(job.holding, tokens // BLOCK_TOKENS)
         self._chunks.append((job, chunk))
         return chunk
 
@@ -274,10 +275,10 @@ class ContinuousBatching:
             return
         if self._counts_blocks and num_steps > 1:
             # The first one's blocks are taken; those of the step that comes then are not.
-            rounds, rest = divmod(num_steps - 1, BLOCK)
+            rounds, rest = divmod(num_steps - 1, BLOCK_TOKENS)
             more = rounds * self._decoding
             for ahead in range(1, rest + 1):
-                more += self._growing[(self._step + ahead) % BLOCK]
+                more += self._growing[(self._step + ahead) % BLOCK_TOKENS]
             self.cache.take(more)
         self._start_s += self._length_s(num_steps)
         self._step += num_steps
@@ -294,7 +295,7 @@ class ContinuousBatching:
             job.last_step = self._step + job.size.output_tokens - job.done - 1
             self._decoding += 1
             self._context += job.to_prefill + 1
-            self._growing[(self._step - job.to_prefill) % BLOCK] += 1
+            self._growing[(self._step - job.to_prefill) % BLOCK_TOKENS] += 1
             if job.last_step <= self._step:
                 self._leave(job)
                 self.in_flight -= 1
@@ -313,9 +314,9 @@ class ContinuousBatching:
             computed = job.to_prefill + self._step - job.first_step
             self._decoding -= 1
             self._context -= computed + 1
-            self._growing[(job.first_step - job.to_prefill) % BLOCK] -= 1
+            self._growing[(job.first_step - job.to_prefill) % BLOCK_TOKENS] -= 1
             job.num_blocks = num_blocks_of(computed)
             if job.holding is not None:
-                self.cache.fill(job.holding, computed // BLOCK)
+                self.cache.fill(job.holding, computed // BLOCK_TOKENS)
         self.cache.give_back(job.holding, job.num_blocks)
         job.num_blocks = 0

@@ -11,10 +11,10 @@ import numpy as np
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.spans import BLOCK_TOKENS
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.pipeline.of_plan import num_replicas
 from scepsy_hpc.planning.simulation.continuous import ContinuousBatching, Engine
-from scepsy_hpc.planning.simulation.prefix_cache import BLOCK
 from scepsy_hpc.planning.simulation.replicas import ProcessorSharing, Replica, Size
 from scepsy_hpc.planning.simulation.run_graph import RunGraph, RunNode
 
@@ -108,7 +108,7 @@ def engine_on(model: EngineModel, curve: Curve, sizes: Sequence[Size]) -> Engine
     kv_tokens = model.kv_tokens
     if kv_tokens is not None:
         # What was measured has fitted.
-        tokens = curve.tokens.inputs + curve.tokens.outputs + BLOCK
+        tokens = curve.tokens.inputs + curve.tokens.outputs + BLOCK_TOKENS
         kv_tokens = max(kv_tokens, curve.server.concurrency[-1] * tokens)
     plain = Engine(replace(model, kv_tokens=kv_tokens))
     known: list[tuple[int, float]] = []

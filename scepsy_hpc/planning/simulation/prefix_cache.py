@@ -14,11 +14,8 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
-BLOCK = 16
-"""Tokens in a block, vLLM's default on GPUs."""
-
-MOST_KEPT = 1 << 17
-"""Blocks kept for whoever comes at most, also where the cache's size is unknown."""
+from scepsy_hpc.engines.simulated.kv_blocks import MOST_BLOCKS
+from scepsy_hpc.formats.spans import BLOCK_TOKENS
 
 
 class Stretch(NamedTuple):
@@ -177,7 +174,7 @@ class PrefixCache:
         self._give_up()
 
     def _give_up(self) -> None:
-        room = min(self.num_blocks - self.num_used, MOST_KEPT)
+        room = min(self.num_blocks - self.num_used, MOST_BLOCKS)
         while self.num_kept > max(room, 0):
             part, release = self._oldest[0]
             if not part.marks or part.marks[0][1] != release:
@@ -196,26 +193,24 @@ class PrefixCache:
                 del self._parts[part.key]
 
 
-def num_blocks_of(tokens: int) -> int:
-    """Blocks that hold so many tokens."""
-    return -(-tokens // BLOCK)
-
-
-def paths_of(prefixes: Sequence[tuple[int, int] | None], tokens: Sequence[int]) -> list[list[Stretch]]:
+def paths_of(
+    prefixes: Sequence[tuple[int, int] | None], tokens: Sequence[int]
+) -> list[tuple[Stretch, ...]]:
     """Stretches of each call of a run, the last of them its own.
 
     ``prefixes``: the earlier call that a call's prompt begins like, and for how many tokens;
     ``tokens``: of prompt and answer. Calls stand in an order in which earlier ones come first.
     """
-    found: list[list[Stretch]] = []
+    found: list[tuple[Stretch, ...]] = []
     for index, (prefix, total) in enumerate(zip(prefixes, tokens, strict=True)):
-        path, begin = [], 0
+        path: list[Stretch] = []
+        begin = 0
         if prefix is not None:
             before, shared = prefix
-            begin = min(shared, tokens[before]) // BLOCK
+            begin = min(shared, tokens[before]) // BLOCK_TOKENS
             for owner, first, last in found[before]:
                 if first < begin:
                     path.append(Stretch(owner, first, min(last, begin)))
-        path.append(Stretch(index, begin, max(total // BLOCK, begin)))
-        found.append(path)
+        path.append(Stretch(index, begin, max(total // BLOCK_TOKENS, begin)))
+        found.append(tuple(path))
     return found

@@ -13,10 +13,12 @@ Two kinds, chosen by what is known:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, Protocol
 
 from scepsy_hpc.planning.curves.queueing import Server
+from scepsy_hpc.planning.simulation.prefix_cache import Stretch
 
 
 class Size(NamedTuple):
@@ -34,8 +36,13 @@ class Replica(Protocol):
     in_flight: int
     end_s: float
 
-    def add(self, call: Any, size: Size, now_s: float) -> None:
-        """Take a call in; ``now_s`` must not be after ``end_s``."""
+    def add(
+        self, call: Any, size: Size, now_s: float, run: int = 0, path: Sequence[Stretch] = ()
+    ) -> None:
+        """Take a call in; ``now_s`` must not be after ``end_s``.
+
+        ``path``: the blocks of its tokens among those of its ``run``, for a prefix cache.
+        """
         ...
 
     def pop(self) -> list[Any]:
@@ -58,8 +65,10 @@ class ProcessorSharing:
         self.in_flight = 0
         self.end_s = math.inf
 
-    def add(self, call: Any, size: Size, now_s: float) -> None:
-        """Take a call in."""
+    def add(
+        self, call: Any, size: Size, now_s: float, run: int = 0, path: Sequence[Stretch] = ()
+    ) -> None:
+        """Take a call in; there is no prefix cache here."""
         self._done += (now_s - self._now_s) * self._rate()
         self._now_s = now_s
         self._num_added += 1

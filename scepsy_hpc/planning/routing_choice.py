@@ -1,0 +1,92 @@
+"""Which routing rule a plan gets: sticky where simulation shows that it gains, else the default.
+
+Both rules are simulated on the same runs with the same seeds. The sticky rule is adopted where the
+figure that the target asks for is better by more than both intervals: they do not overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from scepsy_hpc.formats.figures import Figures
+from scepsy_hpc.formats.plan import Plan, Routing
+from scepsy_hpc.formats.spans import BLOCK_TOKENS, Span
+
+Metric = Literal["latency_mean_s", "throughput_rps", "makespan_s"]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingChoice:
+    """A plan with its rule, its simulated figures, and why; None where nothing was simulated."""
+
+    plan: Plan
+    simulated: Figures | None = None
+    why: str | None = None
+
+
+def choose_routing(
+    plan: Plan,
+    spans_by_workflow: Mapping[str, Sequence[Span]],
+    simulate: Callable[[Plan], Figures],
+    metric: Metric = "latency_mean_s",
+    max_behind: int = Routing().max_behind,
+) -> RoutingChoice:
+    """The plan under the rule that ``simulate`` shows to be better, by ``metric``.
+
+    The plan stays as it is, and nothing is simulated, where no rule can matter: no deployment of
+    several replicas is called with a prompt that repeats an earlier one.
+    """
+    names = repeating(plan, spans_by_workflow)
+    if not names:
+        return RoutingChoice(plan)
+    least = replace(plan, routing=Routing(max_behind=max_behind))
+    sticky = replace(plan, routing=Routing(rule="sticky_prefix", max_behind=max_behind))
+    found, found_sticky = simulate(least), simulate(sticky)
+    before, after = getattr(found, metric), getattr(found_sticky, metric)
+    if not _gains(found, found_sticky, metric):
+        why = f"routing: least_in_flight; sticky_prefix shows no gain beyond the interval: {metric}"
+        return RoutingChoice(least, found, f"{why} {_text(before)} and {_text(after)}")
+    why = f"routing: sticky_prefix, since calls of {', '.join(names)} repeat prompts: {metric}"
+    return RoutingChoice(sticky, found_sticky, f"{why} {_text(before)} becomes {_text(after)}")
+
+
+def repeating(plan: Plan, spans_by_workflow: Mapping[str, Sequence[Span]]) -> list[str]:
+    """Deployments of several replicas of which some call repeats at least a block of a prompt."""
+    llms = {workflow.name: workflow.llms for workflow in plan.workflows}
+    found = {
+        llms.get(name, {}).get(alias, alias)
+        for name, spans in spans_by_workflow.items()
+        for alias in _repeated_aliases(spans)
+    }
+    return [name for name, llm in plan.llms.items() if llm.num_replicas > 1 and name in found]
+
+
+def _repeated_aliases(spans: Iterable[Span]) -> set[str]:
+    return {
+        span.llm
+        for span in spans
+        if span.llm is not None
+        and span.prefix_of is not None
+        and span.prefix_of.tokens >= BLOCK_TOKENS
+    }
+
+
+def _gains(before: Figures, after: Figures, metric: Metric) -> bool:
+    """Better beyond both intervals; a load that only the second carries is better as well."""
+    old, new = _interval(before, metric), _interval(after, metric)
+    if new is None:
+        return False
+    if old is None:
+        return True
+    return new[0] > old[1] if metric == "throughput_rps" else new[1] < old[0]
+
+
+def _interval(figures: Figures, metric: Metric) -> tuple[float, float] | None:
+    value = getattr(figures, metric)
+    return None if value is None else figures.intervals.get(metric, (value, value))
+
+
+def _text(value: float | None) -> str:
+    return "unknown (overloaded)" if value is None else f"{value:.4g}"
