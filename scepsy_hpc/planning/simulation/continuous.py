@@ -143,13 +143,14 @@ class ContinuousBatching:
         """Fill the step that starts now, and see how long nothing changes."""
         self._start_s = now_s
         self._chunks = []
-        if self._counts_blocks and self._grown_step < self._step:
+        if self._counts_blocks and self._grown_step < self._step and self._decoding:
             self._grow()
         model = self.engine.model
         budget = model.max_num_batched_tokens - self._decoding
         left = budget
-        for job in tuple(self._joining):
-            left -= self._take_chunk(job, left)
+        if self._joining:
+            for job in tuple(self._joining):
+                left -= self._take_chunk(job, left)
         while self._waiting and left > 0 and self._preempted_step < self._step:
             job = self._waiting[0]
             if len(self._running) >= self.engine.max_num_seqs or not self._look_up(job):
@@ -176,8 +177,10 @@ class ContinuousBatching:
         while self._ends[0][2].last_step != self._ends[0][0]:
             heappop(self._ends)
         steps = self._ends[0][0] - self._step
+        if not self._counts_blocks:
+            return steps
         free = self.cache.num_free
-        if not self._counts_blocks or self._decoding * num_blocks_of(steps) <= free:
+        if self._decoding * (steps + BLOCK_TOKENS - 1) <= free * BLOCK_TOKENS:
             return steps
         # This step's blocks are taken; whole rounds of a block each, then one step at a time.
         rounds = int(free) // self._decoding
@@ -194,6 +197,8 @@ class ContinuousBatching:
         """Give every decoding call a place for its next token; the newest makes room."""
         self._grown_step = self._step
         phase = self._step % BLOCK_TOKENS
+        if not self._growing[phase]:
+            return
         # Whoever is alone is let on: an engine would have refused it at once.
         while self._growing[phase] > self.cache.num_free and len(self._running) > 1:
             self._preempt()
@@ -215,11 +220,12 @@ class ContinuousBatching:
         if job.holding is None:
             # What the trace found in its cache is found here too.
             job.prefilled = job.size.input_tokens - job.size.prefill_tokens
-            needed = num_blocks_of(job.to_prefill)
+            needed = (job.to_prefill + BLOCK_TOKENS - 1) // BLOCK_TOKENS
             if self._counts_blocks and needed > self.cache.num_free and self._running:
                 return False
-            job.num_blocks = num_blocks_of(job.prefilled)
-            self.cache.take(job.num_blocks)
+            if job.prefilled:
+                job.num_blocks = num_blocks_of(job.prefilled)
+                self.cache.take(job.num_blocks)
             return True
         # The last token is always computed.
         found, kept = self.cache.find(job.holding, (job.to_prefill - 1) // BLOCK_TOKENS)
@@ -244,12 +250,13 @@ class ContinuousBatching:
         if chunk <= 0:
             return 0
         tokens = job.prefilled + chunk
-        needed = num_blocks_of(tokens) - job.num_blocks
-        if needed > self.cache.num_free and len(self._running) > 1:
-            self._preempt()  # prompts join in turn, so one half-way is the newest
-            return 0
-        self.cache.take(max(needed, 0))
-        job.num_blocks += max(needed, 0)
+        needed = (tokens + BLOCK_TOKENS - 1) // BLOCK_TOKENS - job.num_blocks
+        if needed > 0:
+            if self._counts_blocks and needed > self.cache.num_free and len(self._running) > 1:
+                self._preempt()  # prompts join in turn, so one half-way is the newest
+                return 0
+            self.cache.take(needed)
+            job.num_blocks += needed
         if job.holding is not None:
             self.cache.fill(job.holding, tokens // BLOCK_TOKENS)
         self._chunks.append((job, chunk))
@@ -315,7 +322,7 @@ class ContinuousBatching:
             self._decoding -= 1
             self._context -= computed + 1
             self._growing[(job.first_step - job.to_prefill) % BLOCK_TOKENS] -= 1
-            job.num_blocks = num_blocks_of(computed)
+            job.num_blocks = (computed + BLOCK_TOKENS - 1) // BLOCK_TOKENS
             if job.holding is not None:
                 self.cache.fill(job.holding, computed // BLOCK_TOKENS)
         self.cache.give_back(job.holding, job.num_blocks)

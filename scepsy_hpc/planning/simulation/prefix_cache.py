@@ -43,7 +43,7 @@ class _Part:
         self.marks: list[list[int]] = []
 
     def pinned(self) -> int:
-        return max(self.pins, default=self.first)
+        return max(self.pins) if self.pins else self.first
 
 
 class Holding:
@@ -114,7 +114,7 @@ class PrefixCache:
     def take(self, number: int) -> None:
         """So many blocks for new tokens."""
         self.num_used += number
-        if self.num_kept:
+        if self.num_used + self.num_kept > self.num_blocks:
             self._give_up()
 
     def fill(self, holding: Holding, upto: int) -> None:
@@ -171,7 +171,8 @@ class PrefixCache:
         holding.parts.clear()
         holding.upto = holding.num_twice = 0
         holding.is_broken = False
-        self._give_up()
+        if self.num_kept > MOST_BLOCKS or self.num_used + self.num_kept > self.num_blocks:
+            self._give_up()
 
     def _give_up(self) -> None:
         room = min(self.num_blocks - self.num_used, MOST_BLOCKS)
