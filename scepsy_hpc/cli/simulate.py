@@ -36,7 +36,9 @@ from scepsy_hpc.cli.options import (
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of arrivals and draws.")
 @click.option(
-    "--cores", type=COUNT, help="Cores of the agents, where the spans say their CPU seconds."
+    "--cores",
+    type=COUNT,
+    help="Cores of the agents, where the spans say their CPU seconds; by default the plan's.",
 )
 @click.option(
     "--spans",

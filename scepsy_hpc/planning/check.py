@@ -58,7 +58,7 @@ def checked(
     max_calls: int = MAX_CALLS,
     seed: int = 0,
     num_runs: int | None = None,
-    cores: int | None = None,
+    cores: float | None = None,
     engine_models: Mapping[str, EngineModel] | None = None,
     profiled_on_spans: Collection[str] = (),
 ) -> Figures:
@@ -92,7 +92,7 @@ class Case:
     scripts: dict[str, list[Script]]
     offered: Offered
     routing: Routing
-    cores: int | None
+    cores: float | None
 
     @classmethod
     def of(
@@ -103,7 +103,7 @@ class Case:
         load: Arrivals | Mapping[str, Arrivals],
         engine_models: Mapping[str, EngineModel],
         profiled_on_spans: Collection[str],
-        cores: int | None,
+        cores: float | None,
     ) -> Case:
         """Raises InputError."""
         arrivals = arrivals_of(plan, load, graphs)

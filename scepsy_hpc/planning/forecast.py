@@ -75,14 +75,16 @@ def simulated(
     arrivals: Arrivals | Mapping[str, Arrivals],
     seed: int = 0,
     num_runs: int | None = None,
-    cores: int | None = None,
+    cores: float | None = None,
 ) -> Figures:
     """Discrete-event simulation of the traced runs on the plan (see ``check``).
 
-    Raises InputError.
+    ``cores`` of the agents; without them those that the plan counts on. Raises InputError.
     """
     demands = demands_in_spans(plan, spans)
-    _, hosted = hosted_of(plan, demands, bundles, 1.0)
+    pipeline, hosted = hosted_of(plan, demands, bundles, 1.0)
+    if cores is None and pipeline.host:
+        cores = pipeline.host.cores
     return checked(
         plan,
         {name: run_graphs(mine) for name, mine in spans.items()},

@@ -8,21 +8,21 @@ M/M/c under processor sharing: its mean depends on nothing of the CPU time but i
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from scepsy_hpc.cluster.cpu_slices import quota_cores
 from scepsy_hpc.formats.parallelism import CPU_TYPE
 from scepsy_hpc.formats.plan import Deployment, Plan
-from scepsy_hpc.planning.curves.queueing import Server, mean_latencies_s
+from scepsy_hpc.planning.curves.queueing import Server
 
 MAX_HOST_UTILISATION = 0.95
 _SERVER_CORES = 2
 """An engine's API server and scheduler: vLLM, "Architecture Overview", process counts."""
 _LEAST_CORES = 1.0
+_HUGE = 1e200
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,14 @@ class HostTime:
     def factor(self, rates_rps: Mapping[str, float]) -> float:
         """Times these rates that the cores can do at most."""
         busy = self.busy_cores(rates_rps)
-        return self.cores / busy if busy > 0 else np.inf
+        return self.cores / busy if busy > 0 else math.inf
 
     def waiting_s(self, rates_rps: Mapping[str, float]) -> dict[str, float]:
         """What waiting for cores adds to a run of each workflow; infinite where they are too few.
 
         Under processor sharing every second of work takes equally long, whoever's it is.
         """
-        busy = np.array([self.busy_cores(rates_rps)])
-        one = np.array([0])
-        stretch = float(mean_latencies_s([self.server], one, busy, one + 1)[0])
+        stretch = _stretch(self.busy_cores(rates_rps), self.cores)
         return {n: cpu_s * (stretch - 1.0) if cpu_s else 0.0 for n, cpu_s in self.cpu_s.items()}
 
     @property
@@ -84,6 +82,25 @@ class HostTime:
                 f"at this rate; {more}"
             ]
         return []
+
+
+def _stretch(busy: float, cores: float) -> float:
+    """Mean time at the station by CPU second: Erlang's sums, also for part of a core."""
+    if busy >= cores * (1.0 - 1e-9):
+        return math.inf
+    if busy <= 0.0:
+        return max(1.0 / cores, 1.0)
+    whole, weight, mass, jobs = math.ceil(cores), 1.0, 1.0, 0.0
+    for k in range(1, whole + 1):
+        weight *= busy / min(k, cores)
+        mass, jobs = mass + weight, jobs + k * weight
+        if mass > _HUGE:
+            weight, mass, jobs = weight / _HUGE, mass / _HUGE, jobs / _HUGE
+    # Beyond, every state's weight is the same part of the last one's.
+    part = busy / cores
+    tail = weight * part / (1.0 - part)
+    jobs += tail * (whole + 1.0 / (1.0 - part))
+    return jobs / (mass + tail) / busy
 
 
 def host_of(cores: float | None, cpu_s: Mapping[str, float | None]) -> HostTime | None:

@@ -75,7 +75,7 @@ def simulate_timeline(
     seed: int = 0,
     engine_models: Mapping[str, EngineModel] | None = None,
     profiled_on_spans: Collection[str] = (),
-    cores: int | None = None,
+    cores: float | None = None,
 ) -> Timeline:
     """Simulate traced runs on a complete plan: what happened when (figures: ``result_of``).
 
@@ -188,7 +188,7 @@ class Simulation:
         hosts: Mapping[str, Host],
         recorder: Recorder,
         routing: Routing | None = None,
-        cores: int | None = None,
+        cores: float | None = None,
     ) -> None:
         """Idle replicas, and flows that have not begun; ``cores`` of the agents, if limited."""
         self.sticky = -1  # least in flight

@@ -13,7 +13,7 @@ class HostCores:
     With enough cores a job takes as long as it did in the trace, so only waiting is added.
     """
 
-    def __init__(self, cores: int) -> None:
+    def __init__(self, cores: float) -> None:
         """Idle."""
         self.cores = cores
         self.end_s = math.inf

@@ -37,6 +37,15 @@ def test_waiting_is_that_of_the_closed_form(cores: int, load: float) -> None:
         assert found == pytest.approx(cpu_s * load / (1 - load), rel=1e-6)
 
 
+def test_a_thousand_cores_keep_their_digits() -> None:
+    """Erlang's sums overflow there: they are e^900. Against logarithms."""
+    cores, busy = 1000, 960.0
+    logs = [k * math.log(busy) - math.lgamma(k + 1) for k in range(cores + 1)]
+    last = math.exp(logs[-1] - max(logs)) * cores / (cores - busy)
+    wait = last / (math.fsum(math.exp(x - max(logs)) for x in logs[:-1]) + last) / (cores - busy)
+    assert HostTime(cores, {"w": 1.0}).waiting_s({"w": busy})["w"] == pytest.approx(wait, rel=1e-5)
+
+
 def test_workflows_wait_in_proportion_to_what_they_burn() -> None:
     """Processor sharing stretches every second alike; one that burns nothing waits for nothing."""
     host = HostTime(2.0, {"light": 0.1, "heavy": 0.5, "none": 0.0})
