@@ -198,3 +198,27 @@ def test_spans_without_calls_give_no_load(target, topology, tmp_path, capsys):
     (shown,) = error_lines(capsys)
     assert shown.startswith("error: spans: no LLM is called")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("target", [["--rate", "0.5"], ["--max-throughput"]])
+def test_within_nothing_is_the_best_on_the_fewest_gpus(target, topology, tmp_path):
+    """`--within 0%` is the best itself: nothing is given up."""
+    best, few = tmp_path / "best.yaml", tmp_path / "few.yaml"
+    assert run_line(plan_line(topology, best, *target)) == 0
+    assert run_line(plan_line(topology, few, *target, "--within", "0%")) == 0
+    wanted, found = load_plan(best).certificate, load_plan(few).certificate
+    assert found is not None
+    assert wanted is not None
+    assert found.value == pytest.approx(wanted.value)
+    assert found.bound == pytest.approx(wanted.bound)
+    assert found.given_up_pct == pytest.approx(0.0, abs=1e-9)
+    assert found.proved
+
+
+def test_a_time_limit_is_flagged(topology, tmp_path):
+    """With `--time-limit` a clock may decide, and the plan says so; without it, nothing is said."""
+    out = tmp_path / "plan.yaml"
+    for more, flagged in (([], False), (["--time-limit", "5s"], True)):
+        assert run_line(plan_line(topology, out, "--rate", "0.5", *more)) == 0
+        explanation = load_plan(out).explanation
+        assert any("time_limit: " in line for line in explanation) == flagged
