@@ -82,6 +82,8 @@ def deployment_of(offer: Offer, num_replicas: int, engine_args: EngineArgs) -> D
         gpu_share_pct=curve.kind.gpu_share_pct,
         memory_gib=round(curve.memory_gib, 3),
         num_replicas=num_replicas,
+        precision=header.precision,
+        capacity_rps=curve.capacity_rps,
     )
 
 

@@ -1,0 +1,223 @@
+"""Batches by a deadline: the fewest GPU-hours, and the runs in flight that reach them.
+
+GPU-hours are GPUs held x (start-up + makespan). At each number of GPUs nothing is faster than all
+tasks at the highest throughput there, or than one run on idle engines: that orders the numbers of
+GPUs, and bounds what any plan takes. Those that may still be better are tried with the allocations
+of lowest latency at a few rates below that throughput; the closed network says how the makespan
+falls with the runs in flight. What is then best is simulated: a batch that misses the deadline in
+more than one of 20 simulated batches gives way to the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from scepsy_hpc.errors import InfeasibleError, InputError
+from scepsy_hpc.formats.plan import Certificate
+from scepsy_hpc.planning.choice import JUST_BELOW, Batch, Choice, clock_note, nearest
+from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
+from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
+from scepsy_hpc.planning.pipeline.predict import ClosedBatch, closed_state, longest_of, makespan
+from scepsy_hpc.planning.problem import PlanningProblem
+from scepsy_hpc.planning.search.certificate import certify
+from scepsy_hpc.planning.search.problem import OptionTable, Solution
+from scepsy_hpc.planning.search.search import solve
+from scepsy_hpc.planning.targets import Deadline
+
+MOST_BUDGETS = 16
+"""Numbers of GPUs that are tried, those of the lowest bound first."""
+
+MOST_SIMULATED = 6
+_RATES = (MAX_UTILISATION, 0.6, 0.25)  # of the highest: allocations of low latency at these
+_MOST_WORK = 2e7  # stages x population^2 of a closed network, a second or so
+_MOST_IN_FLIGHT = 4096
+_WORTH = 0.002  # of the makespan: less is not worth more runs in flight
+_IDLE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """One allocation with the runs in flight of its shortest makespan."""
+
+    pipeline: Pipeline
+    tables: tuple[OptionTable, ...]
+    solution: Solution
+    in_flight: int
+    makespan_s: float
+
+    def gpu_hours(self, startup_s: float) -> float:
+        return gpu_hours(self.solution.num_gpus, startup_s, self.makespan_s)
+
+
+def gpu_hours(num_gpus: int, startup_s: float, makespan_s: float) -> float:
+    """GPU-hours of a batch: its GPUs are held from the start of the engines to the last end."""
+    return num_gpus * (startup_s + makespan_s) / 3600.0
+
+
+def in_time(problem: PlanningProblem, target: Deadline) -> Choice:
+    """The batch of fewest GPU-hours that meets the deadline. Raises InfeasibleError, InputError."""
+    if len(problem.pipeline.workflows) > 1:
+        raise InputError("--tasks: a batch by a deadline is planned for one workflow at a time")
+    unit = problem.at_rates(1.0 / problem.pipeline.total_rps)
+    fastest = unit.fastest()
+    if not fastest.is_feasible:
+        raise InfeasibleError(nearest(unit, fastest))
+    bounds_h = _bounds_h(unit, target, fastest)
+    tried = _tried(unit, target, fastest, bounds_h)
+    if not tried:
+        slow = unit.at_rates(fastest.throughput_rps * _RATES[-1])
+        raise InfeasibleError(nearest(slow, solve(slow.least_latency())))
+    meeting = [t for t in tried if t.makespan_s <= target.deadline_s]
+    ranked = sorted(meeting, key=lambda t: (t.gpu_hours(target.startup_s), t.solution.num_gpus))
+    return _first_in_time(unit, target, ranked, tried, min(bounds_h.values()))
+
+
+def _bounds_h(unit: PlanningProblem, target: Deadline, fastest: Solution) -> dict[int, float]:
+    """GPU-hours that no plan on so many GPUs stays under, wherever one more GPU may help."""
+    idle = solve(unit.at_rates(_IDLE * fastest.throughput_rps).least_latency(capped=False))
+    run_s = unit.pipeline.mean_latency_s(idle.bound) if idle.is_feasible else 0.0
+    longest_s = run_s * longest_of(target.num_tasks, unit.run_lengths_s)
+    curves = [offer.curve for offers in unit.offers.values() for offer in offers.found]
+    peak = max(curve.capacity_rps / curve.usable_rps for curve in curves)
+    return {
+        point.num_gpus: gpu_hours(
+            point.num_gpus,
+            target.startup_s,
+            max(target.num_tasks / (point.bound * peak), longest_s),
+        )
+        for point in fastest.frontier
+        if point.bound > 0
+    }
+
+
+def _tried(
+    unit: PlanningProblem, target: Deadline, fastest: Solution, bounds_h: dict[int, float]
+) -> list[_Tried]:
+    """Allocations on the numbers of GPUs that may be best, the deadline or not.
+
+    The most GPUs are among them: they say which deadline is the nearest.
+    """
+    most_rps = {point.num_gpus: point.value or point.bound for point in fastest.frontier}
+    order = sorted(bounds_h, key=lambda gpus: (bounds_h[gpus], gpus))
+    found: list[_Tried] = []
+    best_h, num_tried = math.inf, 0
+    for gpus in order:
+        if bounds_h[gpus] >= best_h or num_tried >= MOST_BUDGETS:
+            break
+        # Even at full throughput too late: not worth a closer look, but for the last resort.
+        if target.num_tasks / most_rps[gpus] > target.deadline_s:
+            continue
+        num_tried += 1
+        for tried in _on(unit, target, most_rps[gpus], gpus):
+            found.append(tried)
+            if tried.makespan_s <= target.deadline_s:
+                best_h = min(best_h, tried.gpu_hours(target.startup_s))
+    if math.isinf(best_h):
+        found += _on(unit, target, fastest.throughput_rps, None)
+    return found
+
+
+def _on(
+    unit: PlanningProblem, target: Deadline, most_rps: float, gpus: int | None
+) -> Iterator[_Tried]:
+    """Allocations on at most so many GPUs, of lowest latency at a few rates up to the highest."""
+    seen: list[Solution] = []
+    for part in _RATES:
+        here = unit.at_rates(most_rps * part * JUST_BELOW)
+        search = here.least_latency(gpus)
+        solution = solve(search)
+        if solution.is_feasible and all(solution.chosen != other.chosen for other in seen):
+            seen.append(solution)
+            hosted = here.pipeline.hosted_by(solution.chosen)
+            in_flight, time_s = shortest(here.pipeline, hosted, target, unit.run_lengths_s)
+            yield _Tried(here.pipeline, search.tables, solution, in_flight, time_s)
+
+
+def shortest(
+    pipeline: Pipeline,
+    hosted: tuple[HostedStage, ...],
+    target: Deadline,
+    run_lengths_s: tuple[float, ...],
+) -> tuple[int, float]:
+    """Runs in flight of the shortest makespan, and that makespan.
+
+    Throughput grows with the runs in flight until a stage is full; from then on they only wait, and
+    the drain grows. Of those that are as good within ``_WORTH`` the fewest.
+    """
+    known: dict[int, float] = {}
+
+    def time_s(num: int) -> float:
+        if num not in known:
+            state, _ = closed_state(pipeline, hosted, num)
+            known[num] = makespan(state, ClosedBatch(target.num_tasks, num, run_lengths_s))[0]
+        return known[num]
+
+    most = min(target.num_tasks, _MOST_IN_FLIGHT, int(math.sqrt(_MOST_WORK / len(hosted))))
+    num, before_s = 1, math.inf
+    while time_s(num) < before_s * (1.0 - _WORTH) and num < most:
+        num, before_s = min(2 * num, most), time_s(num)
+    time_s(num)
+    for _ in range(4):  # halve the steps around the best
+        ranked = sorted(known)
+        at = ranked.index(min(known, key=lambda n: (known[n], n)))
+        for low, high in zip(ranked[max(at - 1, 0) : at + 1], ranked[at : at + 2], strict=False):
+            time_s((low + high) // 2)
+    enough_s = min(known.values()) * (1.0 + _WORTH)
+    best = min(num for num, seconds in known.items() if seconds <= enough_s)
+    return best, known[best]
+
+
+def _first_in_time(
+    unit: PlanningProblem,
+    target: Deadline,
+    ranked: list[_Tried],
+    tried: list[_Tried],
+    bound_h: float,
+) -> Choice:
+    """The first whose simulated batch meets the deadline; its certificate in predicted figures."""
+    nearest_s = min(t.makespan_s for t in tried)
+    missed: list[float] = []
+    for one in ranked[:MOST_SIMULATED]:
+        choice = _choice(unit, target, one, bound_h, len(missed))
+        if unit.checker is None:
+            return choice
+        batch = ClosedBatch(target.num_tasks, one.in_flight, unit.run_lengths_s)
+        found = unit.checker.batch(one.pipeline, choice.hosted, batch)
+        if found.makespan_p95_s <= target.deadline_s:
+            known = Batch(one.in_flight, found.makespan_p95_s)
+            return replace(choice, batch=known, simulated=found.figures)
+        missed.append(found.makespan_p95_s)
+    nearest_s = min([nearest_s, *missed]) if not missed else min(missed)
+    by = "simulated" if missed else "predicted"
+    raise InfeasibleError(
+        f"{target.num_tasks} tasks by a deadline of {target.deadline_s:g} s are out of reach here: "
+        f"the nearest feasible deadline is about {math.ceil(nearest_s)} s ({by}); that no plan "
+        "is faster is not proved"
+    )
+
+
+def _choice(
+    unit: PlanningProblem, target: Deadline, one: _Tried, bound_h: float, num_missed: int
+) -> Choice:
+    value_h = one.gpu_hours(target.startup_s)
+    notes = [
+        f"the fewest GPU-hours found for {target.num_tasks} tasks within {target.deadline_s:g} s: "
+        f"{one.solution.num_gpus} GPUs x ({target.startup_s:g} s start-up + "
+        f"{one.makespan_s:.4g} s) with {one.in_flight} runs in flight"
+    ]
+    if num_missed:
+        notes.append(
+            f"{num_missed} plans of fewer GPU-hours miss the deadline when they are simulated"
+        )
+    certificate: Certificate = certify("gpu_hours", value_h, min(bound_h, value_h))
+    return Choice(
+        one.pipeline,
+        one.tables,
+        one.solution,
+        certificate,
+        Batch(one.in_flight),
+        (*notes, *clock_note(unit.limits)),
+    )
+
