@@ -19,12 +19,25 @@ from scepsy_hpc.cli.options import (
 )
 
 
-@click.command(epilog=example("scepsy simulate plan.yaml --rate 5 --runs 500 --seed 1"))
+@click.command(epilog=example("scepsy simulate plan.yaml --rate 5 --seed 1"))
 @click.argument("plan_path", metavar="PLAN", type=FILE)
 @click.option("--rate", type=POSITIVE, help="Runs per second, Poisson arrivals.")
-@click.option("--runs-in-flight", type=COUNT, help="Or a closed batch, so many runs at a time.")
-@click.option("--runs", type=COUNT, default=200, show_default=True, help="Runs to simulate.")
+@click.option("--runs-in-flight", type=COUNT, help="Or so many runs always in flight.")
+@click.option(
+    "--arrivals",
+    type=FILE,
+    help="Or runs that come at given times: JSON lines or CSV of time_s, workflow, count.",
+)
+@click.option(
+    "--runs",
+    type=COUNT,
+    help="Runs to simulate; with --runs-in-flight a batch of so many, fill and drain included.  "
+    "[default: as many as the interval needs]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of arrivals and draws.")
+@click.option(
+    "--cores", type=COUNT, help="Cores of the agents, where the spans say their CPU seconds."
+)
 @click.option(
     "--spans",
     multiple=True,
@@ -37,30 +50,47 @@ def simulate(
     plan_path: Path,
     rate: float | None,
     runs_in_flight: int | None,
-    runs: int,
+    arrivals: Path | None,
+    runs: int | None,
     seed: int,
+    cores: int | None,
     spans: tuple[str, ...],
     profiles: Path | None,
     as_json: bool,
 ) -> None:
     """Simulate the traced runs on PLAN, call by call: percentiles with intervals.
 
-    Give the load: --rate or --runs-in-flight. Every figure carries its 95% interval.
+    Give the load: --rate, --runs-in-flight or --arrivals. Every figure carries its 95% interval;
+    warm-up is dropped. A load that the plan cannot carry is `overloaded` and has no figures.
     """
+    from scepsy_hpc.formats.arrival_times import load_arrival_times
     from scepsy_hpc.formats.plan import load_plan
     from scepsy_hpc.planning.forecast import simulated
     from scepsy_hpc.planning.inputs import bundles_of, spans_of
-    from scepsy_hpc.planning.simulation.arrivals import Closed, Open
+    from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open, Timed
     from scepsy_hpc.report import tables
 
-    if (rate is None) == (runs_in_flight is None):
-        raise click.UsageError("give one of --rate and --runs-in-flight")
+    if sum(given is not None for given in (rate, runs_in_flight, arrivals)) != 1:
+        raise click.UsageError("give one of --rate, --runs-in-flight and --arrivals")
+    if arrivals is not None and runs is not None:
+        raise click.UsageError("--runs: the file of --arrivals says how many; leave it out")
     made = load_plan(plan_path)
     recorded = spans_of(made, spans_files(spans, made.workflows) if spans else None)
-    load = Open(runs, rate) if rate is not None else Closed(runs, runs_in_flight or 1)
-    found = simulated(made, recorded, bundles_of(made, profiles), load, seed)
+    load: Arrivals | dict[str, Arrivals]
+    wanted = None
+    if arrivals is not None:
+        times_s = load_arrival_times(arrivals, [flow.name for flow in made.workflows])
+        load = {name: Timed(mine) for name, mine in times_s.items()}
+    elif rate is not None:
+        load, wanted = Open(None, rate), runs
+    else:
+        load = Closed(runs, runs_in_flight or 1)
+    found = simulated(made, recorded, bundles_of(made, profiles), load, seed, wanted, cores)
     if as_json:
         print_json(found)
         return
-    tables.show(tables.simulated_table(found))
+    if found.latency_mean_s is None:
+        tables.show("No figures: this load has no steady state on this plan.")
+    else:
+        tables.show(tables.simulated_table(found))
     tables.show(*(f"flag: {flag}" for flag in found.flags))

@@ -15,11 +15,11 @@ from scepsy_hpc.formats.plan import Plan, PlanWorkflow
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.aggregate import demands_of
+from scepsy_hpc.planning.check import checked
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.pipeline.of_plan import hosted_of, predict_plan
-from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed
-from scepsy_hpc.planning.simulation.events import simulate_timeline
-from scepsy_hpc.planning.simulation.results import result_of
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open
+from scepsy_hpc.planning.simulation.run_graph import run_graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def forecast(
     plan: Plan,
     spans: Mapping[str, Sequence[Span]],
     bundles: Sequence[Bundle],
-    arrivals: Arrivals,
+    arrivals: Closed | Open,
     seed: int = 0,
 ) -> Forecast:
     """Predict a plan of one workflow, open or closed. Raises InputError.
@@ -74,21 +74,26 @@ def simulated(
     bundles: Sequence[Bundle],
     arrivals: Arrivals | Mapping[str, Arrivals],
     seed: int = 0,
+    num_runs: int | None = None,
+    cores: int | None = None,
 ) -> Figures:
-    """Discrete-event simulation of the traced runs on the plan. Raises InputError."""
+    """Discrete-event simulation of the traced runs on the plan (see ``check``).
+
+    Raises InputError.
+    """
     demands = demands_in_spans(plan, spans)
     _, hosted = hosted_of(plan, demands, bundles, 1.0)
-    curves = {host.stage.name: host.curve for host in hosted}
-    timeline = simulate_timeline(
+    return checked(
         plan,
-        spans,
-        curves,
+        {name: run_graphs(mine) for name, mine in spans.items()},
+        hosted,
         arrivals,
         seed=seed,
+        num_runs=num_runs,
+        cores=cores,
         engine_models=engine_models(plan, bundles),
         profiled_on_spans=_profiled_on_spans(plan, bundles),
     )
-    return result_of(timeline)
 
 
 def _profiled_on_spans(plan: Plan, bundles: Sequence[Bundle]) -> set[str]:

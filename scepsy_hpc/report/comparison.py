@@ -18,7 +18,7 @@ from scepsy_hpc.formats.figures import Figures, LlmFigures, RunFigures
 from scepsy_hpc.formats.plan import Plan, PlanWorkflow, load_plan
 from scepsy_hpc.planning.forecast import Forecast, forecast
 from scepsy_hpc.planning.inputs import bundles_of, spans_of
-from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open
+from scepsy_hpc.planning.simulation.arrivals import Closed, Open
 from scepsy_hpc.report.notes import engine_notes, share_notes
 from scepsy_hpc.serving.measured import MeasuredRun
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
@@ -136,7 +136,7 @@ def _measured(folder: RunFolder) -> dict[str, Figures]:
     return found.workflows
 
 
-def _load(settings: RunSettings, measured: Figures) -> Arrivals:
+def _load(settings: RunSettings, measured: Figures) -> Closed | Open:
     num_runs = measured.num_runs or 0
     if settings.rate_rps:
         return Open(num_runs, settings.rate_rps)

@@ -1,14 +1,15 @@
 """The dispatcher's decisions, without a network: which instance takes a call, when to try again.
 
-Rule `least_in_flight`: the ready instance of the deployment with the fewest calls in flight; ties
-go to the one that was picked longest ago, so that idle replicas take turns. The simulator keeps the
-same order in a heap, as picking is its inner loop (``planning/simulation/events.py``): a test holds
-both to the same choices.
+The rule itself is ``engines.picking``; here is which instances it may choose among. The simulator
+keeps the same order in a heap, as picking is its inner loop (``planning/simulation/events.py``): a
+test holds both to the same choices.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from scepsy_hpc.engines.picking import pick
 
 
 @dataclass(slots=True)
@@ -41,24 +42,35 @@ class Routes:
         """Aliases of one workflow."""
         return sorted(alias for name, alias in self.aliases if name == workflow)
 
-    def pick(self, deployment: str, now_s: float, avoid: frozenset[str]) -> InstanceState | None:
+    def pick(
+        self,
+        deployment: str,
+        now_s: float,
+        avoid: frozenset[str],
+        holder: str | None = None,
+        max_behind: int = 0,
+    ) -> InstanceState | None:
         """Take an instance for one call; None when no instance of the deployment is ready.
 
         One in ``avoid`` (it failed this very call) or under suspicion is taken only where no other
-        is left.
+        is left. ``holder``: the instance that holds the call's prefix, see ``picking.pick``.
         """
         ready = [i for i in self.instances.values() if i.deployment == deployment and i.ready]
         if not ready:
             return None
-        chosen = min(
-            ready,
-            key=lambda i: (
-                i.instance_id in avoid,
-                i.suspect_until_s > now_s,
-                i.in_flight,
-                i.last_picked,
-            ),
+
+        def fault(instance: InstanceState) -> tuple[bool, bool]:
+            return instance.instance_id in avoid, instance.suspect_until_s > now_s
+
+        least = min(map(fault, ready))
+        sound = [i for i in ready if fault(i) == least]
+        index = pick(
+            [i.in_flight for i in sound],
+            [i.last_picked for i in sound],
+            next((n for n, i in enumerate(sound) if i.instance_id == holder), None),
+            max_behind,
         )
+        chosen = sound[index]
         self.num_picked += 1
         chosen.last_picked = self.num_picked
         chosen.in_flight += 1

@@ -1,16 +1,17 @@
 """Discrete-event simulation of traced runs on a plan.
 
-Runs arrive (closed, or Poisson), each is a traced run's dependency graph: think and tool times
-stay as they were, LLM calls go to the replicas of their deployment by the dispatcher's rule (fewest
-in flight, then picked longest ago) and take what the replica's state makes of them. A replica with
-an engine model that passed its hold-out is simulated by its engine's steps, any other as a
-processor-sharing server of the curve X(k): see ``replicas``.
+Runs arrive (closed, Poisson, or at given times), each is a traced run's dependency graph: think
+and tool times stay as they were, LLM calls go to the replicas of their deployment by the
+dispatcher's rule (fewest in flight, then picked longest ago) and take what the replica's state
+makes of them. A replica with an engine model that passed its hold-out is simulated by its engine's
+steps, any other as a processor-sharing server of the curve X(k): see ``replicas``.
 
 Not simulated: the network and the dispatcher between agent and engine (a trace's gaps hold some of
-it), engines that fail, retries, prefix caches beyond the cached tokens that were traced.
+it), engines that fail, retries.
 
-Random numbers depend on the seed and a workflow's name alone: two plans see the same runs arrive
-at the same times.
+What happens goes to a `Recorder`: `results.Timeline` keeps every run and call, `tally.Tally` is
+bounded. Random numbers depend on the seed and a workflow's name alone: two plans see the same runs
+arrive at the same times.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Any, NamedTuple, Protocol
 
 from scepsy_hpc.bundles.step_time import EngineModel
+from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve
@@ -29,7 +32,32 @@ from scepsy_hpc.planning.simulation.flows import Flow, Script, aliases_of
 from scepsy_hpc.planning.simulation.hosts import Host, hosts_of
 from scepsy_hpc.planning.simulation.replicas import Replica
 from scepsy_hpc.planning.simulation.results import Timeline
-from scepsy_hpc.planning.simulation.run_graph import graph_flags, run_graphs
+from scepsy_hpc.planning.simulation.run_graph import RunGraph, graph_flags, run_graphs
+
+
+class Recorder(Protocol):
+    """Told what happens. Runs are numbered as they start; what names a call is its own matter.
+
+    ``workflow`` and ``deployment`` are indices; the simulation stops once ``is_done``.
+    """
+
+    is_done: bool
+
+    def start_run(self, workflow: int, traced: int, now_s: float, is_ok: bool) -> int:
+        """Number of a run that starts."""
+        ...
+
+    def end_run(self, run: int, workflow: int, start_s: float, now_s: float, is_ok: bool) -> None:
+        """A run has ended."""
+        ...
+
+    def start_call(self, run: int, deployment: int, replica: int, now_s: float) -> int:
+        """Name of a call that starts."""
+        ...
+
+    def end_call(self, call: int, deployment: int, start_s: float, now_s: float) -> None:
+        """A call has ended."""
+        ...
 
 
 def simulate_timeline(
@@ -53,20 +81,32 @@ def simulate_timeline(
     graphs = {name: run_graphs(spans) for name, spans in spans_by_workflow.items()}
     names = {name: aliases_of(plan, name, mine) for name, mine in graphs.items()}
     by_workflow = arrivals_of(plan, arrivals, graphs)
+    endless = [name for name, mine in by_workflow.items() if mine.num_runs is None]
+    if endless:
+        raise InputError(f"arrivals: {', '.join(endless)}: a timeline needs a number of runs")
     hosts = hosts_of(plan, names, graphs, curves, engine_models or {}, profiled_on_spans)
     flows = [
-        Flow.of(name, graphs[name], names[name], hosts, by_workflow[name], seed) for name in graphs
+        Flow.of(name, scripts_of(mine, names[name], hosts), by_workflow[name], seed)
+        for name, mine in graphs.items()
     ]
-    flags = [f"{name}: {flag}" for name, mine in graphs.items() for flag in graph_flags(mine)]
-    simulation = _Simulation(flows, hosts, seed)
+    timeline = Timeline(tuple(graphs), hosts, seed)
+    simulation = Simulation(flows, hosts, timeline)
     simulation.run()
-    timeline = simulation.timeline
-    flags += [flag for flow in flows for flag in flow.flags]
-    for name, host in hosts.items():
-        most = simulation.groups[name].most_in_flight
-        flags += [f"{name}: {flag}" for flag in host.flags(most)]
-    timeline.flags = flags
+    timeline.flags = [*flags_of(graphs), *(flag for flow in flows for flag in flow.flags)]
+    timeline.flags += simulation.flags()
     return timeline
+
+
+def scripts_of(
+    graphs: Sequence[RunGraph], names: Mapping[str, str], hosts: Mapping[str, Host]
+) -> list[Script]:
+    """Traced runs as the event loop wants them."""
+    return [Script.of(graph, names, hosts) for graph in graphs]
+
+
+def flags_of(graphs: Mapping[str, Sequence[RunGraph]]) -> list[str]:
+    """What the traced runs of each workflow rest on."""
+    return [f"{name}: {flag}" for name, mine in graphs.items() for flag in graph_flags(mine)]
 
 
 @dataclass(slots=True)
@@ -96,93 +136,134 @@ class _Group:
                 return index
 
 
+class _Run:
+    """A run under way."""
+
+    __slots__ = ("flow", "number", "pending", "script", "start_s")
+
+    def __init__(self, flow: int, script: Script, number: int, start_s: float) -> None:
+        self.flow = flow
+        self.script = script
+        self.number = number
+        self.start_s = start_s
+        self.pending = list(script.num_parents)
+
+
+class _Call(NamedTuple):
+    """A call under way; ``name`` is the recorder's."""
+
+    run: _Run
+    node: int
+    name: int
+    start_s: float
+
+
 _ARRIVE, _READY, _END, _REPLICA, _LEAVE = range(5)
 
 
-class _Simulation:
-    """The event loop. Runs and calls are numbered as they start."""
+class Simulation:
+    """The event loop."""
 
-    def __init__(self, flows: Sequence[Flow], hosts: Mapping[str, Host], seed: int) -> None:
+    def __init__(
+        self, flows: Sequence[Flow], hosts: Mapping[str, Host], recorder: Recorder
+    ) -> None:
+        """Idle replicas, and flows that have not begun."""
         self.flows = flows
-        self.timeline = Timeline(tuple(flow.name for flow in flows), hosts, seed)
-        self.groups: dict[str, _Group] = {}
+        self.hosts = hosts
+        self.recorder = recorder
+        self.groups: list[_Group] = []
         self.replicas: list[tuple[Replica, _Group]] = []
-        for name, host in hosts.items():
+        for host in hosts.values():
             made = [host.replica() for _ in range(host.num_replicas)]
             group = _Group(made, len(self.replicas), [0] * len(made))
             for index in range(len(made)):
                 group.rank(index)
-            self.groups[name] = group
+            self.groups.append(group)
             self.replicas += [(replica, group) for replica in made]
         self.versions = [0] * len(self.replicas)
-        self.events: list[tuple[float, int, int, int, int]] = []
+        self.events: list[tuple[float, int, int, Any, int]] = []
         self.num_events = 0
-        self.num_picked = 0
-        self.scripts: list[Script] = []
-        self.pending: list[list[int]] = []
-        self.calls: list[tuple[int, int]] = []
+        self.num_calls = 0
+        self.now_s = 0.0
+        self.most_calls: float = math.inf
+        self._has_begun = False
 
     def run(self) -> None:
-        """Until the last run has ended."""
-        for index, flow in enumerate(self.flows):
-            if flow.times_s is None:
-                for _ in range(min(flow.max_in_flight, len(flow.order))):
-                    self._arrive(0.0, index)
-            else:
-                self._push(flow.times_s[0], _ARRIVE, index, 0)
+        """Until the last run has ended, the recorder is done, or ``most_calls`` were sent."""
+        if not self._has_begun:
+            self._begin()
         handlers = (self._on_arrival, self._start, self._end_node, self._advance, self._leave)
-        while self.events:
-            now_s, _, kind, one, other = heappop(self.events)
+        events, recorder = self.events, self.recorder
+        while events and not recorder.is_done and self.num_calls < self.most_calls:
+            now_s, _, kind, one, other = heappop(events)
+            self.now_s = now_s
             handlers[kind](now_s, one, other)
 
-    def _push(self, time_s: float, kind: int, one: int, other: int) -> None:
+    def flags(self) -> list[str]:
+        """What the deployments' figures rest on, after what has happened."""
+        return [
+            f"{name}: {flag}"
+            for (name, host), group in zip(self.hosts.items(), self.groups, strict=True)
+            for flag in host.flags(group.most_in_flight)
+        ]
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        for index, flow in enumerate(self.flows):
+            if flow.times_s is None:
+                for _ in range(int(min(flow.max_in_flight, flow.left))):
+                    self._arrive(0.0, index)
+            else:
+                self._push(next(flow.times_s), _ARRIVE, index, 0)
+
+    def _push(self, time_s: float, kind: int, one: Any, other: int) -> None:
         self.num_events += 1
         heappush(self.events, (time_s, self.num_events, kind, one, other))
 
-    def _on_arrival(self, now_s: float, index: int, number: int) -> None:
+    def _on_arrival(self, now_s: float, index: int, _: int) -> None:
         flow = self.flows[index]
         assert flow.times_s is not None
-        if number + 1 < len(flow.times_s):
-            self._push(flow.times_s[number + 1], _ARRIVE, index, number + 1)
+        if flow.left > 1:
+            self._push(next(flow.times_s), _ARRIVE, index, 0)
         self._arrive(now_s, index)
 
     def _arrive(self, now_s: float, index: int) -> None:
         flow = self.flows[index]
-        traced = flow.order[flow.num_started]
-        flow.num_started += 1
+        traced = next(flow.order)
+        flow.left -= 1
         script = flow.scripts[traced]
-        run = self.timeline.start_run(index, traced, now_s, script.is_ok)
-        self.scripts.append(script)
-        self.pending.append(list(script.num_parents))
-        for node, number in enumerate(script.num_parents):
-            if number == 0:
-                self._ready(now_s, run, node)
+        number = self.recorder.start_run(index, traced, now_s, script.is_ok)
+        run = _Run(index, script, number, now_s)
+        for node in script.first:
+            self._ready(now_s, run, node)
 
-    def _ready(self, now_s: float, run: int, node: int) -> None:
+    def _ready(self, now_s: float, run: _Run, node: int) -> None:
         """All that a node waited for has ended."""
-        script = self.scripts[run]
+        script = run.script
         if node == len(script.gaps_s):
-            self._push(now_s + script.tail_s, _LEAVE, run, 0)
-        elif script.sizes[node] is None:
+            if script.tail_s > 0.0 or self.flows[run.flow].times_s is None:
+                self._push(now_s + script.tail_s, _LEAVE, run, 0)
+            else:
+                self._leave(now_s, run, 0)
+        elif script.deployments[node] < 0:
             self._push(now_s + script.gaps_s[node] + script.fixed_s[node], _END, run, node)
         elif script.gaps_s[node] > 0.0:
             self._push(now_s + script.gaps_s[node], _READY, run, node)
         else:
             self._start(now_s, run, node)
 
-    def _start(self, now_s: float, run: int, node: int) -> None:
+    def _start(self, now_s: float, run: _Run, node: int) -> None:
         """Send a call to a replica."""
-        name, size = self.scripts[run].deployments[node], self.scripts[run].sizes[node]
-        assert name is not None
+        script = run.script
+        deployment, size = script.deployments[node], script.sizes[node]
         assert size is not None
-        group = self.groups[name]
+        group = self.groups[deployment]
         index = group.pick()
-        self.num_picked += 1
-        group.picked[index] = self.num_picked
+        self.num_calls += 1
+        group.picked[index] = self.num_calls
         replica = group.first + index
-        call = self.timeline.start_call(run, name, replica, now_s)
-        self.calls.append((run, node))
-        group.replicas[index].add(call, size, now_s)
+        name = self.recorder.start_call(run.number, deployment, replica, now_s)
+        group.replicas[index].add(_Call(run, node, name, now_s), size, now_s)
         group.rank(index)
         self._schedule(replica)
 
@@ -200,22 +281,21 @@ class _Simulation:
         if ended:
             group.rank(replica - group.first)
         self._schedule(replica)
-        for call in ended:
-            self.timeline.end_call(call, now_s)
-        for call in ended:
-            self._end_node(now_s, *self.calls[call])
+        for run, node, name, start_s in ended:
+            self.recorder.end_call(name, run.script.deployments[node], start_s, now_s)
+        for run, node, _, _ in ended:
+            self._end_node(now_s, run, node)
 
-    def _end_node(self, now_s: float, run: int, node: int) -> None:
-        pending = self.pending[run]
-        for child in self.scripts[run].children[node]:
+    def _end_node(self, now_s: float, run: _Run, node: int) -> None:
+        pending = run.pending
+        for child in run.script.children[node]:
             pending[child] -= 1
             if pending[child] == 0:
                 self._ready(now_s, run, child)
 
-    def _leave(self, now_s: float, run: int, _: int) -> None:
+    def _leave(self, now_s: float, run: _Run, _: int) -> None:
         """A run has ended; the next of a closed batch starts."""
-        self.timeline.end_run(run, now_s)
-        index = self.timeline.run_workflow[run]
-        flow = self.flows[index]
-        if flow.times_s is None and flow.num_started < len(flow.order):
-            self._arrive(now_s, index)
+        self.recorder.end_run(run.number, run.flow, run.start_s, now_s, run.script.is_ok)
+        flow = self.flows[run.flow]
+        if flow.times_s is None and flow.left > 0:
+            self._arrive(now_s, run.flow)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import Plan
-from scepsy_hpc.planning.simulation.arrivals import Arrivals, Open
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open, Timed
 from scepsy_hpc.planning.simulation.hosts import Host
 from scepsy_hpc.planning.simulation.replicas import Size
 from scepsy_hpc.planning.simulation.run_graph import RunGraph
+
+_AT_ONCE = 4096
 
 
 def aliases_of(plan: Plan, workflow: str, graphs: Sequence[RunGraph]) -> dict[str, str]:
@@ -38,15 +41,16 @@ def aliases_of(plan: Plan, workflow: str, graphs: Sequence[RunGraph]) -> dict[st
 class Script:
     """A run graph as the event loop wants it. Index ``len(gaps_s)`` stands for the run's end.
 
-    ``sizes`` is None where a node takes a fixed time.
+    ``sizes`` is None where a node takes a fixed time, ``deployments`` (their index) is -1 there.
     """
 
     gaps_s: tuple[float, ...]
     fixed_s: tuple[float, ...]
-    deployments: tuple[str | None, ...]
+    deployments: tuple[int, ...]
     sizes: tuple[Size | None, ...]
     children: tuple[tuple[int, ...], ...]
     num_parents: tuple[int, ...]
+    first: tuple[int, ...]
     tail_s: float
     is_ok: bool
 
@@ -58,16 +62,18 @@ class Script:
         for child, mine in enumerate(parents):
             for parent in mine:
                 children[parent].append(child)
-        deployments = tuple(names[n.llm] if n.llm is not None else None for n in graph.nodes)
-        pairs = zip(graph.nodes, deployments, strict=True)
+        called = [names[n.llm] if n.llm is not None else None for n in graph.nodes]
+        pairs = list(zip(graph.nodes, called, strict=True))
         sizes = tuple(None if name is None else hosts[name].size(n) for n, name in pairs)
+        index = {name: i for i, name in enumerate(hosts)}
         return cls(
             gaps_s=tuple(node.gap_s for node in graph.nodes),
             fixed_s=tuple(node.traced_s for node in graph.nodes),
-            deployments=deployments,
+            deployments=tuple(-1 if name is None else index[name] for name in called),
             sizes=sizes,
             children=tuple(map(tuple, children)),
             num_parents=tuple(len(parents[i]) for i in range(end + 1)),
+            first=tuple(i for i in range(end + 1) if not parents[i]),
             tail_s=graph.tail_s,
             is_ok=graph.is_ok,
         )
@@ -75,55 +81,91 @@ class Script:
 
 @dataclass(slots=True)
 class Flow:
-    """One workflow: which of its traced runs come, in order, and when (None: as room is free)."""
+    """One workflow: which of its traced runs come, and when (``times_s`` None: as room is free).
+
+    ``left`` is how many may still come; infinite in a steady state.
+    """
 
     name: str
     scripts: list[Script]
-    order: list[int]
-    times_s: list[float] | None
+    order: Iterator[int]
+    times_s: Iterator[float] | None
     max_in_flight: int
+    left: float
     flags: list[str]
-    num_started: int = 0
 
     @classmethod
     def of(
         cls,
         name: str,
-        graphs: Sequence[RunGraph],
-        names: Mapping[str, str],
-        hosts: Mapping[str, Host],
+        scripts: list[Script],
         arrivals: Arrivals,
         seed: int,
+        in_order: bool = True,
     ) -> Flow:
+        """A workflow's runs.
+
+        So many runs are a sample of the traced ones (``sampled``), in file order while they last
+        if ``in_order``; runs without end are drawn one by one, each as likely as any other.
+        """
         chance = np.random.default_rng([seed, zlib.crc32(name.encode())])
         number = arrivals.num_runs
+        if number is None:
+            return cls._endless(name, scripts, arrivals, chance)
         gaps = chance.exponential(size=number)  # drawn for a closed batch too: one stream for both
-        order = sampled(len(graphs), number, chance)
+        order = sampled(len(scripts), number, chance, in_order)
         flags = []
-        if number > len(graphs):
-            flags.append(f"{name}: resampled: {number} runs from {len(graphs)} traced ones")
+        if number > len(scripts):
+            flags.append(f"{name}: resampled: {number} runs from {len(scripts)} traced ones")
         times_s, room = None, number
         if isinstance(arrivals, Open):
-            times_s = [float(t) for t in np.cumsum(gaps) / arrivals.rate_rps]
+            times_s = iter((np.cumsum(gaps) / arrivals.rate_rps).tolist())
+        elif isinstance(arrivals, Timed):
+            times_s = iter(arrivals.times_s)
         else:
             room = arrivals.max_in_flight
-        return cls(
-            name=name,
-            scripts=[Script.of(graph, names, hosts) for graph in graphs],
-            order=order,
-            times_s=times_s,
-            max_in_flight=room,
-            flags=flags,
-        )
+        return cls(name, scripts, iter(order), times_s, room, number, flags)
+
+    @classmethod
+    def _endless(
+        cls,
+        name: str,
+        scripts: list[Script],
+        arrivals: Arrivals,
+        chance: np.random.Generator,
+    ) -> Flow:
+        of_gaps, of_runs = chance.spawn(2)
+        times_s, room = None, 0
+        if isinstance(arrivals, Open):
+            times_s = _poisson_s(arrivals.rate_rps, of_gaps)
+        elif isinstance(arrivals, Closed):
+            room = arrivals.max_in_flight
+        order = _drawn(len(scripts), of_runs)
+        return cls(name, scripts, order, times_s, room, math.inf, [])
 
 
-def sampled(num_traced: int, num_runs: int, chance: np.random.Generator) -> list[int]:
-    """Which traced runs are run: in file order while they last.
+def _poisson_s(rate_rps: float, chance: np.random.Generator) -> Iterator[float]:
+    now_s = 0.0
+    while True:
+        times_s = now_s + np.cumsum(chance.exponential(size=_AT_ONCE)) / rate_rps
+        now_s = float(times_s[-1])
+        yield from times_s.tolist()
+
+
+def _drawn(num_traced: int, chance: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from chance.integers(0, num_traced, size=_AT_ONCE).tolist()
+
+
+def sampled(
+    num_traced: int, num_runs: int, chance: np.random.Generator, in_order: bool = True
+) -> list[int]:
+    """Which traced runs are run: in file order while they last, else in random order.
 
     More runs than traced ones are drawn by a balanced bootstrap: every traced run equally often
     but for a remainder drawn without replacement, all in random order.
     """
-    if num_runs <= num_traced:
+    if num_runs <= num_traced and in_order:
         return list(range(num_runs))
     passes, rest = divmod(num_runs, num_traced)
     every = np.tile(np.arange(num_traced), passes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -31,6 +32,11 @@ class Host:
     curve: Curve
     num_replicas: int
     engine: Engine | None = None
+
+    @property
+    def server(self) -> Literal["continuous_batching", "processor_sharing"]:
+        """What its replicas are taken for."""
+        return "processor_sharing" if self.engine is None else "continuous_batching"
 
     def flags(self, most_in_flight: int) -> tuple[str, ...]:
         """What its figures rest on, if a replica held at most so many calls at once."""

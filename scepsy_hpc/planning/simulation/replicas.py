@@ -20,7 +20,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from scepsy_hpc.bundles.step_time import DEFAULT_NUM_SEQS, JOIN_WINDOW_S, EngineModel
 from scepsy_hpc.planning.curves.queueing import Server
@@ -41,11 +41,11 @@ class Replica(Protocol):
     in_flight: int
     end_s: float
 
-    def add(self, call: int, size: Size, now_s: float) -> None:
+    def add(self, call: Any, size: Size, now_s: float) -> None:
         """Take a call in; ``now_s`` must not be after ``end_s``."""
         ...
 
-    def pop(self) -> list[int]:
+    def pop(self) -> list[Any]:
         """Go on to ``end_s``; the calls that ended there (may be none)."""
         ...
 
@@ -58,14 +58,14 @@ class ProcessorSharing:
         last = max(math.ceil(server.concurrency[-1]), 1)
         self._pace = [0.0, *(float(server.rate_rps(k)) / k for k in range(1, last + 1))]
         self._limit_rps = server.limit_rps
-        self._calls: list[tuple[float, int, int]] = []
+        self._calls: list[tuple[float, int, Any]] = []
         self._done = 0.0  # work done for each call since the start
         self._now_s = 0.0
         self._num_added = 0
         self.in_flight = 0
         self.end_s = math.inf
 
-    def add(self, call: int, size: Size, now_s: float) -> None:
+    def add(self, call: Any, size: Size, now_s: float) -> None:
         """Take a call in."""
         self._done += (now_s - self._now_s) * self._rate()
         self._now_s = now_s
@@ -74,7 +74,7 @@ class ProcessorSharing:
         self.in_flight += 1
         self._set_end()
 
-    def pop(self) -> list[int]:
+    def pop(self) -> list[Any]:
         """The call that ended at ``end_s``."""
         self._now_s = self.end_s
         self._done, _, call = heappop(self._calls)
@@ -118,7 +118,7 @@ class Engine:
 class _Joining:
     """A call whose prompt is being computed."""
 
-    call: int
+    call: Any
     size: Size
     left: int
 
@@ -130,10 +130,10 @@ class ContinuousBatching:
     engine: Engine
     in_flight: int = 0
     end_s: float = math.inf
-    _waiting: deque[tuple[int, Size]] = field(default_factory=deque)
+    _waiting: deque[tuple[Any, Size]] = field(default_factory=deque)
     _joining: list[_Joining] = field(default_factory=list)
     _chunks: list[int] = field(default_factory=list)
-    _ends: list[tuple[int, int, int, Size]] = field(default_factory=list)
+    _ends: list[tuple[int, int, Any, Size]] = field(default_factory=list)
     _start_s: float = 0.0
     _num_steps: int = 0
     _step: int = 0
@@ -144,7 +144,7 @@ class ContinuousBatching:
     _growth_s: float = 0.0
     _num_added: int = 0
 
-    def add(self, call: int, size: Size, now_s: float) -> None:
+    def add(self, call: Any, size: Size, now_s: float) -> None:
         """Take a call in: it joins the step that has just started, else the next."""
         self.in_flight += 1
         self._waiting.append((call, size))
@@ -161,7 +161,7 @@ class ContinuousBatching:
             self._num_steps = gone + 1
             self.end_s = self._start_s + self._length_s(gone + 1)
 
-    def pop(self) -> list[int]:
+    def pop(self) -> list[Any]:
         """The calls that ended at ``end_s``."""
         now_s = self.end_s
         self._go_on(self._num_steps)
@@ -233,7 +233,7 @@ class ContinuousBatching:
         self._step += num_steps
         self._context += num_steps * self._decoding
 
-    def _end_prompts(self, ended: list[int]) -> None:
+    def _end_prompts(self, ended: list[Any]) -> None:
         """Count the step's chunks; whose prompt is done has its first token."""
         still = []
         for joining, chunk in zip(self._joining, self._chunks, strict=True):

@@ -37,6 +37,11 @@ class Timeline:
     call_start_s: list[float] = field(default_factory=list)
     call_end_s: list[float] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    deployments: tuple[str, ...] = ()
+    is_done: bool = False
+
+    def __post_init__(self) -> None:
+        self.deployments = tuple(self.hosts)
 
     def start_run(self, workflow: int, traced: int, now_s: float, is_ok: bool) -> int:
         """Number of a run that starts."""
@@ -47,20 +52,20 @@ class Timeline:
         self.run_is_ok.append(is_ok)
         return len(self.run_start_s) - 1
 
-    def end_run(self, run: int, now_s: float) -> None:
+    def end_run(self, run: int, workflow: int, start_s: float, now_s: float, is_ok: bool) -> None:
         """A run has ended."""
         self.run_end_s[run] = now_s
 
-    def start_call(self, run: int, deployment: str, replica: int, now_s: float) -> int:
+    def start_call(self, run: int, deployment: int, replica: int, now_s: float) -> int:
         """Number of a call that starts."""
         self.call_run.append(run)
-        self.call_deployment.append(deployment)
+        self.call_deployment.append(self.deployments[deployment])
         self.call_replica.append(replica)
         self.call_start_s.append(now_s)
         self.call_end_s.append(np.nan)
         return len(self.call_start_s) - 1
 
-    def end_call(self, call: int, now_s: float) -> None:
+    def end_call(self, call: int, deployment: int, start_s: float, now_s: float) -> None:
         """A call has ended."""
         self.call_end_s[call] = now_s
 
@@ -115,7 +120,7 @@ def _llms(timeline: Timeline, window_s: float) -> dict[str, LlmFigures]:
         found[name] = LlmFigures(
             num_calls=len(mine),
             num_replicas=host.num_replicas,
-            server="processor_sharing" if host.engine is None else "continuous_batching",
+            server=host.server,
             utilisation=len(mine) / capacity if capacity > 0 else 0.0,
             calls_in_flight_mean=float(mine.sum()) / window_s if window_s > 0 else 0.0,
             latency_mean_s=figures.latency_mean_s,

@@ -1,0 +1,83 @@
+"""What the arrivals ask of each deployment, against what it can do: the first overload verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open
+from scepsy_hpc.planning.simulation.flows import Script
+from scepsy_hpc.planning.simulation.hosts import Host, closed_load_rps
+from scepsy_hpc.planning.simulation.replicas import Size
+
+_LOOKED_AT = 0.8
+"""Part of the curve's capacity from which on an engine's own capacity is measured."""
+_MOST_SIZES = 256
+_MOST_IN_FLIGHT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Load by deployment; ``utilisation`` is work over what all replicas can do, where it is open.
+
+    ``calls_per_run`` is the mean over all workflows by their rates.
+    """
+
+    calls_per_run: float
+    calls_rps: dict[str, float]
+    utilisation: dict[str, float]
+
+    @property
+    def flags(self) -> list[str]:
+        """Deployments that cannot keep up."""
+        return [
+            f"{name}: overloaded: offered {self.calls_rps[name]:.4g} calls/s, {100 * part:.0f}% of "
+            "capacity; calls pile up, so latencies have no mean"
+            for name, part in self.utilisation.items()
+            if part >= 1.0
+        ]
+
+
+def offered_by(
+    arrivals: Mapping[str, Arrivals],
+    scripts: Mapping[str, Sequence[Script]],
+    hosts: Mapping[str, Host],
+) -> Offered:
+    """Load of these arrivals; closed and timed ones weigh in calls per run alone."""
+    names = list(hosts)
+    calls_rps, work_rps = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    sizes: dict[str, list[Size]] = {name: [] for name in names}
+    calls, weights = 0.0, 0.0
+    for workflow, mine in scripts.items():
+        load = arrivals[workflow]
+        weight = load.rate_rps if isinstance(load, Open) else 1.0
+        called = 0
+        for script in mine:
+            for deployment, size in zip(script.deployments, script.sizes, strict=True):
+                if size is None:
+                    continue
+                called += 1
+                name = names[deployment]
+                sizes[name].append(size)
+                if isinstance(load, Open):
+                    calls_rps[name] += weight / len(mine)
+                    work_rps[name] += weight / len(mine) * size.work
+        calls += weight * called / len(mine)
+        weights += weight
+    utilisation = {}
+    if not any(isinstance(load, Closed) for load in arrivals.values()):
+        for name, host in hosts.items():
+            part = work_rps[name] / (host.num_replicas * host.curve.capacity_rps)
+            if host.engine is not None and part >= _LOOKED_AT:
+                most_rps = _engine_rps(host, sizes[name])
+                part = calls_rps[name] / (host.num_replicas * most_rps)
+            utilisation[name] = part
+    return Offered(calls / weights, calls_rps, utilisation)
+
+
+def _engine_rps(host: Host, sizes: Sequence[Size]) -> float:
+    """Calls per second of an engine with as many of these calls waiting as it can take at once."""
+    assert host.engine is not None
+    step = max(len(sizes) // _MOST_SIZES, 1)
+    in_flight = min(2 * host.engine.max_num_seqs, _MOST_IN_FLIGHT)
+    return closed_load_rps(host.engine, sizes[::step], in_flight)
