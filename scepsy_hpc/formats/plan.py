@@ -285,9 +285,9 @@ def _wrong_places(plan: Plan) -> Iterator[str]:
 def _topology_of(plan: Plan) -> Topology | None:
     """The topology that the plan was made from, if it is unchanged where it was."""
     for item in plan.inputs:
-        if item.role == "topology" and Path(item.path).is_file():
-            if sha256_file(item.path) == item.sha256:
-                return load_topology(item.path)
+        path = Path(item.path)
+        if item.role == "topology" and path.is_file() and sha256_file(path) == item.sha256:
+            return load_topology(path)
     return None
 
 

@@ -220,4 +220,3 @@ def _choice(
         Batch(one.in_flight),
         (*notes, *clock_note(unit.limits)),
     )
-

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from scepsy_hpc.formats.figures import Figures
-from scepsy_hpc.planning.choose import Choice
+from scepsy_hpc.planning.choice import Choice
 from scepsy_hpc.planning.offers import Offers
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.search.problem import Option, OptionTable
@@ -41,15 +41,12 @@ def _llm_line(choice: Choice, name: str, offers: Offers, predicted: Figures) -> 
     option = choice.solution.chosen[name]
     figures = predicted.per_llm[name]
     share = figures.share_of_latency
-    over = f" over {option.link}" if option.link else ""
-    text = (
-        f"{name}: {option.num_replicas} x TP {option.tp_degree}{over}, {option.gpu_share_pct}% of "
-        f"{option.gpu_type}, by {offers.of(option.payload).evidence.label}"
-    )
+    said = [f"evidence {offers.of(option.payload).evidence.label}"]
     if share is not None:
-        text += f": {100 * share:.0f}% of the latency of a run"
+        said.append(f"{100 * share:.0f}% of the latency of a run")
     if figures.utilisation is not None:
-        text += f", {100 * figures.utilisation:.0f}% utilised"
+        said.append(f"{100 * figures.utilisation:.0f}% utilised")
+    text = f"{name}: {', '.join(said)}"
     if not choice.tables:
         return text
     more, less = _neighbour(choice, option, +1), _neighbour(choice, option, -1)

@@ -11,8 +11,9 @@ from scepsy_hpc.formats.plan import Plan, PlanWorkflow
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Workflow
 from scepsy_hpc.planning.curves.curve import TokenLengths
-from scepsy_hpc.planning.emission import allocation_of, deployment_of
+from scepsy_hpc.planning.emission import allocation_of
 from scepsy_hpc.planning.offers import Offer, offers_for, shelf_for
+from scepsy_hpc.planning.outline import deployment_of
 from scepsy_hpc.planning.search.placement import place
 from scepsy_hpc.planning.search.problem import Option
 

@@ -14,6 +14,7 @@ from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Workflow
 from scepsy_hpc.planning.aggregate import demands_of
+from scepsy_hpc.planning.check import MAX_CALLS
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.targets import Deadline, Limits, Rate, Target
 
