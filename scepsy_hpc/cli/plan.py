@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,6 @@ def plan(
     from scepsy_hpc.formats.spans import load_spans
     from scepsy_hpc.formats.topology import load_topology
     from scepsy_hpc.planning.check import MAX_CALLS
-    from scepsy_hpc.planning.inputs import input_of
     from scepsy_hpc.planning.make_plan import make_plan
     from scepsy_hpc.planning.request import PlanRequest
     from scepsy_hpc.planning.targets import DEFAULT_WITHIN_PCT, Limits
@@ -135,12 +135,7 @@ def plan(
         Limits(gpus, latency_limit, p95_limit, within, time_limit),
         spans={name: load_spans(path) for name, path in files.items()},
         engine=engine,
-        inputs=(
-            *(input_of("workflow", flow.path, flow.name) for flow, _ in flows),
-            # A pipe is read by now, and cannot be found again.
-            *(input_of("spans", path, name) for name, path in files.items() if path.is_file()),
-            input_of("topology", topology),
-        ),
+        inputs=_inputs([flow for flow, _ in flows], files, topology),
         check_calls=check_calls or MAX_CALLS,
     )
     with dask_workers(dask) as client:
@@ -151,6 +146,18 @@ def plan(
     else:
         _show_plan(made)
         say(f"wrote {output}")
+
+
+def _inputs(flows: Sequence[Any], files: Mapping[str, Path], topology: Path) -> tuple[Any, ...]:
+    """The files as the plan names them."""
+    from scepsy_hpc.planning.inputs import input_of
+
+    return (
+        *(input_of("workflow", flow.path, flow.name) for flow in flows),
+        # A pipe is read by now, and cannot be found again.
+        *(input_of("spans", path, name) for name, path in files.items() if path.is_file()),
+        input_of("topology", topology),
+    )
 
 
 def _show_plan(made: Any) -> None:

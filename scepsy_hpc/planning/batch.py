@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.formats.plan import Certificate
-from scepsy_hpc.planning.choice import JUST_BELOW, Batch, Choice, clock_note, nearest
+from scepsy_hpc.planning.choice import JUST_BELOW, Batch, Choice, Frontier, clock_note, nearest
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
 from scepsy_hpc.planning.pipeline.predict import ClosedBatch, closed_state, longest_of, makespan
@@ -39,7 +39,11 @@ _IDLE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """One allocation with the runs in flight of its shortest makespan."""
+    """One allocation with the runs in flight of its shortest makespan.
+
+    Where even one run in flight takes longer than the limit on latency, that many are 0 and
+    ``makespan_s`` is the length of that run.
+    """
 
     pipeline: Pipeline
     tables: tuple[OptionTable, ...]
@@ -66,9 +70,13 @@ def in_time(problem: PlanningProblem, target: Deadline) -> Choice:
         raise InfeasibleError(nearest(unit, fastest))
     bounds_h = _bounds_h(unit, target, fastest)
     tried = _tried(unit, target, fastest, bounds_h)
-    if not tried:
-        slow = unit.at_rates(fastest.throughput_rps * _RATES[-1])
-        raise InfeasibleError(nearest(slow, solve(slow.least_latency())))
+    if not any(t.in_flight for t in tried):
+        limit_s, found_s = unit.limits.latency_limit_s, min(t.makespan_s for t in tried)
+        raise InfeasibleError(
+            f"latency limit {limit_s:g} s is out of reach: the nearest feasible limit that was "
+            f"found is {found_s:.4g} s, with one run in flight"
+        )
+    tried = [t for t in tried if t.in_flight]
     meeting = [t for t in tried if t.makespan_s <= target.deadline_s]
     ranked = sorted(meeting, key=lambda t: (t.gpu_hours(target.startup_s), t.solution.num_gpus))
     return _first_in_time(unit, target, ranked, tried, min(bounds_h.values()))
@@ -112,7 +120,7 @@ def _tried(
         num_tried += 1
         for tried in _on(unit, target, most_rps[gpus], gpus):
             found.append(tried)
-            if tried.makespan_s <= target.deadline_s:
+            if tried.in_flight and tried.makespan_s <= target.deadline_s:
                 best_h = min(best_h, tried.gpu_hours(target.startup_s))
     if math.isinf(best_h):
         found += _on(unit, target, fastest.throughput_rps, None)
@@ -126,34 +134,37 @@ def _on(
     seen: list[Solution] = []
     for part in _RATES:
         here = unit.at_rates(most_rps * part * JUST_BELOW)
-        search = here.least_latency(gpus)
+        search = here.least_latency(gpus, capped=False)
         solution = solve(search)
         if solution.is_feasible and all(solution.chosen != other.chosen for other in seen):
             seen.append(solution)
             hosted = here.pipeline.hosted_by(solution.chosen)
-            in_flight, time_s = shortest(here.pipeline, hosted, target, unit.run_lengths_s)
+            in_flight, time_s = shortest(here, hosted, target)
             yield _Tried(here.pipeline, search.tables, solution, in_flight, time_s)
 
 
 def shortest(
-    pipeline: Pipeline,
-    hosted: tuple[HostedStage, ...],
-    target: Deadline,
-    run_lengths_s: tuple[float, ...],
+    problem: PlanningProblem, hosted: tuple[HostedStage, ...], target: Deadline
 ) -> tuple[int, float]:
     """Runs in flight of the shortest makespan, and that makespan.
 
     Throughput grows with the runs in flight until a stage is full; from then on they only wait, and
-    the drain grows. Of those that are as good within ``_WORTH`` the fewest.
+    the drain grows. Of those that are as good within ``_WORTH`` the fewest. A mean run is never
+    longer than the limit on latency; where one alone is: (0, its length).
     """
+    limit_s = math.inf if (given := problem.limits.latency_limit_s) is None else given
     known: dict[int, float] = {}
 
     def time_s(num: int) -> float:
         if num not in known:
-            state, _ = closed_state(pipeline, hosted, num)
-            known[num] = makespan(state, ClosedBatch(target.num_tasks, num, run_lengths_s))[0]
+            state, _ = closed_state(problem.pipeline, hosted, num)
+            batch = ClosedBatch(target.num_tasks, num, problem.run_lengths_s)
+            is_short = state.run_s <= limit_s
+            known[num] = makespan(state, batch)[0] if is_short else math.inf
         return known[num]
 
+    if math.isinf(time_s(1)):
+        return 0, closed_state(problem.pipeline, hosted, 1)[0].run_s
     most = min(target.num_tasks, _MOST_IN_FLIGHT, int(math.sqrt(_MOST_WORK / len(hosted))))
     num, before_s = 1, math.inf
     while time_s(num) < before_s * (1.0 - _WORTH) and num < most:
@@ -180,7 +191,7 @@ def _first_in_time(
     nearest_s = min(t.makespan_s for t in tried)
     missed: list[float] = []
     for one in ranked[:MOST_SIMULATED]:
-        choice = _choice(unit, target, one, bound_h, len(missed))
+        choice = _choice(unit, target, one, bound_h, len(missed), _frontier(target, tried))
         if unit.checker is None:
             return choice
         batch = ClosedBatch(target.num_tasks, one.in_flight, unit.run_lengths_s)
@@ -199,12 +210,17 @@ def _first_in_time(
 
 
 def _choice(
-    unit: PlanningProblem, target: Deadline, one: _Tried, bound_h: float, num_missed: int
+    unit: PlanningProblem,
+    target: Deadline,
+    one: _Tried,
+    bound_h: float,
+    num_missed: int,
+    frontier: Frontier,
 ) -> Choice:
     value_h = one.gpu_hours(target.startup_s)
     notes = [
         f"the fewest GPU-hours found for {target.num_tasks} tasks within {target.deadline_s:g} s: "
-        f"{one.solution.num_gpus} GPUs x ({target.startup_s:g} s start-up + "
+        f"{one.solution.num_gpus} GPU(s) x ({target.startup_s:g} s start-up + "
         f"{one.makespan_s:.4g} s) with {one.in_flight} runs in flight"
     ]
     if num_missed:
@@ -219,4 +235,14 @@ def _choice(
         certificate,
         Batch(one.in_flight),
         (*notes, *clock_note(unit.limits)),
+        frontier=frontier,
     )
+
+
+def _frontier(target: Deadline, tried: list[_Tried]) -> Frontier:
+    """Fewest GPU-hours that were found on so many GPUs, the deadline or not."""
+    found: dict[int, float] = {}
+    for one in tried:
+        gpus, hours = one.solution.num_gpus, one.gpu_hours(target.startup_s)
+        found[gpus] = min(hours, found.get(gpus, math.inf))
+    return Frontier("fewest GPU-hours found", "GPU-h", found)

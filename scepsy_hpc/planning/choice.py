@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scepsy_hpc.formats.figures import Figures
@@ -27,10 +28,20 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Frontier:
+    """The best figure known on so many GPUs: what it is, its unit, figure by number of GPUs."""
+
+    what: str
+    unit: str
+    points: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What the search chose: the pipeline at the planned rates and the options of its stages.
 
-    ``simulated`` where choosing took a simulation of it.
+    ``simulated`` where choosing took a simulation of it. Without a ``frontier`` it is that of the
+    solution: mean latency.
     """
 
     pipeline: Pipeline
@@ -40,6 +51,16 @@ class Choice:
     batch: Batch | None = None
     notes: tuple[str, ...] = ()
     simulated: Figures | None = None
+    frontier: Frontier | None = None
+
+    @property
+    def known_frontier(self) -> Frontier:
+        """The frontier of the target, or of the mean latency."""
+        if self.frontier is not None:
+            return self.frontier
+        known = {p.num_gpus: p.value for p in self.solution.frontier if p.value is not None}
+        latency_s = {gpus: self.pipeline.mean_latency_s(cost) for gpus, cost in known.items()}
+        return Frontier("best mean latency", "s", latency_s)
 
     @property
     def hosted(self) -> tuple[HostedStage, ...]:

@@ -9,6 +9,7 @@ from scepsy_hpc.planning.batch import in_time
 from scepsy_hpc.planning.choice import (
     JUST_BELOW,
     Choice,
+    Frontier,
     clock_note,
     nearest,
     nearest_latency,
@@ -57,15 +58,14 @@ def _at_rate(problem: PlanningProblem) -> Choice:
     solution = solve(search)
     if not solution.is_feasible:
         raise InfeasibleError(nearest(problem, solution))
-    notes, best_s = clock_note(limits), None
+    notes, bound, best_s = clock_note(limits), solution.bound, solution.best_value
     if by_p95:
-        solution, note = rank_by_p95(problem, search, solution, limits.within_pct)
+        solution, best_s, note = rank_by_p95(problem, search, solution, limits.within_pct)
         notes += (note,)
     else:
-        best_s = solution.best_value
         notes += _within_notes(problem, solution)
     cost_s = pipeline.cost_on(pipeline.hosted_by(solution.chosen))
-    certificate = certify("latency_mean_s", cost_s, solution.bound, pipeline.tool_time_s, best_s)
+    certificate = certify("latency_mean_s", cost_s, bound, pipeline.tool_time_s, best_s)
     return Choice(pipeline, search.tables, solution, certificate, notes=notes)
 
 
@@ -87,12 +87,14 @@ def _within_notes(problem: PlanningProblem, solution: Solution) -> tuple[str, ..
 
 def _most(problem: PlanningProblem) -> Choice:
     """The highest rate at 95% of capacity; with a latency limit, the highest that keeps it."""
-    fastest = problem.fastest(problem.limits.within_pct)
+    within_pct = problem.limits.within_pct or None
+    fastest = problem.fastest(within_pct)
     if not fastest.is_feasible:
         raise InfeasibleError(nearest(problem, fastest))
     factor = fastest.throughput_rps * MAX_UTILISATION * JUST_BELOW
     highest = problem.at_rates(factor)
-    search = highest.least_latency(fastest.num_gpus)
+    # Of the very best that of lowest latency is asked for, on however many GPUs.
+    search = highest.least_latency(fastest.num_gpus if within_pct else None)
     solution = solve(search)
     if not solution.is_feasible or not keeps_p95(highest, solution):
         best_factor = fastest.best_value * MAX_UTILISATION * JUST_BELOW
@@ -104,13 +106,16 @@ def _most(problem: PlanningProblem) -> Choice:
     )
     certificate = certify("throughput_rps", min(value, bound), bound, best=max(best, value))
     notes = clock_note(problem.limits)
-    if fastest.num_gpus < fastest.best_num_gpus:
+    if within_pct and fastest.num_gpus < fastest.best_num_gpus:
         notes = (
             f"within {problem.limits.within_pct:g}%: {solution.num_gpus} instead of "
             f"{fastest.best_num_gpus} GPUs; the highest throughput is {best:.4g} runs/s",
             *notes,
         )
-    return Choice(pipeline, search.tables, solution, certificate, notes=notes)
+    known = {p.num_gpus: p.value for p in fastest.frontier if p.value is not None}
+    rates = {gpus: value * total_rps for gpus, value in known.items()}
+    frontier = Frontier("highest throughput", "runs/s", rates)
+    return Choice(pipeline, search.tables, solution, certificate, notes=notes, frontier=frontier)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,18 +97,18 @@ def _first_gain(choice: Choice, option: Option) -> str:
 
 
 def _frontier(choice: Choice) -> list[str]:
-    """Number of GPUs against the best mean latency on them, as bars."""
-    known = {p.num_gpus: p.value for p in choice.solution.frontier if p.value is not None}
-    if not known:
+    """Number of GPUs against the best figure on them, as bars."""
+    frontier, used = choice.known_frontier, choice.solution.num_gpus
+    if not frontier.points:
         return []
-    used = choice.solution.num_gpus
-    picked = _picked(sorted(known), used)
-    latency_s = {gpus: choice.pipeline.mean_latency_s(known[gpus]) for gpus in picked}
-    longest_s = max(latency_s.values()) or 1.0  # a run without calls and tools takes 0 s
-    lines = ["frontier: best mean latency by number of GPUs (> this plan's)"]
-    for gpus, time_s in latency_s.items():
-        bar = "\u2588" * max(round(_BAR * time_s / longest_s), 1)
-        lines.append(f"{'>' if gpus == used else ' '} {gpus:>5}  {f'{time_s:.4g} s':>10}  {bar}")
+    picked = _picked(sorted(frontier.points), used)
+    longest = max(frontier.points[g] for g in picked) or 1.0  # without calls and tools 0 s
+    lines = [f"frontier: {frontier.what} by number of GPUs (> this plan's)"]
+    for gpus in picked:
+        value = frontier.points[gpus]
+        bar = "\u2588" * max(round(_BAR * value / longest), 1)
+        shown = f"{value:.4g} {frontier.unit}"
+        lines.append(f"{'>' if gpus == used else ' '} {gpus:>5}  {shown:>14}  {bar}")
     return lines
 
 

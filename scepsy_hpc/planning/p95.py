@@ -54,11 +54,11 @@ class _Tried:
 
 def rank_by_p95(
     problem: PlanningProblem, search: SearchProblem, best: Solution, within_pct: float
-) -> tuple[Solution, str]:
-    """The plan of lowest mean found that keeps the p95 limit, and what the ranking did.
+) -> tuple[Solution, float, str]:
+    """A plan that keeps the p95 limit, the cost of that of lowest mean, and what the ranking did.
 
-    Of those found within ``within_pct`` of its mean the one on the fewest GPUs. ``best`` answers
-    ``search``. Raises InfeasibleError that names the nearest limit.
+    Of those found within ``within_pct`` of the lowest mean the one on the fewest GPUs. ``best``
+    answers ``search``. Raises InfeasibleError that names the nearest limit.
     """
     tried: list[_Tried] = []
     few = within_pct > 0.0
@@ -73,7 +73,8 @@ def rank_by_p95(
             ceiling_s = first.mean_s * (1 + within_pct / 100)
             near = [t for t in by_mean if t.mean_s <= ceiling_s and _gpus(t) < _gpus(first)]
             taken = _first_kept(problem, sorted(near, key=_gpus)) or first
-        return taken.solution, _note(problem, tried, taken, first, within_pct)
+        note = _note(problem, tried, taken, first, within_pct)
+        return taken.solution, first.solution.cost_s, note
     raise InfeasibleError(_nearest(problem, tried))
 
 

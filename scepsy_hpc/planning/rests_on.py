@@ -14,7 +14,7 @@ from scepsy_hpc.planning.choice import Choice
 from scepsy_hpc.planning.offers import Offer, Offers
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage
 
-_FROM_FLAGS = ("extrapolated", "transferred", "derived")
+_FROM_FLAGS = ("extrapolated", "derived", "transferred")  # the weakest first
 _NEARLY_FULL = 1e-6
 
 

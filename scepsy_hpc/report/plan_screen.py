@@ -15,7 +15,7 @@ from rich.table import Table
 from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.plan import Certificate, Deployment, Plan
 from scepsy_hpc.planning.search.certificate import sentence
-from scepsy_hpc.report.tables import number, pct, signed_pct, table
+from scepsy_hpc.report.tables import number, pct, predicted_table, signed_pct, table
 
 WIDTH = 100
 _ROWS = (
@@ -135,7 +135,11 @@ def llm_table(predicted: Figures, simulated: Figures | None) -> Table:
                 name,
                 pct(said.utilisation),
                 number(said.latency_mean_s, "s"),
-                number(found.latency_mean_s if found else None, "s"),
+                *(
+                    []
+                    if simulated is None
+                    else [number(found.latency_mean_s if found else None, "s")]
+                ),
                 pct(said.share_of_latency),
             )
         )
@@ -147,6 +151,13 @@ def llm_table(predicted: Figures, simulated: Figures | None) -> Table:
         "share of\nrun latency",
     )
     return table("By LLM", heads, rows)
+
+
+def predicted_parts(predicted: Figures, title: str) -> list[Any]:
+    """Figures of a prediction alone, with all their flags."""
+    flags = (f"flag: {flag}" for flag in predicted.flags)
+    lines = [folded for flag in flags for folded in _folded(flag)]
+    return [predicted_table(predicted, title), llm_table(predicted, None), *lines]
 
 
 def _certified(certificate: Certificate | None) -> Iterator[str]:
