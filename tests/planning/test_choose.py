@@ -17,11 +17,14 @@ from planning_cases import bundle, calls, cluster, demand, point, workflow
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.workflow import Llm
+from scepsy_hpc.planning import choose as choose_module
 from scepsy_hpc.planning.choose import Choice, choose
 from scepsy_hpc.planning.curves.queueing import Server
 from scepsy_hpc.planning.pipeline.closed_network import ClosedStage, closed_batch
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.request import PlanRequest
+from scepsy_hpc.planning.search.problem import SearchProblem, Solution
+from scepsy_hpc.planning.search.search import solve
 from scepsy_hpc.planning.targets import Deadline, Limits, MaxThroughput, Rate, Target
 
 RATES = {"a": {1: 1.0, 2: 1.7}, "b": {1: 3.0, 2: 4.0}}  # calls per second by TP degree
@@ -494,3 +497,46 @@ def _batch(
     single = tuple(o for o in offers.found if o.curve.kind.tp_degree == 1)
     single_tp = replace(asked, offers={"a": replace(offers, found=single)})
     return choose(single_tp.at_rates(factor), target)
+
+
+def test_a_search_that_runs_out_moves_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--max-throughput --latency-limit`: rates that were only not found are not proved away."""
+    limit_s = 4.5
+    honest = chosen(MaxThroughput(), Limits(latency_limit_s=limit_s))
+    assert honest.certificate is not None
+    assert honest.certificate.bound >= max(a.highest_rps(limit_s) for a in allocations())
+
+    def gives_up(search: SearchProblem) -> Solution:
+        solution = solve(search)
+        return solution if solution.is_feasible else replace(solution, proved_infeasible=False)
+
+    monkeypatch.setattr(choose_module, "solve", gives_up)
+    hasty = chosen(MaxThroughput(), Limits(latency_limit_s=limit_s))
+    assert hasty.certificate is not None
+    assert hasty.certificate.value == honest.certificate.value
+    most_rps = 0.95 * max(a.capacity_rps for a in allocations())
+    assert hasty.certificate.bound == pytest.approx(most_rps)
+    assert not hasty.certificate.proved
+    assert "not proved" in hasty.notes[0]
+
+
+@pytest.mark.parametrize("target", [Rate(100.0), Rate(1.0)])
+def test_a_refusal_that_is_not_proved_says_so(
+    target: Rate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the search ran out of work, "out of reach" is not all that is said."""
+    limits = Limits(latency_limit_s=1.0)
+    assert "not proved" not in refusal(target, limits)
+
+    def gives_up(search: SearchProblem) -> Solution:
+        return replace(solve(search), proved_infeasible=False)
+
+    monkeypatch.setattr(choose_module, "solve", gives_up)
+    assert "not proved" in refusal(target, limits)
+
+
+def test_a_time_limit_is_said() -> None:
+    """With a clock the plan depends on the machine, and the choice says so."""
+    choice = chosen(Rate(0.9), Limits(time_limit_s=30.0))
+    assert choice.notes[0].startswith("time_limit: ")
+    assert allocation(choice) == allocation(chosen(Rate(0.9)))

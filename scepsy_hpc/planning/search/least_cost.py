@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from scepsy_hpc.formats.plan import Instance
-from scepsy_hpc.planning.search.candidates import Candidates, Space
+from scepsy_hpc.planning.search.candidates import Candidates, Space, smallest
 from scepsy_hpc.planning.search.placement import num_gpus, place
+from scepsy_hpc.planning.search.prices import Known
 from scepsy_hpc.planning.search.problem import Method, Option, SearchProblem
 from scepsy_hpc.planning.search.relaxation import Relaxation, relax
 from scepsy_hpc.planning.search.work import Work
@@ -51,6 +52,7 @@ class Fitter:
     problem: SearchProblem
     space: Space
     work: Work
+    known: Known = field(default_factory=dict)
 
     def hasty(self, fraction: float) -> Fitter:
         """The same with a fraction of the work that is left."""
@@ -67,8 +69,10 @@ class Fitter:
         """The relaxation at every number of GPUs up to the limit."""
         return relax(groups, self.space.pools, self.space.max_gpus)
 
-    def least(self, groups: Sequence[Candidates], table: Relaxation, gpus: int) -> Found:
-        """Least cost on at most so many GPUs."""
+    def least(
+        self, groups: Sequence[Candidates], table: Relaxation, gpus: int, start: Found | None = None
+    ) -> Found:
+        """Least cost on at most so many GPUs; ``start``: a choice that fits, where one is known."""
         bound = float(table.values[gpus])
         if math.isinf(bound):
             return Found((), (), bound, "dp", infeasible=True)
@@ -76,10 +80,10 @@ class Fitter:
         placed = self.placed(groups, table.choice(gpus), gpus) if fits is not False else None
         if placed is not None:
             return replace(placed, bound=bound)
-        found = self._by_model(groups, gpus, bound)
+        found = self._by_model(groups, gpus, bound, start)
         if found.options or found.infeasible:
             return found
-        tried = self._on_fewer(groups, table, gpus)
+        tried = self._on_fewer(groups, table, gpus) or self._smallest(groups, gpus)
         return replace(tried, bound=found.bound) if tried is not None else found
 
     def fits(self, groups: Sequence[Candidates], table: Relaxation, gpus: int) -> bool | None:
@@ -99,17 +103,40 @@ class Fitter:
         instances = place(options, self.problem.topology, gpus, self.work.part(0.25))
         return None if instances is None else Found(options, instances, -math.inf, "dp")
 
-    def _by_model(self, groups: Sequence[Candidates], gpus: int, bound: float) -> Found:
+    def _by_model(
+        self, groups: Sequence[Candidates], gpus: int, bound: float, start: Found | None = None
+    ) -> Found:
         from scepsy_hpc.planning.search import lagrangian
 
-        result = lagrangian.cheapest(self.space, groups, gpus, self.work.part(0.8))
+        rows = () if start is None else self._rows(groups, start)
+        work = self.work.part(0.8)
+        result = lagrangian.cheapest(self.space, groups, gpus, work, self.known, rows)
         bound = max(bound, result.bound)
+        if start is not None and result.rows == rows:
+            return replace(start, bound=bound)
         if not result.rows:
             return Found((), (), bound, "cp_sat", infeasible=result.infeasible)
         options = tuple(self.space.option(g, r) for g, r in zip(groups, result.rows, strict=True))
-        instances = place(options, self.problem.topology, gpus, self.work, result.packing)
+        instances = place(options, self.problem.topology, gpus, self.work.part(0.5), result.packing)
         assert instances is not None
         return Found(options, instances, bound, "cp_sat")
+
+    def _rows(self, groups: Sequence[Candidates], found: Found) -> tuple[int, ...]:
+        """Where the options of a choice stand in the groups."""
+        rows = []
+        for group, option in zip(groups, found.options, strict=True):
+            kind = self.space.kinds.index(option.kind)
+            same = (group.kind == kind) & (group.replicas == option.num_replicas)
+            rows.append(int(np.flatnonzero(same)[0]))
+        return tuple(rows)
+
+    def _smallest(self, groups: Sequence[Candidates], gpus: int) -> Found | None:
+        """Any choice that fits, whatever it costs."""
+        small = tuple(smallest(group) for group in groups)
+        if all(len(s) == len(g) for s, g in zip(small, groups, strict=True)):
+            return None
+        found = self._by_model(small, gpus, -math.inf)
+        return found if found.options else None
 
     def _on_fewer(self, groups: Sequence[Candidates], table: Relaxation, gpus: int) -> Found | None:
         """The relaxation's choice on fewer GPUs, or the smallest choice: something that fits."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
 from scepsy_hpc.metrics import Floats
-from scepsy_hpc.planning.search.candidates import Candidates
+from scepsy_hpc.planning.search.candidates import smallest
 from scepsy_hpc.planning.search.certificate import ROUNDING
 from scepsy_hpc.planning.search.least_cost import Fitter, Found
+from scepsy_hpc.planning.search.prices import may_fit
 from scepsy_hpc.planning.search.relaxation import gpus_needed, relax, room_for, throughputs
 
 
@@ -39,7 +39,7 @@ def _highest(fitter: Fitter, levels: Floats, gpus: int) -> int:
         return -1
     needed = gpus_needed(groups, fitter.space.pools, levels)
     low, high = -1, int(np.searchsorted(needed, gpus, side="right")) - 1
-    if fitter.problem.max_cost_s is None and len(fitter.space.pools) == 1:
+    if fitter.problem.max_cost_s is None and fitter.space.decides and len(fitter.space.pools) == 1:
         return high
     while low < high:
         middle = (low + high + 1) // 2
@@ -52,7 +52,9 @@ def _highest(fitter: Fitter, levels: Floats, gpus: int) -> int:
 
 def _allowed(fitter: Fitter, level: float, gpus: int) -> bool:
     groups = fitter.reaching(level)
-    if groups is None or not room_for([_smallest(g) for g in groups], fitter.space.pools, gpus):
+    if groups is None or not room_for([smallest(g) for g in groups], fitter.space.pools, gpus):
+        return False
+    if not may_fit(fitter.space, groups, gpus, fitter.known):
         return False
     limit = fitter.problem.max_cost_s
     if limit is None:
@@ -61,20 +63,12 @@ def _allowed(fitter: Fitter, level: float, gpus: int) -> bool:
     return least <= limit + ROUNDING * abs(limit)
 
 
-def _smallest(group: Candidates) -> Candidates:
-    """The option of fewest replicas of each kind and pool, at no cost."""
-    order = np.lexsort((group.replicas, group.kind, group.pool))
-    kind, pool = group.kind[order], group.pool[order]
-    first = order[np.r_[True, (np.diff(kind) != 0) | (np.diff(pool) != 0)]]
-    return replace(group.keep(first), cost=np.zeros(len(first)))
-
-
-def _at(fitter: Fitter, level: float, gpus: int) -> Found:
+def _at(fitter: Fitter, level: float, gpus: int, start: Found | None = None) -> Found:
     """Least cost at a throughput, if it keeps the limit on cost; else nothing."""
     groups = fitter.reaching(level)
     assert groups is not None
     table = relax(groups, fitter.space.pools, gpus)
-    found = fitter.least(groups, table, len(table.values) - 1)
+    found = fitter.least(groups, table, len(table.values) - 1, start)
     limit = fitter.problem.max_cost_s
     if found.options and limit is not None and found.cost_s > limit:
         proved = found.bound > limit + ROUNDING * abs(limit)
@@ -88,7 +82,7 @@ def _fits(fitter: Fitter, level: float, gpus: int) -> Found:
     assert groups is not None
     if fitter.problem.max_cost_s is not None:
         return _at(fitter, level, gpus)
-    small = tuple(_smallest(group) for group in groups)
+    small = tuple(smallest(group) for group in groups)
     table = relax(small, fitter.space.pools, gpus)
     return fitter.hasty(0.25).least(small, table, len(table.values) - 1)
 
@@ -118,6 +112,6 @@ def _below(
             refuted = middle if found.infeasible else refuted
     if low < 0:
         return Found((), (), math.inf, "cp_sat", infeasible=refuted == 0), math.inf
-    cheaper = _at(fitter, float(levels[low]), gpus)
+    cheaper = _at(fitter, float(levels[low]), gpus, best)
     best = cheaper if cheaper.options and cheaper.cost_s <= best.cost_s else best
     return best, float(levels[refuted - 1])

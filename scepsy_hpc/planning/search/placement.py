@@ -76,13 +76,38 @@ def place_kinds(
         return None
     if not all(pool.fits(mine) for pool, mine in parts):
         return None
+    counted: list[Slot] = []
+    for pool, mine in parts:
+        if pool.decides:
+            made = _compact(pool, mine)
+            assert made is not None, "what counts exactly can be placed"
+            counted += made
+    rest = [(pool, mine) for pool, mine in parts if not pool.decides]
+    if not rest:
+        return counted
+    left = None if max_gpus is None else max_gpus - num_gpus(counted)
+    packed = _pack(rest, left, work, packing)
+    return counted + packed if packed else None
+
+
+def _pack(
+    parts: Sequence[tuple[Pool, Mapping[Parallelism, int]]],
+    max_gpus: int | None,
+    work: Work,
+    packing: Sequence[CellPacking],
+) -> list[Slot] | None:
+    """Where counting does not decide: best fit if it takes the fewest GPUs, else the model."""
+    fewest = sum(pool.gpus_for(pool.num_units(mine)) for pool, mine in parts)
     built = [_compact(pool, mine) for pool, mine in parts]
     slots = None if None in built else [slot for part in built for slot in part or ()]
     if slots is not None and num_gpus(slots) == fewest:
         return slots
-    if slots is not None and num_gpus(slots) > (max_gpus or num_gpus(slots)):
+    if slots is not None and max_gpus is not None and num_gpus(slots) > max_gpus:
         slots = None
-    return _by_model(counts, pools, max_gpus, work, packing) or slots
+    counts = {kind: n for _, mine in parts for kind, n in mine.items()}
+    holes = {hole for pool, _ in parts for hole in pool.holes}
+    known = [part for part in packing if holes.issuperset(part.cell.holes)]
+    return _by_model(counts, [pool for pool, _ in parts], max_gpus, work, known) or slots
 
 
 def num_gpus(slots: Iterable[Slot | Instance]) -> int:
