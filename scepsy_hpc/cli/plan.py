@@ -56,6 +56,7 @@ from scepsy_hpc.cli.options import (
 @click.option(
     "--within",
     type=PERCENT,
+    default=2.0,
     help="The fewest GPUs within so many percent of the best; 0% for the very best.  [default: 2%]",
 )
 @click.option(
@@ -97,7 +98,7 @@ def plan(
     gpus: int | None,
     latency_limit: float | None,
     p95_limit: float | None,
-    within: float | None,
+    within: float,
     startup: float | None,
     check_calls: int | None,
     time_limit: float | None,
@@ -121,10 +122,9 @@ def plan(
     from scepsy_hpc.planning.check import MAX_CALLS
     from scepsy_hpc.planning.make_plan import make_plan
     from scepsy_hpc.planning.request import PlanRequest
-    from scepsy_hpc.planning.targets import DEFAULT_WITHIN_PCT, Limits
+    from scepsy_hpc.planning.targets import Limits
 
     target = _target(rate, max_throughput, tasks, deadline, startup)
-    within = DEFAULT_WITHIN_PCT if within is None else within
     flows = load_workflows(workflows)
     files = spans_files(spans, [flow for flow, _ in flows])
     request = PlanRequest(

@@ -16,7 +16,14 @@ from dataclasses import dataclass, replace
 
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.formats.plan import Certificate
-from scepsy_hpc.planning.choice import JUST_BELOW, Batch, Choice, Frontier, clock_note, nearest
+from scepsy_hpc.planning.choice import (
+    JUST_BELOW,
+    Choice,
+    Frontier,
+    PlannedBatch,
+    clock_note,
+    nearest,
+)
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
 from scepsy_hpc.planning.pipeline.predict import ClosedBatch, closed_state, longest_of, makespan
@@ -29,8 +36,9 @@ from scepsy_hpc.planning.targets import Deadline
 MOST_BUDGETS = 16
 """Numbers of GPUs that are tried, those of the lowest bound first."""
 
-MOST_SIMULATED = 6
+MOST_BATCHES = 6
 _RATES = (MAX_UTILISATION, 0.6, 0.25)  # of the highest: allocations of low latency at these
+_MOST_OTHERS = 6  # numbers of GPUs that the frontier shows beside those that may be best
 _MOST_WORK = 2e7  # stages x population^2 of a closed network, a second or so
 _MOST_IN_FLIGHT = 4096
 _WORTH = 0.002  # of the makespan: less is not worth more runs in flight
@@ -68,7 +76,12 @@ def in_time(problem: PlanningProblem, target: Deadline) -> Choice:
     fastest = unit.fastest()
     if not fastest.is_feasible:
         raise InfeasibleError(nearest(unit, fastest))
-    bounds_h = _bounds_h(unit, target, fastest)
+    least_s = _least_makespans_s(unit, target, fastest)
+    bounds_h = {
+        gpus: gpu_hours(gpus, target.startup_s, time_s)
+        for gpus, time_s in least_s.items()
+        if time_s <= target.deadline_s
+    }
     tried = _tried(unit, target, fastest, bounds_h)
     if not any(t.in_flight for t in tried):
         limit_s, found_s = unit.limits.latency_limit_s, min(t.makespan_s for t in tried)
@@ -79,22 +92,32 @@ def in_time(problem: PlanningProblem, target: Deadline) -> Choice:
     tried = [t for t in tried if t.in_flight]
     meeting = [t for t in tried if t.makespan_s <= target.deadline_s]
     ranked = sorted(meeting, key=lambda t: (t.gpu_hours(target.startup_s), t.solution.num_gpus))
-    return _first_in_time(unit, target, ranked, tried, min(bounds_h.values()))
+    if bounds_h and ranked:
+        return _first_in_time(unit, target, ranked, tried, min(bounds_h.values()))
+    nearest_s = min(t.makespan_s for t in tried)
+    proved = not bounds_h and fastest.proved
+    raise InfeasibleError(_out_of_reach(target, nearest_s, "predicted", proved))
 
 
-def _bounds_h(unit: PlanningProblem, target: Deadline, fastest: Solution) -> dict[int, float]:
-    """GPU-hours that no plan on so many GPUs stays under, wherever one more GPU may help."""
+def _out_of_reach(target: Deadline, nearest_s: float, by: str, proved: bool = False) -> str:
+    said = (
+        f"{target.num_tasks} tasks by a deadline of {target.deadline_s:g} s are out of reach here: "
+        f"the nearest feasible deadline that was found is {math.ceil(nearest_s - 1e-6)} s ({by})"
+    )
+    return said if proved else f"{said}; that none meets the one asked for is not proved"
+
+
+def _least_makespans_s(
+    unit: PlanningProblem, target: Deadline, fastest: Solution
+) -> dict[int, float]:
+    """What no makespan on so many GPUs is shorter than, wherever one more GPU may help."""
     idle = solve(unit.at_rates(_IDLE * fastest.throughput_rps).least_latency(capped=False))
     run_s = unit.pipeline.mean_latency_s(idle.bound) if idle.is_feasible else 0.0
     longest_s = run_s * longest_of(target.num_tasks, unit.run_lengths_s)
     curves = [offer.curve for offers in unit.offers.values() for offer in offers.found]
     peak = max(curve.capacity_rps / curve.usable_rps for curve in curves)
     return {
-        point.num_gpus: gpu_hours(
-            point.num_gpus,
-            target.startup_s,
-            max(target.num_tasks / (point.bound * peak), longest_s),
-        )
+        point.num_gpus: max(target.num_tasks / (point.bound * peak), longest_s)
         for point in fastest.frontier
         if point.bound > 0
     }
@@ -103,36 +126,39 @@ def _bounds_h(unit: PlanningProblem, target: Deadline, fastest: Solution) -> dic
 def _tried(
     unit: PlanningProblem, target: Deadline, fastest: Solution, bounds_h: dict[int, float]
 ) -> list[_Tried]:
-    """Allocations on the numbers of GPUs that may be best, the deadline or not.
+    """Allocations on the numbers of GPUs that may be best, those of the lowest bound first.
 
-    The most GPUs are among them: they say which deadline is the nearest.
+    Some others are there for the frontier, and the most GPUs for the nearest deadline.
     """
     most_rps = {point.num_gpus: point.value or point.bound for point in fastest.frontier}
-    order = sorted(bounds_h, key=lambda gpus: (bounds_h[gpus], gpus))
     found: list[_Tried] = []
-    best_h, num_tried = math.inf, 0
-    for gpus in order:
-        if bounds_h[gpus] >= best_h or num_tried >= MOST_BUDGETS:
+    best_h, seen = math.inf, set[int]()
+    for gpus in sorted(bounds_h, key=lambda gpus: (bounds_h[gpus], gpus)):
+        if bounds_h[gpus] >= best_h or len(seen) >= MOST_BUDGETS:
             break
-        # Even at full throughput too late: not worth a closer look, but for the last resort.
-        if target.num_tasks / most_rps[gpus] > target.deadline_s:
-            continue
-        num_tried += 1
-        for tried in _on(unit, target, most_rps[gpus], gpus):
+        seen.add(gpus)
+        for tried in _on(unit, target, most_rps[gpus], gpus, _RATES):
             found.append(tried)
             if tried.in_flight and tried.makespan_s <= target.deadline_s:
                 best_h = min(best_h, tried.gpu_hours(target.startup_s))
-    if math.isinf(best_h):
-        found += _on(unit, target, fastest.throughput_rps, None)
+    others = sorted(set(most_rps) - seen)
+    step = max(-(-len(others) // _MOST_OTHERS), 1)
+    for gpus in others[::-1][::step]:
+        rates = _RATES if math.isinf(best_h) else _RATES[:1]
+        found += _on(unit, target, most_rps[gpus], gpus, rates)
     return found
 
 
 def _on(
-    unit: PlanningProblem, target: Deadline, most_rps: float, gpus: int | None
+    unit: PlanningProblem,
+    target: Deadline,
+    most_rps: float,
+    gpus: int,
+    rates: tuple[float, ...],
 ) -> Iterator[_Tried]:
     """Allocations on at most so many GPUs, of lowest latency at a few rates up to the highest."""
     seen: list[Solution] = []
-    for part in _RATES:
+    for part in rates:
         here = unit.at_rates(most_rps * part * JUST_BELOW)
         search = here.least_latency(gpus, capped=False)
         solution = solve(search)
@@ -188,25 +214,18 @@ def _first_in_time(
     bound_h: float,
 ) -> Choice:
     """The first whose simulated batch meets the deadline; its certificate in predicted figures."""
-    nearest_s = min(t.makespan_s for t in tried)
     missed: list[float] = []
-    for one in ranked[:MOST_SIMULATED]:
+    for one in ranked[:MOST_BATCHES]:
         choice = _choice(unit, target, one, bound_h, len(missed), _frontier(target, tried))
         if unit.checker is None:
             return choice
         batch = ClosedBatch(target.num_tasks, one.in_flight, unit.run_lengths_s)
         found = unit.checker.batch(one.pipeline, choice.hosted, batch)
         if found.makespan_p95_s <= target.deadline_s:
-            known = Batch(one.in_flight, found.makespan_p95_s)
+            known = PlannedBatch(one.in_flight, found.makespan_p95_s)
             return replace(choice, batch=known, simulated=found.figures)
         missed.append(found.makespan_p95_s)
-    nearest_s = min([nearest_s, *missed]) if not missed else min(missed)
-    by = "simulated" if missed else "predicted"
-    raise InfeasibleError(
-        f"{target.num_tasks} tasks by a deadline of {target.deadline_s:g} s are out of reach here: "
-        f"the nearest feasible deadline is about {math.ceil(nearest_s)} s ({by}); that no plan "
-        "is faster is not proved"
-    )
+    raise InfeasibleError(_out_of_reach(target, min(missed), "simulated, 95% of batches"))
 
 
 def _choice(
@@ -233,7 +252,7 @@ def _choice(
         one.tables,
         one.solution,
         certificate,
-        Batch(one.in_flight),
+        PlannedBatch(one.in_flight),
         (*notes, *clock_note(unit.limits)),
         frontier=frontier,
     )

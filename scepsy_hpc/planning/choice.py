@@ -17,7 +17,7 @@ JUST_BELOW = 1.0 - 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PlannedBatch:
     """How a batch is worked off: its runs in flight, and its makespan by simulation.
 
     ``makespan_p95_s`` is null where it was not simulated.
@@ -48,7 +48,7 @@ class Choice:
     tables: tuple[OptionTable, ...]
     solution: Solution
     certificate: Certificate | None
-    batch: Batch | None = None
+    batch: PlannedBatch | None = None
     notes: tuple[str, ...] = ()
     simulated: Figures | None = None
     frontier: Frontier | None = None

@@ -33,7 +33,7 @@ def plan_parts(plan: Plan) -> list[Any]:
         parts += [figures_table(plan, plan.predicted), llm_table(plan.predicted, plan.simulated)]
     for line in plan.explanation:
         parts += _folded(line)
-    for line in (*_certified(plan.certificate), *(f"flag: {flag}" for flag in flags_of(plan))):
+    for line in (*_certified(plan.certificate), *(f"flag: {flag}" for flag in every_flag(plan))):
         parts += _folded(line)
     return parts
 
@@ -52,7 +52,7 @@ def headline(plan: Plan) -> str:
     return said + ("" if most is None else f", time limit of the job {most} min")
 
 
-def flags_of(plan: Plan) -> tuple[str, ...]:
+def every_flag(plan: Plan) -> tuple[str, ...]:
     """Flags of both figures, each once; where the two differ stands first."""
     both = [f.flags for f in (plan.predicted, plan.simulated) if f is not None]
     every = dict.fromkeys(flag for flags in reversed(both) for flag in flags)
