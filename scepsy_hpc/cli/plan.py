@@ -21,6 +21,7 @@ from scepsy_hpc.cli.options import (
     print_json,
     say,
 )
+from scepsy_hpc.planning.targets import DEFAULT_WITHIN_PCT, STARTUP_S
 
 
 @click.command(
@@ -56,13 +57,15 @@ from scepsy_hpc.cli.options import (
 @click.option(
     "--within",
     type=PERCENT,
-    default=2.0,
-    help="The fewest GPUs within so many percent of the best; 0% for the very best.  [default: 2%]",
+    default=DEFAULT_WITHIN_PCT,
+    show_default=f"{DEFAULT_WITHIN_PCT:g}%",
+    help="The fewest GPUs within so many percent of the best; 0% for the very best.",
 )
 @click.option(
     "--startup",
     type=DURATION,
-    help="GPUs of a batch are held so long before its first task.  [default: 20min]",
+    help="GPUs of a batch are held so long before its first task.",
+    show_default=f"{STARTUP_S / 60:g}min",
 )
 @click.option(
     "--check-calls",
@@ -174,7 +177,7 @@ def _target(
     deadline: float | None,
     startup: float | None,
 ) -> Any:
-    from scepsy_hpc.planning.targets import STARTUP_S, Deadline, MaxThroughput, Rate
+    from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Rate
 
     if (tasks is None) != (deadline is None):
         raise click.UsageError("--tasks and --deadline belong together")

@@ -235,7 +235,7 @@ def _nearest_idle(problem: PlanningProblem, factor: float) -> str:
         try:
             rank_by_p95(slow, search, idle, 0.0)
         except InfeasibleError as error:
-            return f"{error}, at a rate of nearly zero"
+            return f"at a rate of nearly zero: {error}"
     if idle.nearest_cost_s is None:
         return nearest(slow, idle)
     return f"{nearest_latency(problem, idle)} at a rate of nearly zero{or_gpus(problem, idle)}"
