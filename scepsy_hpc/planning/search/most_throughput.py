@@ -41,12 +41,13 @@ def _highest(fitter: Fitter, levels: Floats, gpus: int) -> int:
     low, high = -1, int(np.searchsorted(needed, gpus, side="right")) - 1
     if fitter.problem.max_cost_s is None and fitter.space.decides and len(fitter.space.pools) == 1:
         return high
+    middle = high  # most often the answer
     while low < high:
-        middle = (low + high + 1) // 2
         if _allowed(fitter, float(levels[middle]), gpus):
             low = middle
         else:
             high = middle - 1
+        middle = (low + high + 1) // 2
     return low
 
 

@@ -146,7 +146,7 @@ class Solution:
     (``within_pct``). ``bound`` is what no choice can beat, ``gap`` |best_value - bound| / |bound|,
     and ``proved`` says that the gap is rounding: nothing is better than the best.
     ``proved_fewest``: no fewer GPUs are within ``within_pct``. ``proved_infeasible`` is False when
-    an empty answer only means that the work ran out.
+    an empty answer only means that the work ran out. ``work``: what was done, in units of ``Work``.
     """
 
     chosen: dict[str, Option]
@@ -169,6 +169,7 @@ class Solution:
     given_up_pct: float = 0.0
     proved: bool = False
     proved_fewest: bool = True
+    work: float = 0.0
 
     @property
     def is_feasible(self) -> bool:

@@ -45,7 +45,8 @@ def solve(problem: SearchProblem) -> Solution:
     for llm, group in zip(fitter.space.llms, fitter.space.groups, strict=True):
         if not len(group):
             return _nothing(f"{llm}: none of its options fits the free GPUs", proved=True)
-    return _least_cost(fitter) if problem.objective == "min_cost" else _most_throughput(fitter)
+    answer = _least_cost if problem.objective == "min_cost" else _most_throughput
+    return replace(answer(fitter), work=fitter.work.done)
 
 
 def _fitter(problem: SearchProblem) -> Fitter:
