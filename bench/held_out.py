@@ -20,7 +20,8 @@ from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.points import Point
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence, evidence_for
-from scepsy_hpc.planning.curves.making import NoCurveError, make_curve
+from scepsy_hpc.planning.curves.making import make_curve
+from scepsy_hpc.planning.curves.sources import NoCurveError
 
 GPU_TYPES = ("h100_sxm", "a100_sxm")
 

@@ -16,14 +16,14 @@ import numpy as np
 
 from scepsy_hpc.bundles.batch_limits import batch_limit
 from scepsy_hpc.bundles.engine_fit import (
+    BatchLimits,
     Equations,
-    Limits,
     Structure,
     equations_of,
     in_flight_of,
+    non_negative,
     prefill_tokens,
     seats_seen,
-    solve,
 )
 from scepsy_hpc.bundles.held_out_fits import Judgement, judge
 from scepsy_hpc.bundles.model_sizes import architecture_of
@@ -45,7 +45,7 @@ from scepsy_hpc.metrics import Floats
 MIN_POINTS = 4
 TTFT_LEAN = 0.1
 
-LimitsAt = Callable[[int], Limits]
+LimitsAt = Callable[[int], BatchLimits]
 """What bounds the batch at a TP degree."""
 
 
@@ -88,7 +88,7 @@ class Configuration:
         )
 
 
-def _model(factors: Floats, limits: Limits, experts: Experts | None) -> EngineModel:
+def _model(factors: Floats, limits: BatchLimits, experts: Experts | None) -> EngineModel:
     step, prefill, sequence, context = (float(f) for f in factors[:4])
     return EngineModel(
         step_s=step,
@@ -152,7 +152,7 @@ def _in_sample(equations: Equations, own: Mapping[int, Floats]) -> Floats:
 def _ttft(model: EngineModel, points: Sequence[Point]) -> Floats:
     """The TTFT factors, as far as the points say; latency does not depend on them."""
     usual = np.array([model.ttft_step_factor, model.ttft_own_factor, model.ttft_others_factor])
-    limits = Limits(model.max_num_batched_tokens, model.max_num_seqs, model.kv_tokens)
+    limits = BatchLimits(model.max_num_batched_tokens, model.max_num_seqs, model.kv_tokens)
     rows = []
     for point in points:
         inputs, outputs = point.input_tokens_mean, point.output_tokens_mean
@@ -165,7 +165,7 @@ def _ttft(model: EngineModel, points: Sequence[Point]) -> Floats:
         rows.append([term / point.ttft_mean_s for term in terms])
     if not rows:
         return usual
-    return solve(np.array(rows), np.ones(len(rows)), usual, TTFT_LEAN)
+    return non_negative(np.array(rows), np.ones(len(rows)), usual, TTFT_LEAN)
 
 
 def fit_engine_model(
@@ -183,7 +183,7 @@ def fit_engine_model(
     With ``refuse`` a fit whose median hold-out error is above what is allowed, or which has fewer
     than MIN_POINTS points, raises BadFitError with the figure.
     """
-    limits = Limits(max_num_batched_tokens or DEFAULT_BATCHED_TOKENS, max_num_seqs, kv_tokens)
+    limits = BatchLimits(max_num_batched_tokens or DEFAULT_BATCHED_TOKENS, max_num_seqs, kv_tokens)
     _check_number([p for p in points if is_evidence(p)], where)
     part = None if experts is None else experts.per_token / experts.total
     known = proportions("", None, None, 2.0, part)
@@ -255,15 +255,15 @@ def configuration_of(bundle: Bundle, gpu_share_pct: int, link: Link | None) -> C
     sizes = architecture_of(header.model)
     budget = _int_arg(bundle, "max_num_batched_tokens") or DEFAULT_BATCHED_TOKENS
 
-    def by_default(tp_degree: int) -> Limits:
+    def by_default(tp_degree: int) -> BatchLimits:
         tokens = kv_tokens_at(bundle, tp_degree, gpu_share_pct)
         room = tokens if tokens is not None and tokens > 0 else None
-        return Limits(budget, batch_limit(header, tp_degree), room)
+        return BatchLimits(budget, batch_limit(header, tp_degree), room)
 
     used = [p for p in points if is_evidence(p)]
     seats = seats_seen(used, [by_default(p.tp_degree) for p in used])
 
-    def limits_at(tp_degree: int) -> Limits:
+    def limits_at(tp_degree: int) -> BatchLimits:
         known = by_default(tp_degree)
         if seats is None or (known.max_num_seqs or math.inf) <= seats:
             return known

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from scepsy_hpc.bundles.shapes import Lengths, difference
+from scepsy_hpc.bundles.shapes import MeanLengths, difference
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.plan import RestsOn
@@ -33,7 +33,7 @@ class TokenLengths:
     outputs: float
     cached: float = 0.0
 
-    def miss(self, lengths: Lengths) -> float:
+    def miss(self, lengths: MeanLengths) -> float:
         """Largest relative difference to a shape's lengths; a token more or less is none."""
         return difference((self.inputs, self.outputs, self.cached), lengths)
 

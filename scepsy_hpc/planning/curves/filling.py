@@ -34,8 +34,12 @@ class FittedShape:
     model: EngineModel
     tokens: TokenLengths
 
-    def misses(self, grid: Sequence[float]) -> list[tuple[float, float]]:
-        """Points over model, throughput and TTFT, at each concurrency; the ends are held."""
+    def misses(self, grid: Sequence[float], smooth: bool = False) -> list[tuple[float, float]]:
+        """Points over model, throughput and TTFT, at each concurrency; the ends are held.
+
+        ``smooth``: each the median of itself and its neighbours, so that an odd point counts here
+        and not elsewhere.
+        """
         measured = list(self.closed)
         alone = [_alone(self.model, k, self.tokens) for k in measured]
         columns = []
@@ -47,6 +51,9 @@ class FittedShape:
             # What no point knows stays unknown; what some know counts for all.
             usual = 1.0 if any(np.isfinite(miss)) else math.nan
             miss = [x if np.isfinite(x) and x > 0 else usual for x in miss]
+            if smooth:
+                padded = [miss[0], *miss, miss[-1]]
+                miss = [sorted(padded[i : i + 3])[1] for i in range(len(miss))]
             columns.append(np.interp(np.log(grid), np.log(measured), miss))
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -82,9 +89,13 @@ def by_model(
     grid: Sequence[float],
     carried: float = 1.0,
 ) -> ClosedPoints:
-    """Throughput and TTFT by the target's model, times ``carried`` of what it misses there."""
+    """Throughput and TTFT by the target's model, times ``carried`` of what it misses there.
+
+    Only what is carried whole is carried point by point.
+    """
     found = {}
-    for k, (rate_miss, ttft_miss) in zip(grid, fitted.misses(grid), strict=True):
+    misses = fitted.misses(grid, smooth=carried < 1.0)
+    for k, (rate_miss, ttft_miss) in zip(grid, misses, strict=True):
         rate, ttft_s = _alone(target, k, tokens)
         rate *= rate_miss**carried
         found[k] = (rate, min(ttft_s * ttft_miss**carried, k / rate))

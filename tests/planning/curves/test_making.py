@@ -20,7 +20,8 @@ from planning_cases import (
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.planning.curves.curve import TokenLengths
 from scepsy_hpc.planning.curves.evidence import evidence_for
-from scepsy_hpc.planning.curves.making import NoCurveError, make_curve
+from scepsy_hpc.planning.curves.making import make_curve
+from scepsy_hpc.planning.curves.sources import NoCurveError
 
 TOKENS = TokenLengths(1000.0, 100.0)
 
