@@ -71,8 +71,8 @@ and GPU types, cached prefixes, calls of mixed lengths, and whole workflows. For
 `measured.json` of a run says how far its own plan was off."""
 
 NOTES = {
-    "Against the goals": """By engine; dense models and mixtures of experts apart. Goals are
-medians; of token shapes also 30% for nine in ten, and at most 5% refused.""",
+    "Against the goals": """By engine; dense models and mixtures apart. Goals are medians; of token
+shapes also 30% for nine in ten, and at most 5% refused.""",
     "By bundle": """Medians in percent, of measured bundles; in brackets how many points a plan gave
 no figure for.""",
     "First tokens": """Errors of the mean TTFT, measured bundles.""",

@@ -60,9 +60,10 @@ def default_num_seqs(
     for known in _DEFAULTS:
         if known.engine == engine and (not numbers or numbers >= known.version):
             found.append(known.at(gpu_type, gpu_memory_gib, tp_degree))
-    if numbers or None in found:
+    if numbers:
         return found[0] if found else None
-    return min((limit for limit in found if limit is not None), default=None)
+    limits = [limit for limit in found if limit is not None]
+    return min(limits, default=None) if len(limits) == len(found) else None
 
 
 def batch_limit(header: BundleHeader, tp_degree: int, args: EngineArgs | None = None) -> int | None:
