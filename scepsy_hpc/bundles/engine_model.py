@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -255,6 +256,7 @@ def configuration_of(bundle: Bundle, gpu_share_pct: int, link: Link | None) -> C
     sizes = architecture_of(header.model)
     budget = _int_arg(bundle, "max_num_batched_tokens") or DEFAULT_BATCHED_TOKENS
 
+    @cache
     def by_default(tp_degree: int) -> BatchLimits:
         tokens = kv_tokens_at(bundle, tp_degree, gpu_share_pct)
         room = tokens if tokens is not None and tokens > 0 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -129,8 +130,11 @@ def _configuration(evidence: Evidence, gpu_share_pct: int, link: Link | None) ->
 
 def fit_of(evidence: Evidence, at: Parallelism) -> tuple[Configuration | None, str]:
     """The fit to all points of that share and link, and why no curve may rest on it, if so."""
-    known = {p.link for p in evidence.merged.points if p.tp_degree > 1}
-    link = at.link if at.link in known else None
+    # A single GPU has no link; it is fitted beside the groups that there are most points of.
+    links = Counter(p.link for p in evidence.merged.points if p.tp_degree > 1)
+    link = (
+        at.link if at.link in links else max(links, key=lambda k: (links[k], k or ""), default=None)
+    )
     try:
         fit = _configuration(evidence, at.gpu_share_pct, link)
     except BadFitError as error:
