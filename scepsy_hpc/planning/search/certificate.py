@@ -61,16 +61,20 @@ def certify(
 
 
 _FORM = "gives each LLM one GPU type, link, TP degree and share, with any number of replicas"
-_UNITS = {"latency_mean_s": "s", "throughput_rps": "runs/s", "rate_rps": "runs/s"}
+_WHAT = {
+    "latency_mean_s": ("mean latency", "s"),
+    "throughput_rps": ("throughput", "runs/s"),
+    "rate_rps": ("highest rate within the limits", "runs/s"),
+    "gpu_hours": ("GPU-hours", "GPU-hours"),
+}
 
 
 def sentence(certificate: Certificate) -> str:
     """What a certificate says, for a user: relative to which plans and under which model."""
-    c, unit = certificate, _UNITS.get(certificate.metric, certificate.metric.rpartition("_")[2])
-    more = c.metric.endswith("_rps")
-    what = c.metric.replace("_mean_s", "").replace("_rps", "").replace("_", " ")
-    said = f"by this model's mean {what}, no plan that {_FORM}, "
-    bound = f"{c.bound:.4g} {unit}"
+    c = certificate
+    what, unit = _WHAT.get(c.metric, (c.metric, ""))
+    bound = f"{c.bound:.4g} {unit}".strip()
+    said = f"by the predicted {what}, no plan that {_FORM}, "
     if c.proved:
         said += f"is better than {bound}"
         said += ", which the best plan found reaches" if c.given_up_pct else ", which is this plan"
@@ -78,6 +82,6 @@ def sentence(certificate: Certificate) -> str:
         said += f"can be better than {bound}; the best plan found is {c.gap:.2%} from that "
         said += "(not proved to be the best)"
     if c.given_up_pct:
-        worse = "below" if more else "above"
+        worse = "below" if c.metric.endswith("_rps") else "above"
         said += f"; this plan is {c.given_up_pct:.2g}% {worse} the best, for fewer GPUs"
     return said

@@ -60,7 +60,7 @@ def test_proved_is_a_gap_of_rounding(best: float, proved: bool) -> None:
 def test_sentence_says_relative_to_what(value: float, best: float, said: list[str]) -> None:
     """Proved, given up, not proved, both; always the form of plan and the model."""
     words = sentence(certify("latency_mean_s", value, 10.0, best=best))
-    assert all(part in words for part in ["this model's mean latency", *said])
+    assert all(part in words for part in ["by the predicted mean latency", *said])
     assert ("not proved" in words) == ("not proved" in said)
 
 
