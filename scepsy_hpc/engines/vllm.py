@@ -46,6 +46,7 @@ def vllm_command(config: EngineConfig, python: str = sys.executable) -> list[str
         line += ["--gpu-memory-utilization", f"{memory_utilization(config):.4f}"]
     if config.max_queued is not None:
         line += ["--max-num-queued-reqs", str(config.max_queued)]
+    line.append("--enable-prompt-tokens-details")  # else no usage says what its cache held
     for key, value in config.engine_args.items():
         line += _flag(key, value, config.instance_id)
     return line

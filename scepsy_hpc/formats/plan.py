@@ -101,6 +101,9 @@ class LlmDemand:
     """What the spans say about one LLM.
 
     ``fan_out``: calls that start together, as a call sees it; the parallelism where unknown.
+    ``cached_tokens_mean``: input that engines found in their caches; None where none said.
+    ``prefix_tokens_mean``: input, in whole blocks of a cache, that repeats an earlier prompt of the
+    same run; None where no call is known to.
     """
 
     calls_per_run: float
@@ -111,6 +114,7 @@ class LlmDemand:
     output_tokens_mean: float | None = None
     cached_tokens_mean: float | None = None
     fan_out: float | None = None
+    prefix_tokens_mean: float | None = None
 
 
 @record

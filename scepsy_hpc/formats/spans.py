@@ -15,6 +15,9 @@ from scepsy_hpc.files import check, read_jsonl, read_text, record, to_plain, wri
 
 Tokens = Annotated[int, Field(ge=0)]
 
+BLOCK_TOKENS = 16
+"""Tokens in a block of an engine's KV cache, vLLM's default: a prefix is cached in whole blocks."""
+
 
 @record
 class Prefix:

@@ -19,7 +19,7 @@ import numpy as np
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.figures import Figures, LlmFigures, RunFigures
-from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.plan import Plan, Routing
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage
 from scepsy_hpc.planning.simulation.arrivals import Arrivals, arrivals_of
 from scepsy_hpc.planning.simulation.events import Simulation, flags_of, scripts_of
@@ -91,6 +91,8 @@ class Case:
     hosts: dict[str, Host]
     scripts: dict[str, list[Script]]
     offered: Offered
+    routing: Routing
+    cores: int | None
 
     @classmethod
     def of(
@@ -111,7 +113,8 @@ class Case:
         engines |= {name: c.engine for name, c in curves.items() if c.engine is not None}
         hosts = hosts_of(plan, names, graphs, curves, engines, profiled_on_spans)
         scripts = {name: scripts_of(mine, names[name], hosts) for name, mine in graphs.items()}
-        return cls(graphs, arrivals, hosts, scripts, offered_by(arrivals, scripts, hosts))
+        offered = offered_by(arrivals, scripts, hosts)
+        return cls(graphs, arrivals, hosts, scripts, offered, plan.routing, cores)
 
     def simulation(self, tally: Tally, seed: int) -> Simulation:
         """A new one."""
@@ -119,11 +122,28 @@ class Case:
             Flow.of(name, self.scripts[name], self.arrivals[name], seed, in_order=False)
             for name in self.graphs
         ]
-        return Simulation(flows, self.hosts, tally)
+        return Simulation(flows, self.hosts, tally, self.routing, self.cores)
 
     def tally(self, wanted: int) -> Tally:
         """A new one."""
         return Tally(len(self.graphs), len(self.hosts), wanted)
+
+    def flags(self) -> list[str]:
+        """What the runs, their prefixes and their CPU time rest on."""
+        found = flags_of(self.graphs)
+        for name, mine in self.scripts.items():
+            repeats = any(node.prefix_of for graph in self.graphs[name] for node in graph.nodes)
+            if repeats and not any(script.paths for script in mine):
+                found.append(
+                    f"{name}: no_prefix_state: without an engine model replicas have no cache; "
+                    "hits are those of the trace"
+                )
+        if self.cores is None:
+            return found
+        without = [
+            name for name, mine in self.scripts.items() if not any(s.cpu_part > 0.0 for s in mine)
+        ]
+        return found + [f"{name}: no_cpu_time: --cores has no effect" for name in without]
 
     @property
     def calls_per_run(self) -> float:
@@ -146,7 +166,7 @@ def _overloaded(case: Case, flags: Sequence[str], seed: int) -> Figures:
         seed=seed,
         per_workflow={name: RunFigures() for name in case.graphs},
         per_llm=llms,
-        flags=(*flags, *flags_of(case.graphs)),
+        flags=(*flags, *case.flags()),
     )
 
 
@@ -223,7 +243,7 @@ def _steady_figures(
     ended = Series()
     for one in tally.ended:
         ended.counts += one.counts
-    flags = flags_of(case.graphs)
+    flags = case.flags()
     if not window.settled:
         flags.append(
             f"no_steady_state: warm-up had not ended after half of {tally.wanted} runs; simulate "
@@ -279,7 +299,7 @@ def replications(
         if len(made) >= 2 and num_calls * (1 + 1 / len(made)) > max_calls:
             break
     said = [
-        *flags_of(case.graphs),
+        *case.flags(),
         *_wide("batch", half_width, wanted, num_calls),
         f"replicated: means over {len(made)} simulated batches, seeds {seed} to "
         f"{seed + len(made) - 1}",

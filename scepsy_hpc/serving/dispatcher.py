@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.plan import Plan, Routing
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.serving.routing import Routes, retry_delay_s
 from scepsy_hpc.tracing.proxy.router import CallOutcome, CallTarget, Refused, unknown_alias
@@ -28,6 +28,7 @@ class Dispatcher:
     routes: Routes
     api_key: str
     engine_wait_s: float = 600.0
+    routing: Routing = field(default_factory=Routing)
     workflow_of: dict[str, str] = field(default_factory=dict)
     default_workflow: str | None = None
     faulted: set[str] = field(default_factory=set)
@@ -39,14 +40,20 @@ class Dispatcher:
     def _workflow(self, run_id: str) -> str:
         return self.workflow_of.get(run_id, self.default_workflow or "")
 
-    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> CallTarget:
+    async def pick(
+        self, alias: str, run_id: str, avoid: frozenset[str], holder: str | None = None
+    ) -> CallTarget:
         """An instance for one call; waits while none is ready. Raises Refused."""
         deployment = self.routes.deployment(self._workflow(run_id), alias)
         if deployment is None:
             raise unknown_alias(alias, self.aliases(run_id))
+        if self.routing.rule != "sticky_prefix":
+            holder = None
         until_s = time.monotonic() + self.engine_wait_s
         while True:
-            chosen = self.routes.pick(deployment, time.monotonic(), avoid)
+            chosen = self.routes.pick(
+                deployment, time.monotonic(), avoid, holder, self.routing.max_behind
+            )
             if chosen is not None:
                 return CallTarget(chosen.base_url, deployment, chosen.instance_id, self.api_key)
             if time.monotonic() > until_s:
@@ -75,4 +82,4 @@ def dispatcher_of(plan: Plan, api_key: str, engine_wait_s: float) -> Dispatcher:
     """The dispatcher of a plan, no instance ready yet."""
     aliases = {(w.name, alias): llm for w in plan.workflows for alias, llm in w.llms.items()}
     only = plan.workflows[0].name if len(plan.workflows) == 1 else None
-    return Dispatcher(Routes(aliases), api_key, engine_wait_s, default_workflow=only)
+    return Dispatcher(Routes(aliases), api_key, engine_wait_s, plan.routing, default_workflow=only)

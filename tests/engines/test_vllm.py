@@ -40,6 +40,7 @@ def test_command_states_everything():
         *("--tensor-parallel-size", "2"),
         *("--gpu-memory-utilization", "0.9750"),
         *("--max-num-queued-reqs", "64"),
+        "--enable-prompt-tokens-details",
         *("--max-model-len", "4096", "--no-enable-prefix-caching", "--enforce-eager"),
     ]
 

@@ -18,21 +18,20 @@ SHORT_ANSWER_TOKENS = 16
 """Calls allowed no more tokens than this most often ask for a verdict or a score."""
 
 _TEXT = """
-the a of and to in that it is was for on with as by at from this these which one some result
-value case model system method answer question reason step source paper table measure figure
-number part point group order rule state change cause effect time place water light heat field
-force energy cell plant animal river stone city people history shows gives takes holds makes
-finds means needs leads follows grows falls rises turns first second next then also often never
-always only more less high low large small new clear open common likely strong simple known
-early late similar different because while
+act add age aim air all and any ape arc are ash ask axe bag bar bay bed bee bet bid big bit
+bow box bud bus but can cap car cat cog cow cup cut day den dew dig dim dog dot dry due ear
+eat ebb egg elm end era fan far fed few fig fin fir fit fix fly fog for fox fur gap gas get
+gem got gum had has hat hay hen her hid him his hot how hub ice ill ink ion its jam jar jet
+job joy key kin kit lab lag lap law lay leg let lid lie lip log lot low mad man map mat may
+men met mix mob mud nap net new nod nor not now nut oak oar oat odd off oil old one ore our
+out owl own pad pan paw pay pea pen pet pie pin pit pot put ram ran rat raw ray red rib rim
+rod row rub run rye sad sap sat saw say sea see set sew shy sip sit six sky sum sun tab tag
+tan tap tar tax tea ten the tie tin tip toe ton too top toy try tub two use van vat via war
+was wax way web wet who why wig win won yes yet zoo
 """
 WORDS = tuple(_TEXT.split())
+"""With a space each is one token: an answer that is sent back counts as it was generated."""
 VERDICTS = ("yes", "no", "7", "8", "3", "5", "9", "2", "6", "4", "1", "10", "0")
-
-
-def count_tokens(text: str) -> int:
-    """A count like a tokenizer's: about four bytes of UTF-8 a token, at least one."""
-    return max(1, math.ceil(len(text.encode()) / 4))
 
 
 def rng_of(*parts: object) -> random.Random:

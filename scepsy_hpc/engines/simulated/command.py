@@ -26,6 +26,7 @@ _OPTIONS: dict[str, str | None] = {
     "max_model_len": "--max-model-len",
     "output_tokens_mean": "--output-tokens-mean",
     "seed": "--seed",
+    "enable_prefix_caching": "--enable-prefix-caching",
     "runner": None,
     "convert": None,
 }
@@ -53,7 +54,10 @@ def simulated_command(config: EngineConfig) -> list[str]:
         line += ["--max-num-queued-reqs", str(config.max_queued)]
     for key, value in config.engine_args.items():
         option = _OPTIONS[key]
-        if option is not None:
+        if isinstance(value, bool):
+            if option is not None:
+                line.append(option if value else option.replace("--", "--no-", 1))
+        elif option is not None:
             # With "=", a value that begins with a dash cannot be taken for an option.
             line.append(f"{option}={value}")
     return line
@@ -106,6 +110,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive_float,
         default=200.0,
         help="mean length of an answer whose length the caller leaves open",
+    )
+    add(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep what was computed for prompts that begin alike",
     )
     add("--seed", type=int, default=0, help="of lengths and words")
     add("--api-key-env", default=API_KEY_VARIABLE, help="variable that holds the API key, if any")

@@ -59,12 +59,13 @@ class Metrics:
 
         self.running = gauge("num_requests_running", "Sequences in the batch.")
         self.waiting = gauge("num_requests_waiting", "Sequences that wait for a seat.")
-        self.kv_usage = gauge("kv_cache_usage_perc", "KV cache set aside, 1 is all.")
-        self.preemptions = counter("num_preemptions", "Always 0: room is set aside.")
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens computed.")
+        self.kv_usage = gauge("kv_cache_usage_perc", "KV cache in use, 1 is all.")
+        self.preemptions = counter("num_preemptions", "Sequences sent back to the queue.")
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens, cached ones included.")
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
-        self.cached_tokens = counter("prompt_tokens_cached", "Always 0: no prefix cache.")
-        self.prefix_hits = counter("prefix_cache_hits", "Always 0: no prefix cache.")
+        self.cached_tokens = counter("prompt_tokens_cached", "Prompt tokens found in the cache.")
+        self.prefix_queries = counter("prefix_cache_queries", "Tokens looked up in the cache.")
+        self.prefix_hits = counter("prefix_cache_hits", "Tokens found in the cache.")
         self.ttft = histogram("time_to_first_token_seconds", "TTFT.")
         self.inter_token = histogram("inter_token_latency_seconds", "Mean of each call.")
         self.e2e = histogram("e2e_request_latency_seconds", "From arrival to last token.")
@@ -78,6 +79,10 @@ class Metrics:
         assert joined_s is not None
         self.prompt_tokens.inc(sequence.prompt_tokens)
         self.generation_tokens.inc(sequence.output_tokens)
+        self.cached_tokens.inc(sequence.cached_tokens or 0)
+        if sequence.chain:
+            self.prefix_queries.inc(sequence.prompt_tokens)
+            self.prefix_hits.inc(sequence.cached_tokens or 0)
         self.ttft.observe(first_s - sequence.arrived_s)
         self.e2e.observe(end_s - sequence.arrived_s)
         self.queue_time.observe(joined_s - sequence.arrived_s)
@@ -96,6 +101,7 @@ class EngineLoop:
         self._max_queued = settings.max_queued
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._num_preempted = 0
         self._tickets: dict[int, Ticket] = {}
         self._streams: dict[int, Ticket] = {}
 
@@ -141,6 +147,8 @@ class EngineLoop:
         """The metrics page."""
         self._catch_up()
         self._set_timer()
+        self.metrics.preemptions.inc(self.batch.num_preemptions - self._num_preempted)
+        self._num_preempted = self.batch.num_preemptions
         self.metrics.running.set(self.batch.num_running)
         self.metrics.waiting.set(len(self.batch.waiting))
         self.metrics.kv_usage.set(self.batch.kv_usage)

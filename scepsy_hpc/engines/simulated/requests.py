@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from scepsy_hpc.engines.simulated.answers import count_tokens, draw_length, rng_of, words
+from scepsy_hpc.engines.simulated.answers import draw_length, rng_of, words
 from scepsy_hpc.engines.simulated.batching import Sequence
 from scepsy_hpc.engines.simulated.settings import Settings
+from scepsy_hpc.engines.simulated.tokens import (
+    Prompt,
+    chain_of,
+    chat_prompt,
+    ids_prompt,
+    text_prompt,
+)
 
 COMPLETION_MAX_TOKENS = 16
 """What the OpenAI API takes for ``max_tokens`` of a plain completion."""
 
-MESSAGE_TOKENS = 4
 MAX_CHOICES = 128
 
 
@@ -41,13 +47,19 @@ class DrawnChoice:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A checked chat or completion request."""
+    """A checked chat or completion request; ``choices`` are ``num_choices`` for each prompt."""
 
     model: str
     prompt_tokens: int
     choices: tuple[DrawnChoice, ...]
+    num_choices: int
     stream: bool
     include_usage: bool
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens found in the prefix cache; of several choices the first one looks."""
+        return sum(c.sequence.cached_tokens or 0 for c in self.choices[:: self.num_choices])
 
 
 def check_model(body: Any, settings: Settings) -> str:
@@ -82,8 +94,9 @@ def parse_generation(body: Any, settings: Settings, chat: bool) -> Generation:
         raise bad("stream_options must be an object", "stream_options")
     return Generation(
         model=model,
-        prompt_tokens=sum(tokens for _, tokens in prompts),
+        prompt_tokens=sum(prompt.num_tokens for prompt in prompts),
         choices=choices,
+        num_choices=num_choices,
         stream=bool(body.get("stream", False)),
         include_usage=bool(stream_options.get("include_usage", False)),
     )
@@ -93,17 +106,17 @@ def _choice(
     body: dict[str, Any],
     settings: Settings,
     choice_index: int,
-    prompt: tuple[str, int],
+    prompt: Prompt,
     limit: int | None,
 ) -> DrawnChoice:
-    text, tokens = prompt
+    tokens = prompt.num_tokens
     room = settings.max_model_len - tokens
     if room < 1 or (limit or 0) > room:
         raise bad(
             f"This model's maximum context length is {settings.max_model_len} tokens; the prompt "
             f"has {tokens} and {limit or 1} are asked for."
         )
-    rng = rng_of(settings.seed, settings.model_name, text, body.get("seed"), choice_index)
+    rng = rng_of(settings.seed, settings.model_name, prompt.text, body.get("seed"), choice_index)
     allowed = limit or room
     low = min(_number(body, "min_tokens", lowest=0) or 1, allowed)
     if body.get("ignore_eos"):
@@ -112,20 +125,19 @@ def _choice(
         length, cut = draw_length(rng, settings.output_tokens_mean, low, allowed)
     pieces = tuple(words(rng, length, allowed))
     reason = "length" if cut or length == limit else "stop"
-    return DrawnChoice(Sequence(tokens, length), pieces, reason)
+    chain = chain_of(prompt, "".join(pieces)) if settings.prefix_caching else ()
+    return DrawnChoice(Sequence(tokens, length, chain), pieces, reason)
 
 
-def _chat_prompt(messages: Any) -> tuple[str, int]:
-    """Text and tokens of a conversation."""
+def _chat_prompt(messages: Any) -> Prompt:
     if not isinstance(messages, list) or not messages:
         raise bad("messages must be a list of at least one message", "messages")
-    texts = []
+    said = []
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise bad(f"messages[{i}] must be an object with a role", "messages")
-        texts.append(f"{message['role']}: {_content(message.get('content'), i)}")
-    tokens = sum(count_tokens(text) + MESSAGE_TOKENS for text in texts)
-    return "\n".join(texts), tokens
+        said.append((message["role"], _content(message.get("content"), i)))
+    return chat_prompt(said)
 
 
 def _content(content: Any, index: int) -> str:
@@ -136,21 +148,21 @@ def _content(content: Any, index: int) -> str:
     raise bad(f"messages[{index}].content must be text or a list of parts", "messages")
 
 
-def text_inputs(body: dict[str, Any], key: str) -> list[tuple[str, int]]:
-    """Texts and token counts under a key that holds a text, texts, token ids, or lists of these.
+def text_inputs(body: dict[str, Any], key: str) -> list[Prompt]:
+    """Prompts under a key that holds a text, texts, token ids, or lists of these.
 
     Raises ApiError.
     """
     value = body.get(key)
     if isinstance(value, str):
-        return [(value, count_tokens(value))]
+        return [text_prompt(value)]
     if isinstance(value, list) and value:
         if all(isinstance(item, str) for item in value):
-            return [(item, count_tokens(item)) for item in value]
+            return [text_prompt(item) for item in value]
         if all(type(item) is int for item in value):
-            return [(" ".join(map(str, value)), len(value))]
+            return [ids_prompt(value)]
         if all(isinstance(item, list) and item for item in value):
-            return [(" ".join(map(str, item)), len(item)) for item in value]
+            return [ids_prompt(item) for item in value]
     raise bad(f"{key} must be text, a list of texts, or token ids", key)
 
 

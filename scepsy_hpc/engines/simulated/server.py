@@ -25,6 +25,7 @@ from scepsy_hpc.engines.simulated.requests import (
     text_inputs,
 )
 from scepsy_hpc.engines.simulated.settings import Settings
+from scepsy_hpc.engines.simulated.tokens import Prompt
 
 ENGINE_HEADER = "x-scepsy-engine"
 MAX_REQUEST_BYTES = 64 * 2**20
@@ -180,12 +181,13 @@ def _head(asked: Generation, chat: bool) -> dict[str, Any]:
     }
 
 
-def _usage(asked: Generation) -> dict[str, int]:
+def _usage(asked: Generation) -> dict[str, Any]:
     generated = sum(choice.sequence.output_tokens for choice in asked.choices)
     return {
         "prompt_tokens": asked.prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": asked.prompt_tokens + generated,
+        "prompt_tokens_details": {"cached_tokens": asked.cached_tokens},
     }
 
 
@@ -239,7 +241,7 @@ def _event(data: dict[str, Any]) -> bytes:
 
 
 async def _prefill(request: web.Request, token_counts: list[int]) -> None:
-    """Run prompts through the engine that generate nothing. Raises ApiError, QueueFullError."""
+    """Run prompts that generate nothing; they share no prefix. Raises ApiError, QueueFullError."""
     settings, host = request.app[SETTINGS], request.app[HOST]
     longest = max(token_counts)
     if longest >= settings.max_model_len:
@@ -264,35 +266,40 @@ async def _embeddings(request: web.Request) -> web.Response:
     size = body.get("dimensions") or EMBEDDING_SIZE
     if type(size) is not int or not 1 <= size <= 8192:
         raise bad(f"dimensions must be an integer of 1 to 8192; got {size!r}", "dimensions")
-    await _prefill(request, [tokens for _, tokens in inputs])
+    await _prefill(request, [prompt.num_tokens for prompt in inputs])
     data = [
         {
             "object": "embedding",
             "index": index,
-            "embedding": encode_vector(vector(rng_of(settings.seed, text), size), encoding),
+            "embedding": encode_vector(vector(rng_of(settings.seed, prompt.text), size), encoding),
         }
-        for index, (text, _) in enumerate(inputs)
+        for index, prompt in enumerate(inputs)
     ]
-    usage = _prompt_usage(sum(tokens for _, tokens in inputs))
+    usage = _prompt_usage(sum(prompt.num_tokens for prompt in inputs))
     return web.json_response({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def _relevance(settings: Settings, query: Prompt, document: Prompt) -> float:
+    rng = rng_of(settings.seed, query.text, document.text)
+    return relevance(query.text, document.text, rng)
 
 
 async def _rerank(request: web.Request) -> web.Response:
     body, settings = await _body(request), request.app[SETTINGS]
     model = check_model(body, settings)
-    (query, query_tokens), *more = text_inputs(body, "query")
+    query, *more = text_inputs(body, "query")
     documents = text_inputs(body, "documents")
     if more:
         raise bad("query must be one text", "query")
-    counts = [query_tokens + tokens for _, tokens in documents]
+    counts = [query.num_tokens + document.num_tokens for document in documents]
     await _prefill(request, counts)
     results = [
         {
             "index": index,
-            "document": {"text": text},
-            "relevance_score": relevance(query, text, rng_of(settings.seed, query, text)),
+            "document": {"text": document.text},
+            "relevance_score": _relevance(settings, query, document),
         }
-        for index, (text, _) in enumerate(documents)
+        for index, document in enumerate(documents)
     ]
     results.sort(key=lambda result: -float(str(result["relevance_score"])))
     top = body.get("top_n") or len(results)
@@ -310,11 +317,11 @@ async def _score(request: web.Request) -> web.Response:
         left = left * len(right)
     if len(left) != len(right):
         raise bad(f"text_1 has {len(left)} texts, text_2 {len(right)}; one or as many", "text_1")
-    counts = [a + b for (_, a), (_, b) in zip(left, right, strict=True)]
+    counts = [a.num_tokens + b.num_tokens for a, b in zip(left, right, strict=True)]
     await _prefill(request, counts)
     data = [
-        {"index": i, "object": "score", "score": relevance(a, b, rng_of(settings.seed, a, b))}
-        for i, ((a, _), (b, _)) in enumerate(zip(left, right, strict=True))
+        {"index": i, "object": "score", "score": _relevance(settings, a, b)}
+        for i, (a, b) in enumerate(zip(left, right, strict=True))
     ]
     answer = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
     usage = _prompt_usage(sum(counts))

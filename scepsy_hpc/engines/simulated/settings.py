@@ -11,6 +11,7 @@ from scepsy_hpc.bundles.library import resolve_bundle
 from scepsy_hpc.bundles.step_time import DEFAULT_NUM_SEQS, EngineModel
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle, load_bundle
+from scepsy_hpc.formats.spans import BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Settings:
     seed: int
     api_key: str | None
     timing: str
+    prefix_caching: bool = True
 
     @property
     def header(self) -> str:
@@ -58,7 +60,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         model = replace(model, max_num_batched_tokens=options.max_num_batched_tokens)
     longest = options.max_model_len
     if model.kv_tokens is not None:
-        longest = min(longest, int(model.kv_tokens))
+        longest = min(longest, int(model.kv_tokens) // BLOCK_TOKENS * BLOCK_TOKENS)
     return Settings(
         model_name=options.model,
         served_names=tuple(options.served_model_name or [options.model]),
@@ -70,6 +72,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         seed=options.seed,
         api_key=os.environ.get(options.api_key_env) or None,
         timing=timing,
+        prefix_caching=options.enable_prefix_caching,
     )
 
 

@@ -6,6 +6,10 @@ dispatcher's rule (fewest in flight, then picked longest ago) and take what the 
 makes of them. A replica with an engine model that passed its hold-out is simulated by its engine's
 steps, any other as a processor-sharing server of the curve X(k): see ``replicas``.
 
+Where spans say what a prompt repeats (``prefix_of``), an engine's prefix cache is part of its
+state, and `sticky_prefix` sends a call to the replica that has its prefix. Where they say the CPU
+seconds of the agents, these share so many cores (``host_cores``).
+
 Not simulated: the network and the dispatcher between agent and engine (a trace's gaps hold some of
 it), engines that fail, retries.
 
@@ -17,19 +21,21 @@ arrive at the same times.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, Protocol
 
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.plan import Plan, Routing
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.planning.curves.curve import Curve
 from scepsy_hpc.planning.simulation.arrivals import Arrivals, arrivals_of
 from scepsy_hpc.planning.simulation.flows import Flow, Script, aliases_of
+from scepsy_hpc.planning.simulation.host_cores import HostCores
 from scepsy_hpc.planning.simulation.hosts import Host, hosts_of
+from scepsy_hpc.planning.simulation.prefix_cache import Stretch
 from scepsy_hpc.planning.simulation.replicas import Replica
 from scepsy_hpc.planning.simulation.results import Timeline
 from scepsy_hpc.planning.simulation.run_graph import RunGraph, graph_flags, run_graphs
@@ -69,6 +75,7 @@ def simulate_timeline(
     seed: int = 0,
     engine_models: Mapping[str, EngineModel] | None = None,
     profiled_on_spans: Collection[str] = (),
+    cores: int | None = None,
 ) -> Timeline:
     """Simulate traced runs on a complete plan: what happened when (figures: ``result_of``).
 
@@ -76,7 +83,8 @@ def simulate_timeline(
     processor-sharing server. ``arrivals`` may be by workflow; open ones for all are split by the
     plan's mix of rates. ``profiled_on_spans``: deployments whose points were measured with the
     traced calls' own lengths instead of calls alike, so that their dispersion is in the curve
-    already. Raises InputError.
+    already. ``cores``: those of the agents, where waiting for them is to be simulated. Raises
+    InputError.
     """
     graphs = {name: run_graphs(spans) for name, spans in spans_by_workflow.items()}
     names = {name: aliases_of(plan, name, mine) for name, mine in graphs.items()}
@@ -90,7 +98,7 @@ def simulate_timeline(
         for name, mine in graphs.items()
     ]
     timeline = Timeline(tuple(graphs), hosts, seed)
-    simulation = Simulation(flows, hosts, timeline)
+    simulation = Simulation(flows, hosts, timeline, plan.routing, cores)
     simulation.run()
     timeline.flags = [*flags_of(graphs), *(flag for flow in flows for flag in flow.flags)]
     timeline.flags += simulation.flags()
@@ -127,19 +135,28 @@ class _Group:
         """Note that a replica's load has changed."""
         heappush(self.ranked, (self.replicas[index].in_flight, self.picked[index], index))
 
-    def pick(self) -> int:
-        """The replica that takes the next call."""
+    def pick(self, holder: int = -1, max_behind: int = 0) -> int:
+        """The replica that takes the next call; ``holder`` (-1: none) has its prefix.
+
+        The choice is that of `engines.picking.pick`.
+        """
         while True:
             in_flight, last, index = heappop(self.ranked)
             if in_flight == self.replicas[index].in_flight and last == self.picked[index]:
-                self.most_in_flight = max(self.most_in_flight, in_flight + 1)
-                return index
+                break
+        if holder >= 0 and holder != index:
+            held = self.replicas[holder].in_flight
+            if held - in_flight <= max_behind:
+                heappush(self.ranked, (in_flight, last, index))
+                in_flight, index = held, holder
+        self.most_in_flight = max(self.most_in_flight, in_flight + 1)
+        return index
 
 
 class _Run:
-    """A run under way."""
+    """A run under way; ``went_to`` are the replicas of its calls so far, where prefixes matter."""
 
-    __slots__ = ("flow", "number", "pending", "script", "start_s")
+    __slots__ = ("flow", "number", "pending", "script", "start_s", "went_to")
 
     def __init__(self, flow: int, script: Script, number: int, start_s: float) -> None:
         self.flow = flow
@@ -147,6 +164,7 @@ class _Run:
         self.number = number
         self.start_s = start_s
         self.pending = list(script.num_parents)
+        self.went_to = [-1] * len(script.sizes) if script.paths is not None else None
 
 
 class _Call(NamedTuple):
@@ -158,16 +176,26 @@ class _Call(NamedTuple):
     start_s: float
 
 
-_ARRIVE, _READY, _END, _REPLICA, _LEAVE = range(5)
+_ARRIVE, _READY, _END, _REPLICA, _LEAVE, _COMPUTE, _CORES = range(7)
 
 
 class Simulation:
     """The event loop."""
 
     def __init__(
-        self, flows: Sequence[Flow], hosts: Mapping[str, Host], recorder: Recorder
+        self,
+        flows: Sequence[Flow],
+        hosts: Mapping[str, Host],
+        recorder: Recorder,
+        routing: Routing | None = None,
+        cores: int | None = None,
     ) -> None:
-        """Idle replicas, and flows that have not begun."""
+        """Idle replicas, and flows that have not begun; ``cores`` of the agents, if limited."""
+        self.sticky = -1  # least in flight
+        if routing is not None and routing.rule == "sticky_prefix":
+            self.sticky = routing.max_behind
+        self.cores = HostCores(cores) if cores is not None else None
+        self.cores_version = 0
         self.flows = flows
         self.hosts = hosts
         self.recorder = recorder
@@ -187,13 +215,21 @@ class Simulation:
         self.now_s = 0.0
         self.most_calls: float = math.inf
         self._has_begun = False
+        self.handlers: tuple[Callable[[float, Any, int], None], ...] = (
+            self._on_arrival,
+            self._start,
+            self._end_node,
+            self._advance,
+            self._leave,
+            self._compute,
+            self._advance_cores,
+        )
 
     def run(self) -> None:
         """Until the last run has ended, the recorder is done, or ``most_calls`` were sent."""
         if not self._has_begun:
             self._begin()
-        handlers = (self._on_arrival, self._start, self._end_node, self._advance, self._leave)
-        events, recorder = self.events, self.recorder
+        handlers, events, recorder = self.handlers, self.events, self.recorder
         while events and not recorder.is_done and self.num_calls < self.most_calls:
             now_s, _, kind, one, other = heappop(events)
             self.now_s = now_s
@@ -242,15 +278,48 @@ class Simulation:
         script = run.script
         if node == len(script.gaps_s):
             if script.tail_s > 0.0 or self.flows[run.flow].times_s is None:
-                self._push(now_s + script.tail_s, _LEAVE, run, 0)
+                self._think(now_s, script.tail_s, _LEAVE, run, node)
             else:
                 self._leave(now_s, run, 0)
         elif script.deployments[node] < 0:
-            self._push(now_s + script.gaps_s[node] + script.fixed_s[node], _END, run, node)
+            self._think(now_s, script.gaps_s[node] + script.fixed_s[node], _END, run, node)
         elif script.gaps_s[node] > 0.0:
-            self._push(now_s + script.gaps_s[node], _READY, run, node)
+            self._think(now_s, script.gaps_s[node], _READY, run, node)
         else:
             self._start(now_s, run, node)
+
+    def _think(self, now_s: float, length_s: float, kind: int, run: _Run, node: int) -> None:
+        """Think or tool time: what of it is CPU time comes last, and may wait for cores."""
+        part = run.script.cpu_part
+        if self.cores is None or part <= 0.0 or length_s <= 0.0:
+            self._push(now_s + length_s, kind, run, node)
+            return
+        waits_s = length_s * (1.0 - part)
+        if waits_s > 0.0:
+            self._push(now_s + waits_s, _COMPUTE, (kind, run, length_s * part, 1.0), node)
+        else:
+            self._compute(now_s, (kind, run, length_s, part), node)
+
+    def _compute(self, now_s: float, what: tuple[int, _Run, float, float], node: int) -> None:
+        """The CPU part of a think time: seconds on so many cores."""
+        assert self.cores is not None
+        kind, run, length_s, width = what
+        self.cores.add((kind, run, node), length_s, width, now_s)
+        self._schedule_cores()
+
+    def _schedule_cores(self) -> None:
+        assert self.cores is not None
+        self.cores_version += 1
+        if self.cores.end_s < math.inf:
+            self._push(self.cores.end_s, _CORES, None, self.cores_version)
+
+    def _advance_cores(self, now_s: float, _: Any, version: int) -> None:
+        if version != self.cores_version:
+            return
+        assert self.cores is not None
+        kind, run, node = self.cores.pop()
+        self._schedule_cores()
+        self.handlers[kind](now_s, run, node)
 
     def _start(self, now_s: float, run: _Run, node: int) -> None:
         """Send a call to a replica."""
@@ -258,12 +327,23 @@ class Simulation:
         deployment, size = script.deployments[node], script.sizes[node]
         assert size is not None
         group = self.groups[deployment]
-        index = group.pick()
+        paths = script.paths
+        path: tuple[Stretch, ...] = ()
+        if paths is None:
+            index = group.pick()
+        else:
+            assert run.went_to is not None
+            path, holder = paths[node], -1
+            if self.sticky >= 0 and script.holders[node] >= 0:
+                holder = run.went_to[script.holders[node]]
+            index = group.pick(holder, self.sticky)
+            run.went_to[node] = index
         self.num_calls += 1
         group.picked[index] = self.num_calls
         replica = group.first + index
         name = self.recorder.start_call(run.number, deployment, replica, now_s)
-        group.replicas[index].add(_Call(run, node, name, now_s), size, now_s)
+        server = group.replicas[index]
+        server.add(_Call(run, node, name, now_s), size, now_s, run.number, path)
         group.rank(index)
         self._schedule(replica)
 

@@ -13,6 +13,7 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open, Timed
 from scepsy_hpc.planning.simulation.hosts import Host
+from scepsy_hpc.planning.simulation.prefix_cache import Stretch, paths_of
 from scepsy_hpc.planning.simulation.replicas import Size
 from scepsy_hpc.planning.simulation.run_graph import RunGraph
 
@@ -42,6 +43,8 @@ class Script:
     """A run graph as the event loop wants it. Index ``len(gaps_s)`` stands for the run's end.
 
     ``sizes`` is None where a node takes a fixed time, ``deployments`` (their index) is -1 there.
+    ``paths`` are the calls' blocks among the run's, where a prompt repeats another's, and
+    ``holders`` the nodes they repeat (-1: none). ``cpu_part`` of think and tool times is CPU time.
     """
 
     gaps_s: tuple[float, ...]
@@ -53,6 +56,9 @@ class Script:
     first: tuple[int, ...]
     tail_s: float
     is_ok: bool
+    paths: tuple[tuple[Stretch, ...], ...] | None = None
+    holders: tuple[int, ...] = ()
+    cpu_part: float = 0.0
 
     @classmethod
     def of(cls, graph: RunGraph, names: Mapping[str, str], hosts: Mapping[str, Host]) -> Script:
@@ -64,7 +70,11 @@ class Script:
                 children[parent].append(child)
         called = [names[n.llm] if n.llm is not None else None for n in graph.nodes]
         pairs = list(zip(graph.nodes, called, strict=True))
+        prefixes = _prefixes(graph, called, hosts)
+        shares = any(prefix is not None for prefix in prefixes)
         sizes = tuple(None if name is None else hosts[name].size(n) for n, name in pairs)
+        if shares:
+            sizes = _found_anyway(sizes, prefixes)
         index = {name: i for i, name in enumerate(hosts)}
         return cls(
             gaps_s=tuple(node.gap_s for node in graph.nodes),
@@ -76,7 +86,60 @@ class Script:
             first=tuple(i for i in range(end + 1) if not parents[i]),
             tail_s=graph.tail_s,
             is_ok=graph.is_ok,
+            paths=_paths(sizes, prefixes) if shares else None,
+            holders=tuple(-1 if prefix is None else prefix[0] for prefix in prefixes),
+            cpu_part=_cpu_part(graph),
         )
+
+
+def _prefixes(
+    graph: RunGraph, called: Sequence[str | None], hosts: Mapping[str, Host]
+) -> list[tuple[int, int] | None]:
+    """What each node's prompt repeats, where both go to one deployment that has a prefix cache."""
+    found: list[tuple[int, int] | None] = []
+    for node, name in zip(graph.nodes, called, strict=True):
+        prefix = node.prefix_of
+        if prefix is None or name is None or called[prefix[0]] != name:
+            found.append(None)
+        else:
+            found.append(prefix if hosts[name].engine is not None else None)
+    return found
+
+
+def _found_anyway(
+    sizes: Sequence[Size | None], prefixes: Sequence[tuple[int, int] | None]
+) -> tuple[Size | None, ...]:
+    """Sizes with only those traced hits that do not depend on what the replica did before.
+
+    A call that repeats no other and had hits found what all runs share; whoever goes on from it
+    finds that too.
+    """
+    found: list[Size | None] = []
+    for size, prefix in zip(sizes, prefixes, strict=True):
+        if size is not None and prefix is not None:
+            before = found[prefix[0]]
+            assert before is not None
+            shared = min(before.input_tokens - before.prefill_tokens, prefix[1])
+            size = size._replace(prefill_tokens=max(size.input_tokens - shared, 1))
+        found.append(size)
+    return tuple(found)
+
+
+def _paths(
+    sizes: Sequence[Size | None], prefixes: Sequence[tuple[int, int] | None]
+) -> tuple[tuple[Stretch, ...], ...]:
+    tokens = [0 if size is None else size.input_tokens + size.output_tokens for size in sizes]
+    return tuple(paths_of(prefixes, tokens))
+
+
+def _cpu_part(graph: RunGraph) -> float:
+    """CPU seconds by second of think and tool time; 0 where unknown."""
+    if not graph.cpu_s:
+        return 0.0
+    gaps_s = graph.tail_s + sum(
+        node.gap_s + (node.traced_s if node.llm is None else 0.0) for node in graph.nodes
+    )
+    return graph.cpu_s / gaps_s if gaps_s > 0.0 else 0.0
 
 
 @dataclass(slots=True)

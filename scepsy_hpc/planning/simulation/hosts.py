@@ -11,15 +11,11 @@ import numpy as np
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.spans import BLOCK_TOKENS
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.pipeline.of_plan import num_replicas
-from scepsy_hpc.planning.simulation.replicas import (
-    ContinuousBatching,
-    Engine,
-    ProcessorSharing,
-    Replica,
-    Size,
-)
+from scepsy_hpc.planning.simulation.continuous import ContinuousBatching, Engine
+from scepsy_hpc.planning.simulation.replicas import ProcessorSharing, Replica, Size
 from scepsy_hpc.planning.simulation.run_graph import RunGraph, RunNode
 
 _MOST_TURNS = 128
@@ -112,7 +108,7 @@ def engine_on(model: EngineModel, curve: Curve, sizes: Sequence[Size]) -> Engine
     kv_tokens = model.kv_tokens
     if kv_tokens is not None:
         # What was measured has fitted.
-        tokens = curve.tokens.inputs + curve.tokens.outputs
+        tokens = curve.tokens.inputs + curve.tokens.outputs + BLOCK_TOKENS
         kv_tokens = max(kv_tokens, curve.server.concurrency[-1] * tokens)
     plain = Engine(replace(model, kv_tokens=kv_tokens))
     known: list[tuple[int, float]] = []

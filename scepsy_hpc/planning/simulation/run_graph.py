@@ -23,7 +23,8 @@ class RunNode:
 
     ``llm`` is None for what takes a fixed time: a tool, or a call that failed without using
     tokens. ``parents`` index the run's nodes; the call starts ``gap_s`` after the last of them
-    ended (after the run's start where there are none) and took ``traced_s``.
+    ended (after the run's start where there are none) and took ``traced_s``. ``prefix_of``: the
+    earlier node whose prompt and answer its prompt begins like, and for how many tokens.
     """
 
     span_id: str
@@ -34,6 +35,7 @@ class RunNode:
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    prefix_of: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class RunGraph:
     """One run; ``nodes`` stand in an order in which parents come first.
 
     The run ends ``tail_s`` after the last of ``end_parents`` (after its start where there are
-    none). ``inferred``: at least one span did not say its parents.
+    none). ``inferred``: at least one span did not say its parents. ``cpu_s``: CPU seconds of its
+    agent.
     """
 
     run_id: str
@@ -51,6 +54,7 @@ class RunGraph:
     traced_s: float
     is_ok: bool
     inferred: bool
+    cpu_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -103,7 +107,7 @@ def _run_graph(run_id: str, spans: Sequence[Span]) -> RunGraph:
     nodes = []
     for piece, parents in zip(order.pieces, edges, strict=True):
         ready_s = max((order.pieces[p].span.end_s for p in parents), default=start_s)
-        nodes.append(_node(piece, parents, max(piece.start_s - ready_s, 0.0)))
+        nodes.append(_node(order, piece, parents, max(piece.start_s - ready_s, 0.0)))
     # The run's end waits for what nothing else waits for, less what was left running behind it.
     ended = [i for i, piece in enumerate(order.pieces) if piece.span.end_s <= end_s]
     waited_for = {parent for i in ended for parent in edges[i]}
@@ -117,6 +121,7 @@ def _run_graph(run_id: str, spans: Sequence[Span]) -> RunGraph:
         traced_s=end_s - start_s,
         is_ok=all(root.status == "ok" for root in roots),
         inferred=any(call.parents is None for call in calls),
+        cpu_s=roots[0].cpu_s if roots else None,
     )
 
 
@@ -229,7 +234,7 @@ def _pieces(calls: Sequence[Span]) -> list[_Piece]:
     return sorted(found, key=lambda piece: piece.start)
 
 
-def _node(piece: _Piece, parents: tuple[int, ...], gap_s: float) -> RunNode:
+def _node(order: _Order, piece: _Piece, parents: tuple[int, ...], gap_s: float) -> RunNode:
     span = piece.span
     duration_s = span.end_s - piece.start_s
     used = span.kind == "llm" and (span.status == "ok" or (span.output_tokens or 0) > 0)
@@ -244,4 +249,16 @@ def _node(piece: _Piece, parents: tuple[int, ...], gap_s: float) -> RunNode:
         input_tokens=span.input_tokens,
         output_tokens=span.output_tokens,
         cached_tokens=span.cached_tokens,
+        prefix_of=_prefix_of(order, piece),
     )
+
+
+def _prefix_of(order: _Order, piece: _Piece) -> tuple[int, int] | None:
+    """The earlier call, by its index, and tokens; None where it is not in the run."""
+    prefix = piece.span.prefix_of
+    if prefix is None:
+        return None
+    index = order.by_id.get(prefix.span_id)
+    if index is None or order.pieces[index].start >= piece.start:
+        return None
+    return index, prefix.tokens

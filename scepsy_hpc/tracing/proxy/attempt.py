@@ -7,12 +7,18 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 
 from scepsy_hpc.metrics import ttft_s
 from scepsy_hpc.tracing.clock import now_s
+from scepsy_hpc.tracing.proxy.conversation import (
+    MOST_STREAM_BYTES,
+    answer_in_stream,
+    answer_of,
+)
 from scepsy_hpc.tracing.proxy.messages import Call, error_body, error_response, forwarded
 from scepsy_hpc.tracing.proxy.router import CallOutcome, CallTarget, reason_of
 from scepsy_hpc.tracing.proxy.usage import StreamReader, Usage, usage_of
@@ -24,9 +30,13 @@ class ClientGone(Exception):
 
 @dataclass(slots=True)
 class Attempt:
-    """What is known so far; a cancelled handler leaves it as `cancelled`."""
+    """What is known so far; a cancelled handler leaves it as `cancelled`.
+
+    ``said``: the answer, as a later prompt would repeat it; empty where that cannot be told.
+    """
 
     start_s: float
+    span_id: str
     end_s: float = 0.0
     target: CallTarget | None = None
     status: str = "cancelled"
@@ -37,6 +47,7 @@ class Attempt:
     ttft_s: float | None = None
     answer: web.Response | None = None
     response: web.StreamResponse | None = None
+    said: bytes = b""
 
     @property
     def may_retry(self) -> bool:
@@ -112,7 +123,9 @@ class Upstream:
             status = "overloaded" if answer.status == 503 else f"error_{answer.status}"
             attempt.fail(status, f"HTTP {answer.status} {answer.reason or ''}".strip())
             return
-        attempt.usage = _usage_in(body, answer.content_type) or attempt.usage
+        found = _json(body) if answer.content_type.endswith("json") else None
+        attempt.usage = usage_of(found) or attempt.usage
+        attempt.said = answer_of(self._call.path, found)
         attempt.response = attempt.answer
         with _client_there():
             await attempt.response.prepare(self._request)
@@ -122,6 +135,7 @@ class Upstream:
     async def _stream(self, attempt: Attempt, answer: aiohttp.ClientResponse) -> None:
         reader = StreamReader(drop_usage=self._call.adds_usage)
         first_token_seen = False
+        kept, num_kept = [], 0
         async for chunk in answer.content.iter_any():
             passed = reader.feed(chunk)
             # Where no token decodes to text the first event stands for the first token.
@@ -129,6 +143,9 @@ class Upstream:
                 attempt.ttft_s = ttft_s(attempt.start_s, now_s())
                 first_token_seen = reader.has_token
             attempt.usage = reader.usage or attempt.usage
+            num_kept += len(chunk)
+            if num_kept <= MOST_STREAM_BYTES:
+                kept.append(chunk)
             if passed:
                 await self._write(attempt, answer, passed)
         rest = reader.close()
@@ -141,6 +158,8 @@ class Upstream:
             attempt.fail("broken_off", "the stream ended without an event")
         else:
             attempt.status = "ok"
+            if num_kept <= MOST_STREAM_BYTES:
+                attempt.said = answer_in_stream(self._call.path, self._call.body, b"".join(kept))
         await self._end(attempt)
 
     async def _write(self, attempt: Attempt, answer: aiohttp.ClientResponse, data: bytes) -> None:
@@ -180,11 +199,9 @@ def _client_there() -> Iterator[None]:
         raise ClientGone from None
 
 
-def _usage_in(body: bytes, content_type: str) -> Usage | None:
-    if not content_type.endswith("json"):
-        return None
+def _json(body: bytes) -> Any:
     try:
-        return usage_of(json.loads(body))
+        return json.loads(body)
     except ValueError:
         return None
 

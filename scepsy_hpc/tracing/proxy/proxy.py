@@ -20,7 +20,9 @@ from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.tracing.clock import now_s
 from scepsy_hpc.tracing.proxy import messages
 from scepsy_hpc.tracing.proxy.attempt import Attempt, ClientGone, Upstream
+from scepsy_hpc.tracing.proxy.conversation import prompt_of
 from scepsy_hpc.tracing.proxy.messages import Call
+from scepsy_hpc.tracing.proxy.prefixes import Prompts, Repeat
 from scepsy_hpc.tracing.proxy.router import Refused, Router
 
 MAX_BODY_BYTES = 1 << 30
@@ -57,6 +59,7 @@ class RecordingProxy:
         self._api_key, self._workflow_of = api_key, workflow_of
         self._span_prefix = uuid.uuid4().hex[:8]
         self._num_spans = itertools.count(1)
+        self._prompts = Prompts()
         self._runner: web.AppRunner | None = None
         self._session: aiohttp.ClientSession | None = None
         self.host, self.port = "127.0.0.1", 0
@@ -134,11 +137,16 @@ class RecordingProxy:
         assert self._session is not None
         upstream = Upstream(self._session, request, call)
         start_s, avoid = received_s, frozenset[str]()
+        prompt = prompt_of(call.path, call.body)
         for number in itertools.count(1):
-            attempt = Attempt(start_s=start_s)
+            attempt = Attempt(start_s, f"{self._span_prefix}-{next(self._num_spans)}")
+            repeat = self._prompts.look_up(call.run_id, call.alias, prompt, attempt.span_id)
             delay_s = None
             try:
-                attempt.target = await self._router.pick(call.alias, call.run_id, avoid)
+                attempt.target = await self._router.pick(
+                    call.alias, call.run_id, avoid, repeat.holder
+                )
+                repeat.mine.host = attempt.target.name
                 await upstream.send(attempt, attempt.target)
             except Refused as refused:
                 attempt.fail(f"error_{refused.http_status}", refused.message, refused.http_status)
@@ -146,7 +154,7 @@ class RecordingProxy:
             except ClientGone:
                 attempt.status = "cancelled"
             finally:
-                delay_s = self._settle(call, attempt, number)
+                delay_s = self._settle(call, attempt, repeat, number)
             if delay_s is None:
                 return attempt.response or attempt.failure(call.alias)
             if attempt.target is not None:
@@ -155,21 +163,25 @@ class RecordingProxy:
             await asyncio.sleep(delay_s)
         raise AssertionError("unreachable")
 
-    def _settle(self, call: Call, attempt: Attempt, number: int) -> float | None:
+    def _settle(self, call: Call, attempt: Attempt, repeat: Repeat, number: int) -> float | None:
         """Release, ask for a retry, record the span. Runs also when the client went away."""
+        if attempt.status == "ok":
+            self._prompts.add_answer(call.run_id, call.alias, repeat, attempt.said)
+        else:
+            self._prompts.forget(call.run_id, call.alias, repeat)
         attempt.end_s = now_s()
         outcome, delay_s = attempt.outcome(), None
         if attempt.target is not None:
             self._router.release(attempt.target, outcome)
             if attempt.may_retry:
                 delay_s = self._router.retry(outcome, number)
-        self._record(self._span(call, attempt, retried=delay_s is not None))
+        self._record(self._span(call, attempt, repeat, retried=delay_s is not None))
         return delay_s
 
-    def _span(self, call: Call, attempt: Attempt, retried: bool) -> Span:
+    def _span(self, call: Call, attempt: Attempt, repeat: Repeat, retried: bool) -> Span:
         return Span(
             run_id=call.run_id,
-            span_id=f"{self._span_prefix}-{next(self._num_spans)}",
+            span_id=attempt.span_id,
             kind="llm",
             start_s=attempt.start_s,
             end_s=attempt.end_s,
@@ -182,6 +194,7 @@ class RecordingProxy:
             output_tokens=attempt.usage.output_tokens,
             cached_tokens=attempt.usage.cached_tokens,
             ttft_s=attempt.ttft_s,
+            prefix_of=repeat.prefix(attempt.usage.input_tokens),
         )
 
 

@@ -68,10 +68,13 @@ class Router(Protocol):
         """Model names that calls of this run may ask for."""
         ...
 
-    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> CallTarget:
+    async def pick(
+        self, alias: str, run_id: str, avoid: frozenset[str], holder: str | None
+    ) -> CallTarget:
         """An endpoint for one attempt; may wait for one. Raises Refused.
 
-        ``avoid`` holds the names of targets on which this very call failed before.
+        ``avoid`` holds the names of targets on which this very call failed before; ``holder`` is
+        the name of the one that took the call whose prompt this one continues, if any.
         """
         ...
 
@@ -99,7 +102,9 @@ class FixedRouter:
         """Every alias, for any run."""
         return list(self._targets)
 
-    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> CallTarget:
+    async def pick(
+        self, alias: str, run_id: str, avoid: frozenset[str], holder: str | None
+    ) -> CallTarget:
         """The alias's endpoint. Raises Refused for an unknown alias."""
         if alias not in self._targets:
             raise unknown_alias(alias, self.aliases(run_id))

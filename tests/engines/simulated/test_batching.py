@@ -25,7 +25,7 @@ def test_a_lone_sequence_takes_one_step_a_token() -> None:
     batch.add(sequence, 5.0)
     _run(batch)
     assert (sequence.first_token_s, sequence.finished_s) == (6.0, 8.0)
-    assert (batch.num_running, batch.kv_used, batch.step_end_s) == (0, 0, None)
+    assert (batch.num_running, batch.blocks.num_used, batch.step_end_s) == (0, 0, None)
 
 
 def test_a_newcomer_joins_at_the_next_step() -> None:
@@ -91,17 +91,19 @@ def test_seats_limit_the_batch() -> None:
 
 
 def test_the_cache_limits_the_batch() -> None:
-    """A cache of 25 tokens holds two sequences of 12; a larger one never fits."""
-    batch = RunningBatch(replace(UNIT, kv_tokens=25.0))
-    first, second, third = (Sequence(10, 2) for _ in range(3))
+    """Four blocks hold two prompts of 17 tokens at a time; what needs five never fits."""
+    batch = RunningBatch(replace(UNIT, kv_tokens=70.0))
+    first, second, third = (Sequence(17, 2) for _ in range(3))
     for sequence in (first, second, third):
         batch.add(sequence, 0.0)
     batch.advance(1.0)
-    assert batch.kv_usage == pytest.approx(24 / 25)
+    assert batch.kv_usage == 4 / 4
     assert third.joined_s is None
     _run(batch)
     assert third.joined_s == first.finished_s
-    assert not batch.fits(Sequence(20, 6))
+    assert batch.num_preemptions == 0
+    assert batch.fits(Sequence(32, 32))
+    assert not batch.fits(Sequence(33, 32))
 
 
 def test_an_aborted_sequence_frees_its_place() -> None:
@@ -119,7 +121,7 @@ def test_an_aborted_sequence_frees_its_place() -> None:
     assert kept.finished_s == 7.0
     assert decoding.finished_s is None
     assert queued.joined_s is None
-    assert (batch.num_running, batch.kv_used, batch._context) == (0, 0, 0)
+    assert (batch.num_running, batch.blocks.num_used, batch._context) == (0, 0, 0)
 
 
 def test_aborting_a_prompt_in_prefill() -> None:
@@ -132,7 +134,7 @@ def test_aborting_a_prompt_in_prefill() -> None:
     batch.abort(given_up)
     _run(batch)
     assert kept.finished_s == 3.0
-    assert batch.kv_used == 0
+    assert batch.blocks.num_used == 0
 
 
 def test_waking_rarely_or_often_gives_the_same_timeline() -> None:

@@ -162,6 +162,48 @@ def test_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:
     assert not any(reasons[:-1])
 
 
+def test_a_conversation_that_goes_on_is_cached_and_usage_says_so(
+    client: openai.OpenAI, url: str
+) -> None:
+    """The second turn finds the first with its answer: all but what is new and the last block."""
+    question = {"role": "user", "content": "Of rivers and of their sources in the hills. " * 20}
+    first: Any = client.chat.completions.create(
+        model="writer", messages=[question], max_tokens=40, extra_body={"ignore_eos": True}
+    )
+    said = {"role": "assistant", "content": first.choices[0].message.content}
+    before = _metric(url, "vllm:prefix_cache_hits_total")
+    queried = _metric(url, "vllm:prefix_cache_queries_total")
+    chunks: Any = client.chat.completions.create(
+        model="writer",
+        messages=[question, said, {"role": "user", "content": "And then?"}],
+        max_tokens=5,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    usage = next(chunk.usage for chunk in chunks if chunk.usage is not None)
+    cached = usage.prompt_tokens_details.cached_tokens
+    assert first.usage.prompt_tokens_details.cached_tokens == 0
+    known = first.usage.prompt_tokens + first.usage.completion_tokens - 1
+    assert known - 16 < cached <= known
+    assert cached % 16 == 0
+    assert _metric(url, "vllm:prefix_cache_hits_total") == before + cached
+    assert _metric(url, "vllm:prompt_tokens_cached_total") >= cached
+    assert _metric(url, "vllm:prefix_cache_queries_total") == queried + usage.prompt_tokens
+
+
+def test_a_completion_shares_its_beginning(client: openai.OpenAI) -> None:
+    """Texts that begin alike share full blocks; several answers to one prompt count it once."""
+    begin = "Rivers begin in the hills, and some of them end in other rivers. " * 10
+    texts = [begin + end for end in ("Which?", "Why do they?")]
+    answers = [client.completions.create(model="judge", prompt=t, max_tokens=1) for t in texts]
+    details: Any = [answer.usage for answer in answers]
+    assert details[0].prompt_tokens_details.cached_tokens == 0
+    assert details[1].prompt_tokens_details.cached_tokens == len(begin) // 64 * 16
+    several: Any = client.completions.create(model="judge", prompt=texts[0], max_tokens=1, n=3)
+    whole = (several.usage.prompt_tokens - 1) // 16 * 16
+    assert several.usage.prompt_tokens_details.cached_tokens == whole
+
+
 def test_usage_is_not_streamed_unasked(client: openai.OpenAI) -> None:
     """Without include_usage no chunk carries usage."""
     assert all(c.usage is None for c in _ask(client, max_tokens=5, stream=True))
@@ -241,6 +283,7 @@ def test_metrics_have_vllm_names(client: openai.OpenAI, url: str) -> None:
         "num_preemptions",
         "prompt_tokens",
         "prompt_tokens_cached",
+        "prefix_cache_queries",
         "prefix_cache_hits",
         "time_to_first_token_seconds",
         "inter_token_latency_seconds",
@@ -357,6 +400,20 @@ def test_command_is_pure_and_strict() -> None:
         simulated_command(replace(config, engine_args={"timing_bundle": TIMING, "max_seqs": 3}))
     with pytest.raises(InputError, match="timing_bundle is missing"):
         simulated_command(replace(config, engine_args={}))
+
+
+def test_prefix_caching_can_be_turned_off() -> None:
+    """engine_args say so as vLLM takes it; then no prompt has blocks to share."""
+    arguments = {"timing_bundle": TIMING, "enable_prefix_caching": False}
+    line = simulated_command(_config(9000, engine_args=arguments))
+    assert "--no-enable-prefix-caching" in line
+    arguments["enable_prefix_caching"] = True
+    assert "--enable-prefix-caching" in simulated_command(_config(9000, engine_args=arguments))
+    body = {"prompt": "word " * 100}
+    for caching, num_blocks in ((True, 7), (False, 0)):
+        settings = replace(_settings(), prefix_caching=caching)
+        asked = parse_generation(body, settings, chat=False)
+        assert min(len(asked.choices[0].sequence.chain), 7) == num_blocks
 
 
 @cache

@@ -11,12 +11,8 @@ from simulation_cases import MODEL
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.engines.simulated.batching import RunningBatch, Sequence
 from scepsy_hpc.planning.curves.queueing import Server
-from scepsy_hpc.planning.simulation.replicas import (
-    ContinuousBatching,
-    Engine,
-    ProcessorSharing,
-    Size,
-)
+from scepsy_hpc.planning.simulation.continuous import ContinuousBatching, Engine
+from scepsy_hpc.planning.simulation.replicas import ProcessorSharing, Size
 
 ONE = Size(1.0, 10, 10, 10)
 

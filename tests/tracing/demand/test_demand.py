@@ -56,7 +56,7 @@ def test_a_hand_computed_example() -> None:
     assert (reranker.num_calls, reranker.num_failed, generator.num_failed) == (2, 0, 1)
     assert (reranker.input_tokens_mean, reranker.output_tokens_mean) == (200, 2)
     assert (generator.input_tokens.num_known, generator.cached_tokens.mean) == (1, 10)
-    assert (generator.cached_tokens_mean, reranker.cached_tokens_mean) == (10, 0)
+    assert (generator.cached_tokens_mean, reranker.cached_tokens_mean) == (10, None)
     assert (generator.duration_s.mean, reranker.duration_s.mean) == (2.5, 2.0)
     assert reranker.output_tokens.max == 3
     assert (reranker.burst_sizes, reranker.fan_out) == ({2: 1}, 2.0)
@@ -127,7 +127,7 @@ def test_the_summary_is_what_a_plan_keeps() -> None:
         share_cv=pytest.approx(statistics.stdev([3 / 7, 0]) / (3 / 14)),
         input_tokens_mean=200,
         output_tokens_mean=2,
-        cached_tokens_mean=0,
+        cached_tokens_mean=None,
         fan_out=2,
     )
 
@@ -230,13 +230,31 @@ def test_repeated_prompts_are_told_not_assumed() -> None:
     spans = [first, _continued(20, 25), _continued(99, 10), _continued(7, None)]
     silent = demand_of(spans, "w")
     assert silent.llms["m"].repeated_input == pytest.approx(30 / 40)
-    assert silent.llms["m"].cached_tokens_mean == 0
+    assert silent.llms["m"].cached_tokens_mean is None
     assert silent.flags == (
         "m: 75% of its input repeats an earlier prompt (prefix_of); planned without cache hits, "
         "since no cached_tokens were recorded",
     )
     told = demand_of([first, _continued(15, 20, cached=0)], "w")
     assert (told.flags, told.llms["m"].repeated_input) == ((), 0)
+
+
+def test_what_repeats_in_blocks_is_kept_by_the_plan() -> None:
+    """Of 40 tokens that repeat a cache has 32, of 99 in an input of 33 it has 32, of 5 none."""
+    first = call("a", "m", 0.0, 1.0, input_tokens=5)
+    assert demand_of([first], "w").llms["m"].prefix_tokens_mean is None
+    spans = [first, _continued(40, 60), _continued(99, 33), _continued(5, 40)]
+    kept = demand_of(spans, "w").summary().llms["m"]
+    assert (kept.prefix_tokens_mean, kept.cached_tokens_mean) == ((0 + 32 + 32 + 0) / 4, None)
+
+
+def test_a_zero_that_an_engine_left_out_is_a_zero() -> None:
+    """One of two calls says 30: the other, with a usage, found nothing; one that failed says no
+    more than before."""
+    spans = [_continued(40, 60, cached=30), call("a", "m", 0.0, 1.0, input_tokens=60)]
+    found = demand_of([*spans, call("a", "m", 3.0, 4.0, status="error_500")], "w").llms["m"]
+    assert (found.cached_tokens_mean, found.cached_tokens.num_known) == (15.0, 2)
+    assert found.repeated_input == 0
 
 
 def plain_reference(spans: list[Span]) -> dict[str, Any]:

@@ -236,11 +236,15 @@ class TwoReplicas:
     def __init__(self, *addresses: str) -> None:
         self.targets = [CallTarget(a, "m", f"w-{i}") for i, a in enumerate(addresses)]
         self.released: list[tuple[str, str]] = []
+        self.holders: list[str | None] = []
 
     def aliases(self, run_id: str) -> list[str]:
         return ["writer"]
 
-    async def pick(self, alias: str, run_id: str, avoid: frozenset[str]) -> CallTarget:
+    async def pick(
+        self, alias: str, run_id: str, avoid: frozenset[str], holder: str | None
+    ) -> CallTarget:
+        self.holders.append(holder)
         return next(t for t in self.targets if t.name not in avoid)
 
     def release(self, target: CallTarget, outcome: CallOutcome) -> None:
@@ -397,3 +401,56 @@ def test_stream_reader_sees_an_error_inside_a_stream() -> None:
     reader = StreamReader(drop_usage=False)
     reader.feed(chunk("a") + b'data: {"error": {"message": "out of memory"}}\n\n')
     assert reader.error == "out of memory"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_turn_that_goes_on_names_the_call_before(stream: bool) -> None:
+    """`prefix_of` counts the first prompt and its answer; another run repeats nothing."""
+    question = {"role": "user", "content": "q" * 500}
+
+    async def test(engine: FakeEngine, proxy: RecordingProxy, spans: list[Span]) -> None:
+        async with client_of(proxy) as client, client_of(proxy, "r2") as other:
+            first: Any = await client.chat.completions.create(
+                model="writer", messages=[question], stream=stream
+            )
+            if stream:
+                said = "".join([c.choices[0].delta.content async for c in first if c.choices])
+            else:
+                said = first.choices[0].message.content
+            assert said == ("onetwo" if stream else "hello")
+            turn = [question, {"role": "assistant", "content": said}, question]
+            await client.chat.completions.create(model="writer", messages=turn)
+            await other.chat.completions.create(model="writer", messages=turn)
+
+    first, second, other = with_proxy(test)
+    assert (first.prefix_of, other.prefix_of) == (None, None)
+    assert second.prefix_of is not None
+    assert second.prefix_of.span_id == first.span_id
+    # 11 tokens by the engine's count; 512 of some 1030 bytes repeat, of which 506 are the question.
+    assert second.prefix_of.tokens == 11 * 512 // (
+        2 * 506 + len("\0assistant\0") + len(SAID[stream])
+    )
+
+
+SAID = {False: "hello", True: "onetwo"}
+
+
+def test_a_call_tried_again_repeats_what_came_before_it_and_not_itself() -> None:
+    """The first attempt failed: the second does not continue it, and a later call continues the
+    second; the router is told who holds the prompt."""
+    spans: list[Span] = []
+    message: Any = [{"role": "user", "content": "q" * 500}]
+
+    async def main() -> None:
+        async with FakeEngine(status=503) as bad, FakeEngine() as good:
+            router = TwoReplicas(bad.base_url, good.base_url)
+            async with RecordingProxy(router, spans.append) as proxy, client_of(proxy) as client:
+                for _ in range(2):
+                    await client.chat.completions.create(model="writer", messages=message)
+            assert router.holders == [None, None, "w-1", "w-1"]
+
+    asyncio.run(main())
+    assert [s.status for s in spans] == ["retried_overloaded", "ok"] * 2
+    assert [s.prefix_of and s.prefix_of.span_id for s in spans] == [
+        *(None, None, None, spans[1].span_id)
+    ]
