@@ -19,7 +19,9 @@ from scepsy_hpc.bundles.step_time import Experts, expert_steps, life_terms
 from scepsy_hpc.formats.points import Point
 from scepsy_hpc.metrics import Floats, Ints
 
-NUM_REWEIGHTINGS = 6
+NUM_REWEIGHTINGS, NUM_HELD_OUT = 6, 3
+"""Rounds of re-weighting, and those of a fit to what is not held out: there are many of them."""
+
 MISS_FLOOR = 0.01
 """A miss below this weighs as this much: no point is met exactly at the cost of all others."""
 
@@ -126,7 +128,9 @@ def ttft_row(
     return row if experts is None else [*row, 1.5]
 
 
-def non_negative(rows: Floats, weights: Floats, lean_to: Floats, lean: float) -> Floats:
+def non_negative(
+    rows: Floats, weights: Floats, lean_to: Floats, lean: float, rounds: int = NUM_REWEIGHTINGS
+) -> Floats:
     """Non-negative factors for which ``rows @ factors`` is nearly 1, leaning to ``lean_to``."""
     from scipy.optimize import nnls
 
@@ -135,7 +139,7 @@ def non_negative(rows: Floats, weights: Floats, lean_to: Floats, lean: float) ->
     scaled, aim = rows / scale, lean_to * scale
     effective, pull = weights.copy(), lean
     found = aim
-    for _ in range(NUM_REWEIGHTINGS):
+    for _ in range(rounds):
         gram = scaled.T @ (scaled * effective[:, None])
         gram[np.diag_indices(len(aim))] += pull + 1e-12 * np.trace(gram)
         target = scaled.T @ effective + pull * aim
@@ -174,7 +178,9 @@ class Equations:
     point: Ints
     num_points: int
 
-    def structure(self, kept: Floats, known: Proportions) -> Structure:
+    def structure(
+        self, kept: Floats, known: Proportions, rounds: int = NUM_REWEIGHTINGS
+    ) -> Structure:
         """One fit over the points with ``kept`` above 0, of all TP degrees."""
         which = np.flatnonzero(kept[self.point] > 0.0)
         rows, tp = self.rows[which], self.tp[which]
@@ -182,25 +188,27 @@ class Equations:
         aim = np.array([*known.divided, *known.serial])
         latencies = which < self.num_points
         aim /= max(float(np.median(both[latencies] @ aim)), 1e-300)
-        found = non_negative(both, self.weights[which], aim, SHARED_LEAN)
+        found = non_negative(both, self.weights[which], aim, SHARED_LEAN, rounds)
         half = rows.shape[1]
         return Structure(found[:half], found[half:])
 
-    def own(self, kept: Floats, tp_degree: int, shared: Structure) -> Floats:
+    def own(
+        self, kept: Floats, tp_degree: int, shared: Structure, rounds: int = NUM_REWEIGHTINGS
+    ) -> Floats:
         """Factors of one TP degree: of its own points, leaning to the shared structure."""
         which = np.flatnonzero((kept[self.point] > 0.0) & (self.tp == tp_degree))
         aim = shared.at(tp_degree)
         if not len(which):
             return aim
-        return non_negative(self.rows[which], self.weights[which], aim, OWN_LEAN)
+        return non_negative(self.rows[which], self.weights[which], aim, OWN_LEAN, rounds)
 
     def misses(self, kept: Floats, known: Proportions, wanted: Ints) -> Floats:
         """log(measured / predicted latency) of the wanted points, from a fit to the kept ones."""
-        shared = self.structure(kept, known)
+        shared = self.structure(kept, known, NUM_HELD_OUT)
         predicted = np.empty(len(wanted))
         for tp_degree in np.unique(self.tp[wanted]):
             here = self.tp[wanted] == tp_degree
-            factors = self.own(kept, int(tp_degree), shared)
+            factors = self.own(kept, int(tp_degree), shared, NUM_HELD_OUT)
             predicted[here] = self.rows[wanted[here]] @ factors
         return -np.log(np.maximum(predicted, 1e-9))
 

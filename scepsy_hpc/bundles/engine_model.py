@@ -44,7 +44,7 @@ from scepsy_hpc.formats.points import Point
 from scepsy_hpc.metrics import Floats
 
 MIN_POINTS = 4
-TTFT_LEAN = 0.1
+TTFT_LEAN = 0.003
 
 LimitsAt = Callable[[int], BatchLimits]
 """What bounds the batch at a TP degree."""

@@ -15,10 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from scepsy_hpc.bundles.engine_model import (
-    kv_tokens_at,
-    read_s_of,
-)
+from scepsy_hpc.bundles.engine_model import is_evidence, kv_tokens_at, read_s_of
 from scepsy_hpc.bundles.shapes import SAME_SHAPE, shapes_of
 from scepsy_hpc.formats.parallelism import Parallelism, usable_memory_gib
 from scepsy_hpc.formats.workflow import EngineArgs
@@ -80,7 +77,10 @@ def make_curve(
     """
     at, points = points_of(evidence.merged, kind)
     room = calls_that_fit(evidence, kind, tokens, min_memory_gib)
-    shape = min(shapes_of(points), key=lambda s: (tokens.miss(s.lengths), s.lengths))
+    shapes = shapes_of(points)
+    # Points that say nothing of latency are not what a curve is made from, if others are there.
+    telling = [s for s in shapes if any(map(is_evidence, s.points))]
+    shape = min(telling or shapes, key=lambda s: (tokens.miss(s.lengths), s.lengths))
     flags = source_flags(evidence.merged, kind, shape.points)
     fit, why = fit_of(evidence, at)
     batch, stated = batch_of(evidence.merged.header, kind.tp_degree, engine_args or {}, fit)
@@ -98,7 +98,8 @@ def with_engine_args(curve: Curve, evidence: Evidence, engine_args: EngineArgs) 
     if not other:
         return curve
     flag = f"transferred: engine_args {', '.join(other)} are not those of the profile"
-    return replace(curve, flags=(*curve.flags, flag))
+    kind: Kind = "transferred" if curve.basis.kind == "measured" else curve.basis.kind
+    return replace(curve, flags=(*curve.flags, flag), basis=replace(curve.basis, kind=kind))
 
 
 def _measured(making: Making, why: str, stated_end: float) -> Curve:

@@ -173,6 +173,9 @@ def points_of(bundle: Bundle, kind: Parallelism) -> tuple[Parallelism, list[Poin
         whole = [p for p in mine if p.gpu_share_pct == 100]
         _check_derivable(kind, whole)
         return kind._replace(gpu_share_pct=100), whole
+    if kind.link not in (None, "nvlink") and degrees == {1}:
+        # What groups lose to communication over a slow link nobody has measured here.
+        raise NoCurveError(f"no points of any group{_over(kind.link)}")
     if kind.gpu_share_pct != 100:
         raise NoCurveError(f"no points at TP {kind.tp_degree}, of which a share could be derived")
     whole = [p for p in linked if p.gpu_share_pct == 100]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from planning_cases import SHAPES, bundle, curve_of, engine_points, open_point, point
+from planning_cases import ENGINE, SHAPES, bundle, curve_of, engine_points, open_point, point
+
+from scepsy_hpc.formats.points import Point
 
 
 def test_below_the_first_concurrency() -> None:
@@ -56,3 +59,29 @@ def test_call_times_have_the_mean_latency() -> None:
         assert mean_s == pytest.approx(curve.latency_s(0.5 * curve.capacity_rps, burst), rel=1e-3)
         assert np.all(ttft_s <= latency_s)
         assert np.all(ttft_s > 0)
+
+
+@pytest.mark.parametrize("left_out", range(5))
+def test_a_held_out_open_point_is_foretold(left_out: int) -> None:
+    """Open points of two shapes, one rate left out: its latency within 5%, no other evidence."""
+    points = []
+    for inputs, outputs in ((1000.0, 100.0), (3000.0, 50.0)):
+        for load in (0.1, 0.3, 0.5, 0.65, 0.8):
+            points.append(_open_engine_point(inputs, outputs, load))
+    held = points.pop(left_out)
+    curve = curve_of(bundle(points))
+    found_s = curve.latency_s(held.arrival_rate_rps or 0.0)
+    assert found_s == pytest.approx(held.latency_mean_s, rel=0.05)
+
+
+def _open_engine_point(inputs: float, outputs: float, load: float) -> Point:
+    """Poisson arrivals at a part of what the engine does at 256 calls in flight, exactly."""
+    times_s = [ENGINE.closed_loop(k, inputs, outputs).latency_s for k in range(1, 257)]
+    rate = load * 256 / times_s[-1]
+    weight, total, mean = 1.0, 1.0, 0.0
+    for k in range(1, 20_000):
+        weight *= rate * times_s[min(k, 256) - 1] / min(k, 256)
+        total += weight
+        mean += k * weight
+    made = open_point(rate, rate, mean / total / rate)
+    return replace(made, input_tokens_mean=inputs, output_tokens_mean=outputs)

@@ -20,7 +20,7 @@ from planning_cases import (
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.planning.curves.curve import TokenLengths
 from scepsy_hpc.planning.curves.evidence import evidence_for
-from scepsy_hpc.planning.curves.making import make_curve
+from scepsy_hpc.planning.curves.making import make_curve, with_engine_args
 from scepsy_hpc.planning.curves.sources import NoCurveError
 
 TOKENS = TokenLengths(1000.0, 100.0)
@@ -300,3 +300,31 @@ def test_intervals_widen_away_from_points() -> None:
     assert own.interval_pct(8.0) < own.interval_pct(64.0) < own.interval_pct(512.0)
     assert own.interval_pct(8.0) < moved.interval_pct(8.0) < moved.interval_pct(64.0)
     assert curve_of(made, share=50).interval_pct(8.0) > own.interval_pct(8.0)
+
+
+def test_groups_over_a_slow_link_are_not_made_up() -> None:
+    """Points at TP 1, and of groups over NVLink: nothing is said of a group over PCIe."""
+    points = [*engine_points(SHAPES), *engine_points(SHAPES, tp_degree=2, link="nvlink")]
+    evidence = next(evidence_for("org/model", "h100_sxm", [bundle(points)]))
+    with pytest.raises(NoCurveError, match="no points of any group over pcie"):
+        make_curve(evidence, Parallelism("h100_sxm", "pcie", 2, 100), TOKENS)
+    with pytest.raises(NoCurveError, match="no points of any group over pcie"):
+        make_curve(evidence, Parallelism("h100_sxm", "pcie", 4, 100), TOKENS)
+
+
+def test_saturated_points_of_a_nearer_shape_do_not_hide_the_others() -> None:
+    """A shape with nothing but a saturated open point is made from the next one."""
+    near = replace(
+        open_point(9.0, 8.0, 30.0, saturated=True), input_tokens_mean=900.0, output_tokens_mean=90.0
+    )
+    made = bundle([*engine_points(SHAPES), near])
+    curve = curve_of(made, tokens=TokenLengths(900.0, 90.0))
+    assert has_flag(curve, "transferred: from calls of 1000 input")
+
+
+def test_other_engine_arguments_are_no_measurement() -> None:
+    """Profiled with one argument, run with another: transferred, in words and in parts."""
+    evidence = next(evidence_for("org/model", "h100_sxm", [bundle(engine_points(SHAPES))]))
+    curve = with_engine_args(curve_of(bundle(engine_points(SHAPES))), evidence, {"dtype": "fp8"})
+    assert has_flag(curve, "transferred: engine_args dtype")
+    assert curve.rests_on(1.0).measured_pct == 0.0
