@@ -21,6 +21,9 @@ from scepsy_hpc.planning.curves.queueing import Server, mean_latencies_s
 
 MAX_UTILISATION = 0.95
 
+_WIDE_PCT = 50.0
+"""Half-widths of an interval above this are worth a flag."""
+
 OUTPUT_TOKEN_WORK = 28.0
 """Work of an output token in input tokens where no TTFT says: the median of shipped profiles."""
 
@@ -142,6 +145,12 @@ class Curve:
             found.append(
                 f"below_first_concurrency: {in_flight:.1f} calls in flight, latency held flat "
                 f"below {first:g}"
+            )
+        off_pct = self.interval_pct(max(in_flight, 1.0)) if np.isfinite(in_flight) else 0.0
+        if off_pct > _WIDE_PCT:
+            found.append(
+                f"wide_interval: the mean latency of a call may be off by a factor of "
+                f"{1.0 + off_pct / 100.0:.1f} either way (95%)"
             )
         return tuple(found)
 
