@@ -53,7 +53,7 @@ class Basis:
     def rests_on(
         self, states: Sequence[float] | Floats, weights: Sequence[float] | Floats
     ) -> RestsOn:
-        """Parts by where the calls in flight lie; the weights sum to 1.
+        """Parts by where the calls in flight lie, in proportion to the weights.
 
         Modelled and derived figures are that throughout. Others are extrapolated below the first
         and past the last point.

@@ -6,6 +6,7 @@ distribution of a call at a load. What a curve rests on is said in its ``flags``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,9 @@ from scepsy_hpc.planning.curves.basis import Basis
 from scepsy_hpc.planning.curves.queueing import Server, mean_latencies_s
 
 MAX_UTILISATION = 0.95
+
+_WIDE_PCT = 50.0
+"""Half-widths of an interval above this are worth a flag."""
 
 OUTPUT_TOKEN_WORK = 28.0
 """Work of an output token in input tokens where no TTFT says: the median of shipped profiles."""
@@ -102,15 +106,23 @@ class Curve:
         """Half-width of the 95% interval of the latency at so many calls in flight, in percent."""
         return self.basis.interval_pct(in_flight)
 
-    def rests_on(self, arrivals_rps: float, burst: int = 1) -> RestsOn:
-        """Parts of this curve's statement at a load: those of the calls that end in each state.
+    def rests_on(self, arrivals_rps: float) -> RestsOn:
+        """Parts of this curve's statement at a load of one replica: by where its calls end.
 
-        A load that the replica cannot keep up with rests on its end.
+        Weighed by the stationary states of a replica that gets single arrivals at that rate; a
+        load that it cannot keep up with rests on its end.
         """
-        if arrivals_rps >= self.server.limit_rps * (1.0 - 1e-6):
+        limit = self.server.limit_rps
+        if arrivals_rps >= limit * (1.0 - 1e-6):
             return self.basis.rests_on([self.server.concurrency[-1]], [1.0])
-        states, weights = self.server.call_states(arrivals_rps, burst)
-        return self.basis.rests_on(states, weights)
+        states = np.arange(1.0, math.ceil(self.server.concurrency[-1]) + 2.0)
+        rates = self.server.rate_rps(states)
+        load = max(arrivals_rps, 1e-9 * limit)
+        logs = np.cumsum(np.log(load / rates))
+        ending = np.exp(logs - logs.max()) * rates
+        # The last state stands for all after it: X is flat there, so they fall off evenly.
+        ending[-1] /= 1.0 - load / limit
+        return self.basis.rests_on(states, ending)
 
     def latency_s(self, arrivals_rps: float, burst: int = 1) -> float:
         """Mean latency under Poisson arrivals of ``burst`` calls at a time; may be infinite."""
@@ -142,6 +154,12 @@ class Curve:
             found.append(
                 f"below_first_concurrency: {in_flight:.1f} calls in flight, latency held flat "
                 f"below {first:g}"
+            )
+        off_pct = self.interval_pct(max(in_flight, 1.0)) if np.isfinite(in_flight) else 0.0
+        if off_pct > _WIDE_PCT:
+            found.append(
+                f"wide_interval: the mean latency of a call may be off by a factor of "
+                f"{1.0 + off_pct / 100.0:.1f} either way (95%)"
             )
         return tuple(found)
 

@@ -85,3 +85,13 @@ def _open_engine_point(inputs: float, outputs: float, load: float) -> Point:
         mean += k * weight
     made = open_point(rate, rate, mean / total / rate)
     return replace(made, input_tokens_mean=inputs, output_tokens_mean=outputs)
+
+
+def test_a_wide_interval_is_said() -> None:
+    """Modelled points may be off by more than half: a flag; measured ones between points not."""
+    points = engine_points(SHAPES)
+    assert any(
+        f.startswith("wide_interval")
+        for f in curve_of(bundle(points, how="modelled")).flags_at(3.0)
+    )
+    assert not any(f.startswith("wide_interval") for f in curve_of(bundle(points)).flags_at(3.0))

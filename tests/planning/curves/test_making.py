@@ -328,3 +328,17 @@ def test_other_engine_arguments_are_no_measurement() -> None:
     curve = with_engine_args(curve_of(bundle(engine_points(SHAPES))), evidence, {"dtype": "fp8"})
     assert has_flag(curve, "transferred: engine_args dtype")
     assert curve.rests_on(1.0).measured_pct == 0.0
+
+
+def test_parts_of_a_statement_are_those_of_a_queue_in_closed_form() -> None:
+    """Two points, at one call and at two, of a server that is flat from two on: M/M/2.
+
+    Half loaded, the calls that end with at most two in flight are those of the closed form.
+    """
+    curve = curve_of(bundle([point(1, 1.0), point(2, 2.0)]))
+    utilisation = 0.5
+    # Weights of 0, 1, 2, ... in M/M/2 at utilisation r: 1, 2r, 2r^2, 2r^3, ...
+    weights = [2.0 * utilisation**k for k in range(1, 60)]
+    ending = [w * min(k, 2) for k, w in enumerate(weights, start=1)]
+    expected = 100.0 * sum(ending[:2]) / sum(ending)
+    assert curve.rests_on(1.0).measured_pct == pytest.approx(expected)
