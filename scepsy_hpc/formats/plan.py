@@ -98,6 +98,9 @@ class LlmDemand:
     """What the spans say about one LLM.
 
     ``fan_out``: calls that start together, as a call sees it; the parallelism where unknown.
+    ``work_cv``: standard deviation over mean of the work of its calls, by their tokens. Of two
+    calls that start together ``fan_out_work_cv`` is the same from half their mean squared
+    difference, ``fan_out_work_gap`` half their mean absolute difference over the mean.
     """
 
     calls_per_run: float
@@ -108,6 +111,9 @@ class LlmDemand:
     output_tokens_mean: float | None = None
     cached_tokens_mean: float | None = None
     fan_out: float | None = None
+    work_cv: float | None = None
+    fan_out_work_cv: float | None = None
+    fan_out_work_gap: float | None = None
 
 
 @record

@@ -1,7 +1,7 @@
 """From a target to a choice, against every allocation of a small problem.
 
-Each replica here is an M/M/1 server: one that does ``RATES`` calls a second alone takes 1 / (rate -
-load) seconds a call, so all that a choice says can be worked out without the planner.
+Each replica here does ``RATES`` calls a second however many it holds: a flat curve. What a group of
+them takes is the business of ``test_group``; the rest is worked out without the planner.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
-from planning_cases import bundle, calls, cluster, demand, point, workflow
+from planning_cases import bundle, calls, cluster, demand, flat_group_s, point, workflow
 
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.choose import Choice, choose
-from scepsy_hpc.planning.curves.queueing import Server
-from scepsy_hpc.planning.pipeline.closed_network import ClosedStage, closed_batch
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.targets import Deadline, Limits, MaxThroughput, Rate, Target
@@ -49,7 +47,7 @@ class Allocation:
         if rate_rps > 0.95 * self.capacity_rps:
             return math.inf
         return TOOL_S + sum(
-            CALLS[llm] / (RATES[llm][tp] - CALLS[llm] * rate_rps / replicas)
+            CALLS[llm] * flat_group_s(RATES[llm][tp], replicas, CALLS[llm] * rate_rps)
             for llm, tp, replicas in self.kinds
         )
 
@@ -309,7 +307,7 @@ def test_a_batch_on_the_fewest_gpus() -> None:
     assert choice.notes == ("the fewest GPUs that end 100 tasks in 30 s",)
     assert choice.certificate is not None
     assert choice.certificate.metric == "latency_mean_s"
-    assert choice.certificate.value == pytest.approx(1 / (1 - 10 / 3 / 4))
+    assert choice.certificate.value == pytest.approx(flat_group_s(1.0, 4, 10 / 3))
     assert choice.certificate.gap == 0.0
     assert choice.pipeline.total_rps == pytest.approx(10 / 3)
 
@@ -352,14 +350,16 @@ def test_a_batch_keeps_the_limit_on_gpus_and_latency() -> None:
     """Limits hold for a batch too: fewer GPUs than it takes, or a latency no plan has, end it."""
     with pytest.raises(InfeasibleError, match="nearest feasible deadline is about 50 s"):
         _batch(Deadline(100, 30.0), Limits(num_gpus=2))
-    # At 3.33 tasks a second four replicas take 6 s a run, five 3 s.
-    held = _batch(Deadline(100, 30.0), Limits(latency_limit_s=4.0))
+    # At 3.33 tasks a second a run takes longer on four replicas than on five, least on all six.
+    four_s, five_s, six_s = (flat_group_s(1.0, replicas, 10 / 3) for replicas in (4, 5, 6))
+    assert four_s > 2.0 > five_s > six_s > 1.1
+    held = _batch(Deadline(100, 30.0), Limits(latency_limit_s=2.0))
     assert allocation(held).kinds == (("a", 1, 5),)
     with pytest.raises(InfeasibleError) as caught:
-        _batch(Deadline(100, 30.0), Limits(latency_limit_s=2.0))
+        _batch(Deadline(100, 30.0), Limits(latency_limit_s=1.1))
     assert str(caught.value) == (
-        "latency limit 2 s is out of reach: the nearest feasible limit is 2.25 s at rate w 3.33333 "
-        "runs/s"
+        f"latency limit 1.1 s is out of reach: the nearest feasible limit is {six_s:.4g} s at rate "
+        "w 3.33333 runs/s"
     )
 
 
@@ -384,32 +384,6 @@ def test_a_batch_is_of_one_workflow() -> None:
     for target in (Rate(1.0), MaxThroughput()):
         with pytest.raises(InputError, match="needs the workflow's spans"):
             choose(limited, target)
-
-
-def _makespan_s(found: Allocation, num_tasks: int, in_flight: int, tool_s: float) -> float:
-    """A batch in a closed network: the last run starts at the steady rate, then all drain."""
-    stages = [
-        ClosedStage(Server((1.0,), (RATES[llm][tp],)), replicas, CALLS[llm], 1.0)
-        for llm, tp, replicas in found.kinds
-    ]
-    state = closed_batch(stages, in_flight, 1.0, tool_s)
-    return (num_tasks - in_flight) / state.throughput_rps + state.run_s
-
-
-def test_a_batch_that_its_mean_rate_misses() -> None:
-    """What is best at the mean rate ends too late: rates are raised until a choice ends in time.
-
-    20 tasks in 15 s are 1.33 a second, of which 10 s are tools: at the end few runs are left, so
-    the rate before must be higher.
-    """
-    slow = min(allocations(3), key=lambda a: a.latency_s(20 / 15))
-    assert min(_makespan_s(slow, 20, k, 10.0) for k in range(1, 21)) > 15.0
-    choice = chosen(Deadline(20, 15.0), Limits(num_gpus=3), tool_s=10.0)
-    in_flight = choice.max_runs_in_flight
-    assert in_flight is not None
-    assert _makespan_s(allocation(choice), 20, in_flight, 10.0) <= 15.0
-    assert _makespan_s(allocation(choice), 20, in_flight - 1, 10.0) > 15.0
-    assert choice.pipeline.total_rps > 20 / 15
 
 
 def _runs(num_runs: int = 30) -> list[Span]:

@@ -15,7 +15,9 @@ from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.points import Point
 from scepsy_hpc.metrics import Floats, Ints
-from scepsy_hpc.planning.curves.queueing import Server, mean_latencies_s
+from scepsy_hpc.planning.curves.bursts import Bursts
+from scepsy_hpc.planning.curves.group import Lanes, group_latencies_s, group_states
+from scepsy_hpc.planning.curves.queueing import Server
 
 MAX_UTILISATION = 0.95
 
@@ -99,41 +101,53 @@ class Curve:
         """Capacity, less where throughput falls after its peak: 95% of this is stable."""
         return min(self.capacity_rps, self.server.limit_rps / MAX_UTILISATION * 0.999)
 
-    def latency_s(self, arrivals_rps: float, burst: int = 1) -> float:
-        """Mean latency under Poisson arrivals of ``burst`` calls at a time; may be infinite."""
-        one = np.zeros(1, dtype=np.int64)
-        return float(latencies_s([self], one, np.array([arrivals_rps]), one + burst)[0])
+    def latency_s(
+        self, arrivals_rps: float, num_replicas: int = 1, bursts: Bursts | None = None
+    ) -> float:
+        """Mean latency of a call where so many replicas share the arrivals; may be infinite."""
+        replicas, loads_rps = np.array([float(num_replicas)]), np.array([arrivals_rps])
+        which = np.zeros(1, dtype=np.int64)
+        return float(latencies_s([self], which, replicas, loads_rps, [bursts or Bursts()])[0])
 
-    def call_times(self, arrivals_rps: float, burst: int = 1) -> tuple[Floats, Floats, Floats]:
+    def call_times(
+        self, arrivals_rps: float, num_replicas: int = 1, bursts: Bursts | None = None
+    ) -> tuple[Floats, Floats, Floats]:
         """Distribution of a call at a load: (weights, latency_s, ttft_s) over calls in flight.
 
         The weighted mean of the latency is ``latency_s``. TTFT is NaN where it is unknown.
-        Raises ValueError where the replica cannot keep up.
+        Raises ValueError where the replicas cannot keep up.
         """
-        states, weights = self.server.call_states(arrivals_rps, burst)
-        latency_s = states / self.server.rate_rps(states)
+        bursts = bursts or Bursts()
+        which, replicas = np.zeros(1, dtype=np.int64), np.array([float(num_replicas)])
+        lanes = _lanes([self], which, replicas, np.array([arrivals_rps]), [bursts])
+        states, weights, rates_rps = group_states(self.server, lanes)
+        latency_s = states / rates_rps
         last_s = self.server.concurrency[-1] / self.server.throughput_rps[-1]
         ttft_s = np.interp(states, self.server.concurrency, self.ttft_s)
         # Beyond the last point calls wait before their first token.
         ttft_s = ttft_s + np.maximum(latency_s - last_s, 0.0) * (
             states > self.server.concurrency[-1]
         )
-        if self.open_rps and burst == 1:
-            factor = self.latency_s(arrivals_rps) / float(weights @ latency_s)
-            latency_s, ttft_s = latency_s * factor, ttft_s * factor
+        # What the states leave out, and points that were measured under such arrivals.
+        factor = self.latency_s(arrivals_rps, num_replicas, bursts) / float(weights @ latency_s)
+        latency_s, ttft_s = latency_s * factor, ttft_s * factor
         return weights, latency_s, np.minimum(ttft_s, latency_s)
 
-    def flags_at(self, arrivals_rps: float, burst: int = 1) -> tuple[str, ...]:
-        """All flags that hold at this load."""
+    def flags_at(
+        self, arrivals_rps: float, num_replicas: int = 1, bursts: Bursts | None = None
+    ) -> tuple[str, ...]:
+        """All flags that hold at this load of so many replicas."""
         found = list(self.flags)
         first = self.server.concurrency[0]
-        in_flight = arrivals_rps * self.latency_s(arrivals_rps, burst)
-        if in_flight < first and first > 1.0 and not (self.open_rps and burst == 1):
+        each_rps = arrivals_rps / num_replicas
+        in_flight = each_rps * self.latency_s(arrivals_rps, num_replicas, bursts)
+        is_open = bool(self.open_rps) and num_replicas == 1 and (bursts or Bursts()).size <= 1.0
+        if in_flight < first and first > 1.0 and not is_open:
             found.append(
                 f"below_first_concurrency: {in_flight:.1f} calls in flight, latency held flat "
                 f"below {first:g}"
             )
-        if self.open_rps and burst == 1 and arrivals_rps > self.open_rps[-1]:
+        if is_open and each_rps > self.open_rps[-1]:
             found.append(f"extrapolated: the last unsaturated point is {self.open_rps[-1]:g} rps")
         return tuple(found)
 
@@ -145,14 +159,42 @@ def _alone_s(engine: EngineModel, tokens: TokenLengths) -> float:
     return free.closed_loop(1.0, max(tokens.inputs, 1.0), outputs, tokens.cached).latency_s
 
 
-def latencies_s(curves: Sequence[Curve], which: Ints, loads_rps: Floats, bursts: Ints) -> Floats:
-    """Mean latencies of many (curve, load, burst) at once; ``which`` indexes ``curves``."""
-    found = mean_latencies_s([c.server for c in curves], which, loads_rps, bursts)
+def latencies_s(
+    curves: Sequence[Curve],
+    which: Ints,
+    num_replicas: Floats,
+    loads_rps: Floats,
+    bursts: Sequence[Bursts],
+) -> Floats:
+    """Mean latencies of many groups at once; infinite where they cannot keep up.
+
+    ``which`` indexes ``curves`` and ``bursts``; ``loads_rps`` are those of whole groups. Points
+    measured under single arrivals are used as they are for one replica.
+    """
+    lanes = _lanes(curves, which, num_replicas, loads_rps, bursts)
+    found = group_latencies_s([c.server for c in curves], lanes)
     for index, curve in enumerate(curves):
-        if curve.open_rps:
-            rows = np.flatnonzero((which == index) & (bursts == 1))
+        if curve.open_rps and bursts[index].size <= 1.0:
+            rows = np.flatnonzero((which == index) & (num_replicas == 1.0))
             found[rows] = _open_latency_s(curve, loads_rps[rows])
     return found
+
+
+def _lanes(
+    curves: Sequence[Curve],
+    which: Ints,
+    num_replicas: Floats,
+    loads_rps: Floats,
+    bursts: Sequence[Bursts],
+) -> Lanes:
+    limits = np.array([c.server.limit_rps for c in curves])[which]
+    utilisation = loads_rps / (num_replicas * limits)
+    together, uneven = np.ones(len(which)), np.zeros(len(which))
+    for index, one in enumerate(bursts):
+        rows = np.flatnonzero(which == index)
+        together[rows] = one.together(num_replicas[rows], utilisation[rows])
+        uneven[rows] = one.uneven(num_replicas[rows], utilisation[rows])
+    return Lanes(which, num_replicas, loads_rps, together, uneven)
 
 
 def _open_latency_s(curve: Curve, loads_rps: Floats) -> Floats:

@@ -20,7 +20,7 @@ import numpy as np
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.figures import RunFigures
 from scepsy_hpc.metrics import Floats, Ints
-from scepsy_hpc.planning.pipeline.pipeline import ReplicaLoad
+from scepsy_hpc.planning.pipeline.pipeline import GroupLoad
 from scepsy_hpc.planning.simulation.hosts import size_of
 from scepsy_hpc.planning.simulation.percentiles import latency_figures, run_intervals
 from scepsy_hpc.planning.simulation.run_graph import RunGraph
@@ -110,7 +110,7 @@ class Replay:
 
     def figures(
         self,
-        loads: Mapping[str, ReplicaLoad],
+        loads: Mapping[str, GroupLoad],
         seed: int = 0,
         num_draws: int = NUM_DRAWS,
         with_intervals: bool = True,
@@ -136,7 +136,7 @@ class Replay:
             )
         return found
 
-    def draw(self, loads: Mapping[str, ReplicaLoad], seed: int, num_draws: int) -> Floats:
+    def draw(self, loads: Mapping[str, GroupLoad], seed: int, num_draws: int) -> Floats:
         """Run lengths (s), shape (runs, draws)."""
         if num_draws < 1:
             raise InputError(f"num_draws ({num_draws}) must be at least 1")
@@ -161,16 +161,16 @@ class Replay:
         used = set(np.unique(self.deployment).tolist())
         return [(i, name) for i, name in enumerate(self.deployments) if i in used]
 
-    def _is_overloaded(self, loads: Mapping[str, ReplicaLoad]) -> bool:
+    def _is_overloaded(self, loads: Mapping[str, GroupLoad]) -> bool:
         for _, name in self._called():
             if name not in loads:
                 raise InputError(f"{name}: has no load; replay needs one for each LLM called")
             load = loads[name]
-            if load.arrivals_rps >= load.curve.server.limit_rps * (1.0 - 1e-9):
+            if load.arrivals_rps >= load.num_replicas * load.curve.server.limit_rps * (1.0 - 1e-9):
                 return True
         return False
 
-    def _tables(self, loads: Mapping[str, ReplicaLoad]) -> tuple[Floats, Floats]:
+    def _tables(self, loads: Mapping[str, GroupLoad]) -> tuple[Floats, Floats]:
         """Time of a mean call's prompt and of its output by (deployment, bin), flat.
 
         Bins are equally likely; each holds the mean over its part, so no mean is lost.
@@ -180,7 +180,9 @@ class Replay:
         edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
         for index, name in self._called():
             load = loads[name]
-            weights, latency_s, ttft_s = load.curve.call_times(load.arrivals_rps, load.burst)
+            weights, latency_s, ttft_s = load.curve.call_times(
+                load.arrivals_rps, load.num_replicas, load.bursts
+            )
             part = load.curve.prompt_part
             known = np.isfinite(ttft_s)
             prompt_s = np.where(known, ttft_s, part * latency_s)
@@ -192,7 +194,7 @@ class Replay:
                 table[index] = np.diff(np.interp(edges, knots, sums)) * NUM_BINS
         return prompts_s.ravel(), outputs_s.ravel()
 
-    def _scales(self, loads: Mapping[str, ReplicaLoad]) -> tuple[Floats, Floats]:
+    def _scales(self, loads: Mapping[str, GroupLoad]) -> tuple[Floats, Floats]:
         """Prompt and output of each node's call relative to the mean call of its curve."""
         prompt, output = np.zeros(self.num_nodes), np.zeros(self.num_nodes)
         for index, name in self._called():

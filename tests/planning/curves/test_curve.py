@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from planning_cases import SHAPES, bundle, curve_of, engine_points, open_point, point
 
+from scepsy_hpc.planning.curves.bursts import Bursts
+
 
 def test_below_the_first_concurrency() -> None:
     """Below the first measured concurrency latency is flat, and says so at such a load only."""
@@ -31,15 +33,17 @@ def test_open_points_are_used_under_single_arrivals() -> None:
     assert curve.latency_s(1.5) == pytest.approx(4.0)
     assert any(f.startswith("extrapolated") for f in curve.flags_at(1.5))
     assert math.isinf(curve.latency_s(2.0))
-    assert curve.latency_s(0.75, burst=4) > curve.latency_s(0.75)
+    assert curve.latency_s(0.75, bursts=Bursts(4.0)) > curve.latency_s(0.75)
 
 
 def test_call_times_have_the_mean_latency() -> None:
     """The distribution of a call at a load averages to its latency, and TTFT is inside it."""
     curve = curve_of(bundle(engine_points(SHAPES)))
-    for burst in (1, 4):
-        weights, latency_s, ttft_s = curve.call_times(0.5 * curve.capacity_rps, burst)
-        mean_s = float(weights @ latency_s)
-        assert mean_s == pytest.approx(curve.latency_s(0.5 * curve.capacity_rps, burst), rel=1e-3)
-        assert np.all(ttft_s <= latency_s)
-        assert np.all(ttft_s > 0)
+    for bursts in (Bursts(), Bursts(4.0)):
+        for replicas in (1, 5):
+            load_rps = 0.5 * replicas * curve.capacity_rps
+            weights, latency_s, ttft_s = curve.call_times(load_rps, replicas, bursts)
+            mean_s = float(weights @ latency_s)
+            assert mean_s == pytest.approx(curve.latency_s(load_rps, replicas, bursts), rel=1e-9)
+            assert np.all(ttft_s <= latency_s)
+            assert np.all(ttft_s > 0)
