@@ -16,13 +16,12 @@ from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.points import Point
 from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.curves.bursts import Bursts
-from scepsy_hpc.planning.curves.group import Lanes, group_latencies_s, group_states
+from scepsy_hpc.planning.curves.group import group_states
+from scepsy_hpc.planning.curves.many import lanes_of, many_latencies_s
 from scepsy_hpc.planning.curves.queueing import Server
+from scepsy_hpc.tracing.demand.bursts import OUTPUT_TOKEN_WORK
 
 MAX_UTILISATION = 0.95
-
-OUTPUT_TOKEN_WORK = 28.0
-"""Work of an output token in input tokens where no TTFT says: the median of shipped profiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ class Curve:
         """
         bursts = bursts or Bursts()
         which, replicas = np.zeros(1, dtype=np.int64), np.array([float(num_replicas)])
-        lanes = _lanes([self], which, replicas, np.array([arrivals_rps]), [bursts])
+        lanes = lanes_of([self.server], which, replicas, np.array([arrivals_rps]), [bursts])
         states, weights, rates_rps = group_states(self.server, lanes)
         latency_s = states / rates_rps
         last_s = self.server.concurrency[-1] / self.server.throughput_rps[-1]
@@ -171,30 +170,12 @@ def latencies_s(
     ``which`` indexes ``curves`` and ``bursts``; ``loads_rps`` are those of whole groups. Points
     measured under single arrivals are used as they are for one replica.
     """
-    lanes = _lanes(curves, which, num_replicas, loads_rps, bursts)
-    found = group_latencies_s([c.server for c in curves], lanes)
+    found = many_latencies_s([c.server for c in curves], which, num_replicas, loads_rps, bursts)
     for index, curve in enumerate(curves):
         if curve.open_rps and bursts[index].size <= 1.0:
             rows = np.flatnonzero((which == index) & (num_replicas == 1.0))
             found[rows] = _open_latency_s(curve, loads_rps[rows])
     return found
-
-
-def _lanes(
-    curves: Sequence[Curve],
-    which: Ints,
-    num_replicas: Floats,
-    loads_rps: Floats,
-    bursts: Sequence[Bursts],
-) -> Lanes:
-    limits = np.array([c.server.limit_rps for c in curves])[which]
-    utilisation = loads_rps / (num_replicas * limits)
-    together, uneven = np.ones(len(which)), np.zeros(len(which))
-    for index, one in enumerate(bursts):
-        rows = np.flatnonzero(which == index)
-        together[rows] = one.together(num_replicas[rows], utilisation[rows])
-        uneven[rows] = one.uneven(num_replicas[rows], utilisation[rows])
-    return Lanes(which, num_replicas, loads_rps, together, uneven)
 
 
 def _open_latency_s(curve: Curve, loads_rps: Floats) -> Floats:

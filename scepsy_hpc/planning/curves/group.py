@@ -27,6 +27,7 @@ _IDLE_SHARE = 1e-9
 """A load below this part of the limit counts as this part: the latency of an idle group."""
 _HEAD = 64
 _GRID = 128
+_COARSE = 32
 _CUT = 30.0  # weights below exp(-30) of the largest are left out
 _LANES_AT_ONCE = 4096
 _GAUSS = ((0.5 - np.sqrt(0.15), 5 / 18), (0.5, 8 / 18), (0.5 + np.sqrt(0.15), 5 / 18))
@@ -170,6 +171,7 @@ class _Chains:
         logs = np.zeros((len(self.offered), _HEAD + 1))
         np.cumsum(np.log(self.offered[:, None]) - np.log(cells.rate), axis=1, out=logs[:, 1:])
         first, last, has_tail = self._range()
+        first, last = self._narrowed(first, last)
         number = np.minimum(last - first, _GRID)  # of steps
         step = (last - first) / np.maximum(number, 1.0)
         place = np.arange(_GRID + 1)[None, :]
@@ -233,6 +235,25 @@ class _Chains:
         line = (rate * np.log(rate) - of_low) / slope - part
         piece = np.where(steep, line, part * np.log(0.5 * (low + rate)))
         return np.asarray(before + piece + cells.beyond * np.log(rate))
+
+    def _narrowed(self, first: Floats, last: Floats) -> tuple[Floats, Floats]:
+        """The range on a finer scale than whole calls of each of a thousand replicas."""
+        wide = np.flatnonzero(last - first > 2 * _GRID)
+        some = _Chains(
+            self.tables,
+            self.lanes.keep(wide),
+            *(x[wide] for x in (self.per_call, self.offered, self.end)),
+        )
+        step = (last - first)[wide, None] / _COARSE
+        logs = some._logs_beyond_head(first[wide, None] + step * np.arange(_COARSE + 1))
+        matters = logs > logs.max(axis=1, keepdims=True) - _CUT
+        low = np.maximum(matters.argmax(axis=1) - 1, 0)
+        high = np.minimum(_COARSE + 1 - matters[:, ::-1].argmax(axis=1), _COARSE)
+        first, last = first.copy(), last.copy()
+        start = first[wide]
+        first[wide] = np.floor(start + step[:, 0] * low)
+        last[wide] = np.where(high == _COARSE, last[wide], np.ceil(start + step[:, 0] * high))
+        return first, last
 
     def _range(self) -> tuple[Floats, Floats, NDArray[np.bool_]]:
         """First and last lots beyond the head that matter, and whether the tail after X does."""

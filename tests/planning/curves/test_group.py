@@ -105,8 +105,8 @@ def test_exponential_bursts_on_a_flat_curve(burst: int, utilisation: float) -> N
 
 
 @pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize("replicas", [1, 3, 17, 100])
-@pytest.mark.parametrize("together", [1.0, 1.7, 4.0, 9.0])
+@pytest.mark.parametrize("replicas", [1, 3, 40])
+@pytest.mark.parametrize("together", [1.0, 1.7, 9.0])
 @pytest.mark.parametrize("uneven", [0.0, 0.05])
 def test_few_states_stand_for_all(
     server: Server, replicas: int, together: float, uneven: float
