@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import math
+import random
 import statistics
 from collections import defaultdict
 from dataclasses import replace
@@ -118,7 +118,7 @@ def test_calls_of_no_duration_are_calls() -> None:
 def test_the_summary_is_what_a_plan_keeps() -> None:
     """``summary`` has the plan's figures of each LLM and nothing beside them; a plan takes it."""
     summary = demand_of(two_runs(), "rag").summary()
-    # Two calls together, of 100 and 300 input tokens (28 weigh as one of output), 1 and 3 of output.
+    # Two calls together: 100 and 300 input tokens (28 weigh as one of output), 1 and 3 of output.
     low, high = 100 / 28, 300 / 28 + 2
     apart = (high - low) / (high + low)
     assert check(to_plain(summary), DemandSummary, "plan") == summary
