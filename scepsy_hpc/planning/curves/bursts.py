@@ -10,6 +10,10 @@ together: 1 + (b - 1) m of them. With iid pairs within a fan-out, m is
   left over belongs to calls by E[w^2] (both are 1 for equal calls, 1/2 for exponential ones, for
   which a flat curve then has the latency of M^[b]/M/1 exactly).
 
+Where n fan-outs of a run follow each other, the work in a full replica is that of whole runs, and
+belongs to calls in flight by what is left of their runs: of b calls (c^2 + n b) / ((1 + c^2) +
+(n - 1) E[max]) then go together.
+
 On several replicas the calls of a fan-out share no replica at first; they go together less tightly
 the longer one lasts than another, but more than on one replica. That and the imbalance of
 replicas behind the least-in-flight rule are tables made by simulation (``bench/queueing.py``).
@@ -57,6 +61,7 @@ class Bursts:
     work_cv: float = 1.0
     pair_cv: float = 1.0
     pair_gap: float = 0.5
+    rounds: float = 1.0
 
     def together(self, num_replicas: Floats, utilisation: Floats) -> Floats:
         """Calls that begin and end as one, by replicas and part of the limit in use (arrays)."""
@@ -64,11 +69,21 @@ class Bursts:
             return np.ones(len(num_replicas))
         busy = np.clip(utilisation, 0.0, 1.0)
         alone = 1.0 - self.pair_gap
-        full = 1.0 - min(self.pair_cv**2 / (1.0 + self.work_cv**2), 1.0)
-        one = alone + (full - alone) * busy**2
+        full, follow = self._full(1.0), self._full(self.rounds)
+        one = alone + (full - alone) * busy**2 + (follow - full) * busy
         spread = (1.0 - 1.0 / num_replicas) * np.sqrt(num_replicas / self.size) * (1.0 - busy)
         part = one + (1.0 - one) * np.minimum(_SPREAD_OVER_REPLICAS * spread, 1.0)
         return np.asarray(1.0 + (self.size - 1.0) * part)
+
+    def _full(self, rounds: float) -> float:
+        """m in heavy traffic, runs being so many bursts that follow each other."""
+        others, square = self.size - 1.0, 1.0 + self.work_cv**2
+        product = max(square - self.pair_cv**2, 0.0)
+        # The largest of b: exact for equal and for exponential calls (the harmonic number of b).
+        harmonic = np.log(self.size) + 0.5772157 + 0.5 / self.size - 1.0 / (12.0 * self.size**2)
+        largest = 1.0 + 2.0 * self.pair_gap * max(float(harmonic) - 1.0, 0.0)
+        together = square + others * product + (rounds - 1.0) * self.size
+        return (together / (square + (rounds - 1.0) * largest) - 1.0) / others
 
     def uneven(self, num_replicas: Floats, utilisation: Floats) -> Floats:
         """Part of the replicas one call below the balanced number, and as many above it."""
@@ -102,6 +117,7 @@ def mixed(parts: Sequence[tuple[float, float, Bursts]]) -> Bursts:
         float(np.sqrt(max(square - 1.0, 0.0))),
         float(np.sqrt(differ / total)),
         min(gap / total, 1.0),
+        sum(part * of.rounds for part, _, of in parts),
     )
 
 

@@ -108,29 +108,23 @@ class Curve:
         which = np.zeros(1, dtype=np.int64)
         return float(latencies_s([self], which, replicas, loads_rps, [bursts or Bursts()])[0])
 
-    def call_times(
+    def seen_by_a_call(
         self, arrivals_rps: float, num_replicas: int = 1, bursts: Bursts | None = None
-    ) -> tuple[Floats, Floats, Floats]:
-        """Distribution of a call at a load: (weights, latency_s, ttft_s) over calls in flight.
+    ) -> tuple[Floats, Floats]:
+        """What a fan-out finds when it comes: (weights, calls in flight a replica).
 
-        The weighted mean of the latency is ``latency_s``. TTFT is NaN where it is unknown.
         Raises ValueError where the replicas cannot keep up.
         """
         bursts = bursts or Bursts()
         which, replicas = np.zeros(1, dtype=np.int64), np.array([float(num_replicas)])
         lanes = lanes_of([self.server], which, replicas, np.array([arrivals_rps]), [bursts])
-        states, weights, rates_rps = group_states(self.server, lanes)
-        latency_s = states / rates_rps
-        last_s = self.server.concurrency[-1] / self.server.throughput_rps[-1]
-        ttft_s = np.interp(states, self.server.concurrency, self.ttft_s)
-        # Beyond the last point calls wait before their first token.
-        ttft_s = ttft_s + np.maximum(latency_s - last_s, 0.0) * (
-            states > self.server.concurrency[-1]
-        )
-        # What the states leave out, and points that were measured under such arrivals.
-        factor = self.latency_s(arrivals_rps, num_replicas, bursts) / float(weights @ latency_s)
-        latency_s, ttft_s = latency_s * factor, ttft_s * factor
-        return weights, latency_s, np.minimum(ttft_s, latency_s)
+        calls, weights, _ = group_states(self.server, lanes)
+        # Poisson arrivals find one lot less than there are with them.
+        return weights, np.maximum(calls - lanes.together[0] / num_replicas, 0.0)
+
+    def slowness_s(self, in_flight: Floats) -> Floats:
+        """Seconds that a mean call's work takes with so many calls in flight, itself included."""
+        return np.asarray(in_flight / self.server.rate_rps(np.maximum(in_flight, 1e-9)))
 
     def flags_at(
         self, arrivals_rps: float, num_replicas: int = 1, bursts: Bursts | None = None

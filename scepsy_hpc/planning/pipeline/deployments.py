@@ -35,11 +35,15 @@ class WorkflowDemand:
         """
         demand = self.summary.llms[alias]
         cv = 1.0 if demand.work_cv is None else demand.work_cv
+        size = demand.fan_out or max(demand.parallelism, 1.0)
+        # What a run does at other LLMs in between sets its fan-outs here apart.
+        follow = max(demand.calls_per_run / max(size, 1.0) - 1.0, 0.0) * demand.share_mean
         bursts = Bursts(
-            size=demand.fan_out or max(demand.parallelism, 1.0),
+            size=size,
             work_cv=cv,
             pair_cv=cv if demand.fan_out_work_cv is None else demand.fan_out_work_cv,
             pair_gap=gap_of(cv) if demand.fan_out_work_gap is None else demand.fan_out_work_gap,
+            rounds=1.0 + follow,
         )
         return use_of(workflow, alias, demand, bursts, demand.cached_tokens_mean or 0.0)
 
