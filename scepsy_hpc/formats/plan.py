@@ -104,6 +104,9 @@ class LlmDemand:
     ``cached_tokens_mean``: input that engines found in their caches; None where none said.
     ``prefix_tokens_mean``: input, in whole blocks of a cache, that repeats an earlier prompt of the
     same run; None where no call is known to.
+    ``work_cv``: standard deviation over mean of the work of its calls, by their tokens. Of two
+    calls that start together ``fan_out_work_cv`` is the same from half their mean squared
+    difference, ``fan_out_work_gap`` half their mean absolute difference over the mean.
     """
 
     calls_per_run: float
@@ -115,6 +118,9 @@ class LlmDemand:
     cached_tokens_mean: float | None = None
     fan_out: float | None = None
     prefix_tokens_mean: float | None = None
+    work_cv: float | None = None
+    fan_out_work_cv: float | None = None
+    fan_out_work_gap: float | None = None
 
 
 @record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ def curve_of(
         tokens or TokenLengths(1000.0, 100.0),
         **more,
     )
+
+
+@lru_cache(maxsize=100_000)
+def flat_group_s(rate_rps: float, replicas: int, load_rps: float) -> float:
+    """Latency of a call that comes alone to a group whose replicas do so many calls a second."""
+    return curve_of(bundle([point(1, rate_rps)])).latency_s(load_rps, replicas)
 
 
 def has_flag(curve: Curve, flag: str) -> bool:

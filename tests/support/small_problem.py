@@ -1,7 +1,7 @@
 """A workflow of two LLMs on a few GPUs, and every allocation of it, by closed form.
 
-Each replica here is an M/M/1 server: one that does ``RATES`` calls a second alone takes 1 / (rate -
-load) seconds a call, so all that a choice says can be worked out without the planner.
+Each replica here does ``RATES`` calls a second however many it holds: a flat curve. What a group of
+them takes is the business of ``test_group``; the rest is worked out without the planner.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
-from planning_cases import bundle, calls, cluster, demand, point, workflow
+from planning_cases import bundle, calls, cluster, demand, flat_group_s, point, workflow
 
 from scepsy_hpc.errors import InfeasibleError
 from scepsy_hpc.formats.spans import Span
@@ -48,7 +48,7 @@ class Allocation:
         if rate_rps > 0.95 * self.capacity_rps:
             return math.inf
         return TOOL_S + sum(
-            CALLS[llm] / (RATES[llm][tp] - CALLS[llm] * rate_rps / replicas)
+            CALLS[llm] * flat_group_s(RATES[llm][tp], replicas, CALLS[llm] * rate_rps)
             for llm, tp, replicas in self.kinds
         )
 

@@ -18,15 +18,16 @@ from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.plan import RestsOn
 from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.curves.basis import Basis
-from scepsy_hpc.planning.curves.queueing import Server, mean_latencies_s
+from scepsy_hpc.planning.curves.bursts import Bursts
+from scepsy_hpc.planning.curves.group import group_states
+from scepsy_hpc.planning.curves.many import lanes_of, many_latencies_s
+from scepsy_hpc.planning.curves.queueing import Server
+from scepsy_hpc.tracing.demand.bursts import OUTPUT_TOKEN_WORK
 
 MAX_UTILISATION = 0.95
 
 _WIDE_PCT = 50.0
 """Half-widths of an interval above this are worth a flag."""
-
-OUTPUT_TOKEN_WORK = 28.0
-"""Work of an output token in input tokens where no TTFT says: the median of shipped profiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,32 +125,40 @@ class Curve:
         ending[-1] /= 1.0 - load / limit
         return self.basis.rests_on(states, ending)
 
-    def latency_s(self, arrivals_rps: float, burst: int = 1) -> float:
-        """Mean latency under Poisson arrivals of ``burst`` calls at a time; may be infinite."""
-        one = np.zeros(1, dtype=np.int64)
-        return float(latencies_s([self], one, np.array([arrivals_rps]), one + burst)[0])
+    def latency_s(
+        self, arrivals_rps: float, num_replicas: int = 1, bursts: Bursts | None = None
+    ) -> float:
+        """Mean latency of a call where so many replicas share the arrivals; may be infinite."""
+        replicas, loads_rps = np.array([float(num_replicas)]), np.array([arrivals_rps])
+        which = np.zeros(1, dtype=np.int64)
+        return float(latencies_s([self], which, replicas, loads_rps, [bursts or Bursts()])[0])
 
-    def call_times(self, arrivals_rps: float, burst: int = 1) -> tuple[Floats, Floats, Floats]:
-        """Distribution of a call at a load: (weights, latency_s, ttft_s) over calls in flight.
+    def seen_by_a_call(
+        self, arrivals_rps: float, num_replicas: int = 1, bursts: Bursts | None = None
+    ) -> tuple[Floats, Floats]:
+        """What a fan-out finds when it comes: (weights, calls in flight a replica).
 
-        The weighted mean of the latency is ``latency_s``. TTFT is NaN where it is unknown.
-        Raises ValueError where the replica cannot keep up.
+        Raises ValueError where the replicas cannot keep up.
         """
-        states, weights = self.server.call_states(arrivals_rps, burst)
-        latency_s = states / self.server.rate_rps(states)
-        last_s = self.server.concurrency[-1] / self.server.throughput_rps[-1]
-        ttft_s = np.interp(states, self.server.concurrency, self.ttft_s)
-        # Beyond the last point calls wait before their first token.
-        ttft_s = ttft_s + np.maximum(latency_s - last_s, 0.0) * (
-            states > self.server.concurrency[-1]
-        )
-        return weights, latency_s, np.minimum(ttft_s, latency_s)
+        bursts = bursts or Bursts()
+        which, replicas = np.zeros(1, dtype=np.int64), np.array([float(num_replicas)])
+        lanes = lanes_of([self.server], which, replicas, np.array([arrivals_rps]), [bursts])
+        calls, weights, _ = group_states(self.server, lanes)
+        # Poisson arrivals find one lot less than there are with them.
+        return weights, np.maximum(calls - lanes.together[0] / num_replicas, 0.0)
 
-    def flags_at(self, arrivals_rps: float, burst: int = 1) -> tuple[str, ...]:
-        """All flags that hold at this load."""
+    def slowness_s(self, in_flight: Floats) -> Floats:
+        """Seconds that a mean call's work takes with so many calls in flight, itself included."""
+        return np.asarray(in_flight / self.server.rate_rps(np.maximum(in_flight, 1e-9)))
+
+    def flags_at(
+        self, arrivals_rps: float, num_replicas: int = 1, bursts: Bursts | None = None
+    ) -> tuple[str, ...]:
+        """All flags that hold at this load of so many replicas."""
         found = list(self.flags)
         first = self.server.concurrency[0]
-        in_flight = arrivals_rps * self.latency_s(arrivals_rps, burst)
+        each_rps = arrivals_rps / num_replicas
+        in_flight = each_rps * self.latency_s(arrivals_rps, num_replicas, bursts)
         if in_flight < first and first > 1.0:
             found.append(
                 f"below_first_concurrency: {in_flight:.1f} calls in flight, latency held flat "
@@ -171,6 +180,15 @@ def _alone_s(engine: EngineModel, tokens: TokenLengths) -> float:
     return free.closed_loop(1.0, max(tokens.inputs, 1.0), outputs, tokens.cached).latency_s
 
 
-def latencies_s(curves: Sequence[Curve], which: Ints, loads_rps: Floats, bursts: Ints) -> Floats:
-    """Mean latencies of many (curve, load, burst) at once; ``which`` indexes ``curves``."""
-    return mean_latencies_s([c.server for c in curves], which, loads_rps, bursts)
+def latencies_s(
+    curves: Sequence[Curve],
+    which: Ints,
+    num_replicas: Floats,
+    loads_rps: Floats,
+    bursts: Sequence[Bursts],
+) -> Floats:
+    """Mean latencies of many groups at once; infinite where they cannot keep up.
+
+    ``which`` indexes ``curves`` and ``bursts``; ``loads_rps`` are those of whole groups.
+    """
+    return many_latencies_s([c.server for c in curves], which, num_replicas, loads_rps, bursts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import DemandSummary, Plan
 from scepsy_hpc.formats.workflow import Llm, Workflow
+from scepsy_hpc.planning.curves.bursts import Bursts, gap_of
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage, Use, WorkflowLoad, use_of
 from scepsy_hpc.tracing.demand.demand import Demand
 
@@ -27,10 +28,24 @@ class WorkflowDemand:
         return cls(demand.summary(), demand.run_lengths_s, warnings)
 
     def use(self, workflow: str, alias: str) -> Use:
-        """One LLM's use. Where the fan-out is unknown it is taken to be the parallelism."""
+        """One LLM's use.
+
+        Where the fan-out is unknown it is taken to be the parallelism, and calls of unknown spread
+        to be exponential.
+        """
         demand = self.summary.llms[alias]
-        fan_out = demand.fan_out or max(demand.parallelism, 1.0)
-        return use_of(workflow, alias, demand, fan_out, demand.cached_tokens_mean or 0.0)
+        cv = 1.0 if demand.work_cv is None else demand.work_cv
+        size = demand.fan_out or max(demand.parallelism, 1.0)
+        # What a run does at other LLMs in between sets its fan-outs here apart.
+        follow = max(demand.calls_per_run / max(size, 1.0) - 1.0, 0.0) * demand.share_mean
+        bursts = Bursts(
+            size=size,
+            work_cv=cv,
+            pair_cv=cv if demand.fan_out_work_cv is None else demand.fan_out_work_cv,
+            pair_gap=gap_of(cv) if demand.fan_out_work_gap is None else demand.fan_out_work_gap,
+            rounds=1.0 + follow,
+        )
+        return use_of(workflow, alias, demand, bursts, demand.cached_tokens_mean or 0.0)
 
 
 def demands_in(plan: Plan) -> dict[str, WorkflowDemand]:

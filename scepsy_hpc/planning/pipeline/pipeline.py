@@ -19,6 +19,7 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import LlmDemand
 from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.metrics import Floats, Ints
+from scepsy_hpc.planning.curves.bursts import Bursts, mixed
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION, Curve, TokenLengths, latencies_s
 from scepsy_hpc.planning.pipeline.host_time import HostTime, host_of
 from scepsy_hpc.planning.search.problem import Option, OptionTable
@@ -36,38 +37,39 @@ def run_latency_s(llm_s: float, tool_time_s: float, overlap: float = 1.0) -> flo
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaLoad:
-    """What each replica of a deployment sees: calls per second, arriving so many at once."""
+class GroupLoad:
+    """What the replicas of a deployment see together: calls per second, and how they come."""
 
     curve: Curve
     arrivals_rps: float
-    burst: int = 1
+    num_replicas: int = 1
+    bursts: Bursts = Bursts()  # noqa: RUF009
 
     @property
     def latency_s(self) -> float:
-        """Mean latency of a call; infinite where the replica cannot keep up."""
-        return self.curve.latency_s(self.arrivals_rps, self.burst)
+        """Mean latency of a call; infinite where the replicas cannot keep up."""
+        return self.curve.latency_s(self.arrivals_rps, self.num_replicas, self.bursts)
 
     @property
     def utilisation(self) -> float:
-        """Part of the replica's capacity."""
-        return self.arrivals_rps / self.curve.capacity_rps
+        """Part of the replicas' capacity."""
+        return self.arrivals_rps / (self.num_replicas * self.curve.capacity_rps)
 
     @property
     def flags(self) -> tuple[str, ...]:
         """What the curve rests on at this load."""
-        return self.curve.flags_at(self.arrivals_rps, self.burst)
+        return self.curve.flags_at(self.arrivals_rps, self.num_replicas, self.bursts)
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How one workflow uses a stage."""
+    """How one workflow uses a stage; ``bursts`` and ``tokens`` are those of its own calls."""
 
     workflow: str
     alias: str
     calls_per_run: float
     parallelism: float
-    fan_out: float
+    bursts: Bursts
     tokens: TokenLengths
 
     @property
@@ -104,14 +106,19 @@ class Stage:
             sum(part * use.tokens.cached for part, use in mix),
         )
 
-    def load(self, rates_rps: Mapping[str, float], num_replicas: Ints) -> tuple[Floats, Ints]:
-        """Calls per second that each replica sees, and how many of a fan-out come at once.
+    def works(self, rates_rps: Mapping[str, float], curve: Curve) -> tuple[float, ...]:
+        """Work of a mean call of each use; over all calls the mean is 1."""
+        works = [curve.work_of(use.tokens) for use in self.uses]
+        mean = sum(part * work for (part, _), work in zip(self._mix(rates_rps), works, strict=True))
+        return tuple(work / mean for work in works)
 
-        For every number of replicas: the dispatcher spreads calls and fan-outs evenly over them.
-        """
-        fan_out = sum(part * use.fan_out for part, use in self._mix(rates_rps))
-        bursts = np.ceil(max(round(fan_out, 2), 1.0) / num_replicas - 1e-9)
-        return self.calls_rps(rates_rps) / num_replicas, np.maximum(bursts, 1).astype(np.int64)
+    def bursts(self, rates_rps: Mapping[str, float], curve: Curve) -> Bursts:
+        """How the calls of all uses come: each use's own work and bursts, mixed by calls."""
+        mix = [
+            (p, w, u.bursts)
+            for (p, u), w in zip(self._mix(rates_rps), self.works(rates_rps, curve), strict=True)
+        ]
+        return mixed(mix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +129,12 @@ class HostedStage:
     curve: Curve
     num_replicas: int
 
-    def load(self, rates_rps: Mapping[str, float]) -> ReplicaLoad:
-        """What each replica sees at these rates of the workflows."""
-        loads_rps, bursts = self.stage.load(rates_rps, np.array([self.num_replicas]))
-        return ReplicaLoad(self.curve, float(loads_rps[0]), int(bursts[0]))
+    def load(self, rates_rps: Mapping[str, float]) -> GroupLoad:
+        """What the replicas see at these rates of the workflows."""
+        calls_rps = self.stage.calls_rps(rates_rps)
+        return GroupLoad(
+            self.curve, calls_rps, self.num_replicas, self.stage.bursts(rates_rps, self.curve)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,20 +214,27 @@ class Pipeline:
             found.append(HostedStage(stage, option.payload, option.num_replicas))
         return tuple(found)
 
-    def cost_s(self, stage: Stage, call_latency_s: _Seconds) -> _Seconds | float:
+    def cost_s(self, stage: Stage, curve: Curve, call_latency_s: _Seconds) -> _Seconds | float:
         """What a stage adds to the mean latency of all runs: ω·(n/p)·L, the mean over workflows.
 
-        Nothing where it is never called, whatever a call would take.
+        ``call_latency_s`` is that of a mean call; each workflow's own takes as much longer as it
+        is more work. Nothing where it is never called, whatever a call would take.
         """
         rates, overlap = self.rates_rps, {load.name: load.overlap for load in self.workflows}
-        rounds = sum(rates[u.workflow] * overlap[u.workflow] * u.num_rounds for u in stage.uses)
+        works = stage.works(rates, curve)
+        rounds = sum(
+            rates[u.workflow] * overlap[u.workflow] * u.num_rounds * work
+            for u, work in zip(stage.uses, works, strict=True)
+        )
         rounds /= self.total_rps
         return rounds * call_latency_s if rounds > 0 else 0.0
 
     def cost_on(self, hosted: Sequence[HostedStage]) -> float:
         """What all stages add to the mean latency of all runs."""
         rates = self.rates_rps
-        return math.fsum(self.cost_s(host.stage, host.load(rates).latency_s) for host in hosted)
+        return math.fsum(
+            self.cost_s(host.stage, host.curve, host.load(rates).latency_s) for host in hosted
+        )
 
     def mean_latency_s(self, cost_s: float) -> float:
         """Mean latency of all runs, to which the LLMs add ``cost_s``."""
@@ -226,13 +242,17 @@ class Pipeline:
         waited_s = sum(w.rate_rps * waiting_s[w.name] for w in self.workflows) / self.total_rps
         return run_latency_s(cost_s, self.tool_time_s + waited_s)
 
-    def latency_s(self, workflow: str, call_latency_s: Mapping[str, float]) -> float:
-        """Mean latency of one workflow's runs, from that of a call in each stage."""
+    def latency_s(
+        self, workflow: str, hosted: Sequence[HostedStage], call_latency_s: Mapping[str, float]
+    ) -> float:
+        """Mean latency of one workflow's runs, from that of a mean call in each stage."""
         load = next(w for w in self.workflows if w.name == workflow)
         llm_s = sum(
-            use.num_rounds * call_latency_s[stage.name]
-            for stage in self.stages
-            for use in stage.uses
+            use.num_rounds * work * call_latency_s[host.stage.name]
+            for host in hosted
+            for use, work in zip(
+                host.stage.uses, host.stage.works(self.rates_rps, host.curve), strict=True
+            )
             if use.workflow == workflow and use.calls_per_run > 0
         )
         return run_latency_s(llm_s, load.tool_time_s + self.waiting_s[workflow], load.overlap)
@@ -275,26 +295,30 @@ class Pipeline:
 
     def _costs(self, jobs: Sequence[tuple[Stage, Curve, Ints]]) -> list[Floats]:
         """``cost_s`` of each option, all latencies at once; infinite above 95%."""
-        seen = [stage.load(self.rates_rps, replicas) for stage, _, replicas in jobs]
-        loads_rps, bursts = (np.concatenate(column) for column in zip(*seen, strict=True))
+        rates = self.rates_rps
         sizes = [len(replicas) for _, _, replicas in jobs]
         which = np.repeat(np.arange(len(jobs)), sizes)
+        replicas = np.concatenate([r.astype(np.float64) for _, _, r in jobs])
+        loads_rps = np.array([stage.calls_rps(rates) for stage, _, _ in jobs])[which]
         curves = [curve for _, curve, _ in jobs]
+        bursts = [stage.bursts(rates, curve) for stage, curve, _ in jobs]
         most = np.array([MAX_UTILISATION * c.usable_rps * (1 + 1e-12) for c in curves])[which]
-        usable = loads_rps <= most
+        usable = loads_rps <= most * replicas
         found_s = np.full(len(which), np.inf)
-        found_s[usable] = latencies_s(curves, which[usable], loads_rps[usable], bursts[usable])
+        found_s[usable] = latencies_s(
+            curves, which[usable], replicas[usable], loads_rps[usable], bursts
+        )
         each_s = np.split(found_s, np.cumsum(sizes)[:-1])
         return [
-            np.where(np.isfinite(call_s), self.cost_s(stage, call_s), np.inf)
-            for (stage, _, _), call_s in zip(jobs, each_s, strict=True)
+            np.where(np.isfinite(call_s), self.cost_s(stage, curve, call_s), np.inf)
+            for (stage, curve, _), call_s in zip(jobs, each_s, strict=True)
         ]
 
 
-def use_of(workflow: str, alias: str, demand: LlmDemand, fan_out: float, cached: float) -> Use:
+def use_of(workflow: str, alias: str, demand: LlmDemand, bursts: Bursts, cached: float) -> Use:
     """One workflow's use of an LLM. Raises InputError where its token lengths are unknown."""
     if demand.calls_per_run <= 0:
-        return Use(workflow, alias, 0.0, 1.0, 1.0, TokenLengths(1.0, 1.0))
+        return Use(workflow, alias, 0.0, 1.0, Bursts(), TokenLengths(1.0, 1.0))
     lengths = []
     for key in ("input_tokens", "output_tokens"):
         mean = getattr(demand, f"{key}_mean")
@@ -305,4 +329,4 @@ def use_of(workflow: str, alias: str, demand: LlmDemand, fan_out: float, cached:
             )
         lengths.append(max(mean, 1.0))
     tokens = TokenLengths(lengths[0], lengths[1], cached)
-    return Use(workflow, alias, demand.calls_per_run, demand.parallelism, fan_out, tokens)
+    return Use(workflow, alias, demand.calls_per_run, demand.parallelism, bursts, tokens)

@@ -57,9 +57,11 @@ def _figures(
         factor = min(factor, of_host) if load.cpu_s else factor
         workflows[load.name] = RunFigures(
             throughput_rps=_finite(factor * load.rate_rps),
-            latency_mean_s=_finite(pipeline.latency_s(load.name, latency_s)),
+            latency_mean_s=_finite(pipeline.latency_s(load.name, hosted, latency_s)),
         )
-    costs_s = {h.stage.name: pipeline.cost_s(h.stage, latency_s[h.stage.name]) for h in hosted}
+    costs_s = {
+        h.stage.name: pipeline.cost_s(h.stage, h.curve, latency_s[h.stage.name]) for h in hosted
+    }
     total_s = pipeline.mean_latency_s(sum(costs_s.values()))
     llms = {
         h.stage.name: LlmFigures(

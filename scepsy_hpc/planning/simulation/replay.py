@@ -1,17 +1,14 @@
 """Replay: traced runs recomputed with call latencies drawn at a candidate's load.
 
-Each LLM call draws its latency from the distribution of its replica's load (stationary weights of
-the load-dependent server), scaled to its own tokens; think and tool times stay; the run's end
-follows from its dependency graph. All runs are one graph, worked off level by level, so a pass is
-a few array operations a level.
-
-Draws of different calls are independent. In truth the calls of a run that are close in time see
-the same queue, so tails are somewhat longer than replay says; ``events`` has that effect. The
-draws depend on seed and call alone: candidates are compared under the same luck.
+Calls that are sent together find one state of their deployment and share it (``rounds``); each is
+scaled to its own tokens; think and tool times stay; the run's end follows from its dependency
+graph. All runs are one graph, worked off level by level, so a pass is a few array operations a
+level. The draws depend on seed and call alone: candidates are compared under the same luck.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,13 +17,15 @@ import numpy as np
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.figures import RunFigures
 from scepsy_hpc.metrics import Floats, Ints
-from scepsy_hpc.planning.pipeline.pipeline import ReplicaLoad
+from scepsy_hpc.planning.curves.curve import Curve
+from scepsy_hpc.planning.pipeline.pipeline import GroupLoad
 from scepsy_hpc.planning.simulation.hosts import size_of
 from scepsy_hpc.planning.simulation.percentiles import latency_figures, run_intervals
+from scepsy_hpc.planning.simulation.rounds import Rounds, States
 from scepsy_hpc.planning.simulation.run_graph import RunGraph
+from scepsy_hpc.tracing.demand.bursts import WINDOW_OF_MEDIAN
 
 NUM_DRAWS = 200
-NUM_BINS = 2048
 _DRAWS_AT_ONCE = 16
 
 
@@ -46,7 +45,7 @@ class Replay:
 
     Nodes and runs are arrays of one length each; ``deployment`` indexes ``deployments`` and is -1
     where a node takes its traced time. ``tokens`` has shape (nodes, 3): input, output, cached; -1
-    is unknown.
+    is unknown. ``round``: which calls were sent together; ``round_run`` is the run of each round.
     """
 
     workflows: tuple[str, ...]
@@ -56,6 +55,8 @@ class Replay:
     traced_s: Floats
     deployment: Ints
     tokens: Ints
+    round: Ints
+    round_run: Ints
     run_workflow: Ints
     run_tail_s: Floats
     run_ends: _Level
@@ -110,7 +111,7 @@ class Replay:
 
     def figures(
         self,
-        loads: Mapping[str, ReplicaLoad],
+        loads: Mapping[str, GroupLoad],
         seed: int = 0,
         num_draws: int = NUM_DRAWS,
         with_intervals: bool = True,
@@ -136,79 +137,52 @@ class Replay:
             )
         return found
 
-    def draw(self, loads: Mapping[str, ReplicaLoad], seed: int, num_draws: int) -> Floats:
+    def draw(self, loads: Mapping[str, GroupLoad], seed: int, num_draws: int) -> Floats:
         """Run lengths (s), shape (runs, draws)."""
         if num_draws < 1:
             raise InputError(f"num_draws ({num_draws}) must be at least 1")
-        prompts_s, outputs_s = self._tables(loads)
-        prompt, output = self._scales(loads)
-        # One row more, of zeros, stands for nodes of fixed time.
-        rows = np.where(self.deployment < 0, len(self.deployments), self.deployment) * NUM_BINS
+        parts = []
+        for index, name in self._called():
+            rounds, states = self._rounds(index, loads[name].curve), States.of(loads[name])
+            parts.append((rounds, states, states.likeness(rounds), states.stretch(rounds)))
         fixed_s = np.where(self.deployment < 0, self.traced_s, 0.0)[:, None]
         chance = np.random.default_rng([seed, 3])
         found = []
         for first in range(0, num_draws, _DRAWS_AT_ONCE):
             number = min(_DRAWS_AT_ONCE, num_draws - first)
-            bins = chance.integers(0, NUM_BINS, size=(self.num_nodes, number), dtype=np.uint16)
-            places = rows[:, None] + bins
-            durations_s = prompt[:, None] * prompts_s[places]
-            durations_s += output[:, None] * outputs_s[places]
-            durations_s += fixed_s
+            durations_s = np.repeat(fixed_s, number, axis=1)
+            own = chance.standard_normal((len(self.round_run), number))
+            for rounds, states, alike, stretch in parts:
+                mood = chance.standard_normal((len(self.run_workflow), number))
+                draws = math.sqrt(alike) * mood[rounds.runs]
+                draws += math.sqrt(1.0 - alike) * own[rounds.rounds]
+                calls = states.found(rounds, draws)
+                durations_s[rounds.nodes] = stretch * rounds.latencies_s(states.load, calls)
             found.append(self.run_lengths_s(durations_s))
         return np.concatenate(found, axis=1)
+
+    def _rounds(self, index: int, curve: Curve) -> Rounds:
+        """The calls of one deployment, each with its own work."""
+        nodes = np.flatnonzero(self.deployment == index)
+        lengths, which = np.unique(self.tokens[nodes], axis=0, return_inverse=True)
+        works = [
+            size_of(curve, *(None if n < 0 else n for n in tokens)).work
+            for tokens in lengths.tolist()
+        ]
+        return Rounds.of(nodes, np.array(works)[which.ravel()], self.round[nodes], self.round_run)
 
     def _called(self) -> list[tuple[int, str]]:
         used = set(np.unique(self.deployment).tolist())
         return [(i, name) for i, name in enumerate(self.deployments) if i in used]
 
-    def _is_overloaded(self, loads: Mapping[str, ReplicaLoad]) -> bool:
+    def _is_overloaded(self, loads: Mapping[str, GroupLoad]) -> bool:
         for _, name in self._called():
             if name not in loads:
                 raise InputError(f"{name}: has no load; replay needs one for each LLM called")
             load = loads[name]
-            if load.arrivals_rps >= load.curve.server.limit_rps * (1.0 - 1e-9):
+            if load.arrivals_rps >= load.num_replicas * load.curve.server.limit_rps * (1.0 - 1e-9):
                 return True
         return False
-
-    def _tables(self, loads: Mapping[str, ReplicaLoad]) -> tuple[Floats, Floats]:
-        """Time of a mean call's prompt and of its output by (deployment, bin), flat.
-
-        Bins are equally likely; each holds the mean over its part, so no mean is lost.
-        """
-        shape = (len(self.deployments) + 1, NUM_BINS)
-        prompts_s, outputs_s = np.zeros(shape), np.zeros(shape)
-        edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
-        for index, name in self._called():
-            load = loads[name]
-            weights, latency_s, ttft_s = load.curve.call_times(load.arrivals_rps, load.burst)
-            part = load.curve.prompt_part
-            known = np.isfinite(ttft_s)
-            prompt_s = np.where(known, ttft_s, part * latency_s)
-            if load.curve.tokens.outputs <= 1.0:
-                prompt_s = latency_s
-            knots = np.concatenate([[0.0], np.cumsum(weights)])
-            for table, time_s in ((prompts_s, prompt_s), (outputs_s, latency_s - prompt_s)):
-                sums = np.concatenate([[0.0], np.cumsum(weights * time_s)])
-                table[index] = np.diff(np.interp(edges, knots, sums)) * NUM_BINS
-        return prompts_s.ravel(), outputs_s.ravel()
-
-    def _scales(self, loads: Mapping[str, ReplicaLoad]) -> tuple[Floats, Floats]:
-        """Prompt and output of each node's call relative to the mean call of its curve."""
-        prompt, output = np.zeros(self.num_nodes), np.zeros(self.num_nodes)
-        for index, name in self._called():
-            curve = loads[name].curve
-            mine = np.flatnonzero(self.deployment == index)
-            lengths, which = np.unique(self.tokens[mine], axis=0, return_inverse=True)
-            mean = curve.tokens
-            pairs = []
-            for inputs, outputs, cached in lengths.tolist():
-                size = size_of(curve, *(None if n < 0 else n for n in (inputs, outputs, cached)))
-                of_prompt = size.prefill_tokens / max(mean.inputs - mean.cached, 1.0)
-                of_output = (size.output_tokens - 1) / max(mean.outputs - 1.0, 1e-9)
-                pairs.append((of_prompt, of_output if mean.outputs > 1.0 else 0.0))
-            scales = np.array(pairs)[which.ravel()]
-            prompt[mine], output[mine] = scales[:, 0], scales[:, 1]
-        return prompt, output
 
 
 class _Flat:
@@ -220,11 +194,12 @@ class _Flat:
         self.runs: list[tuple[int, float, list[int]]] = []  # workflow, tail, what the end awaits
         self.level: list[int] = []
         self.parents: list[list[int]] = []
-        self.rows: list[tuple[float, float, int, int, int, int]] = []
+        self.rows: list[tuple[float, float, int, int, int, int, int]] = []
+        self.round_run: list[int] = []
 
     def add(self, index: int, workflow: str, graph: RunGraph) -> None:
         """One more run."""
-        base = len(self.level)
+        base, begun = len(self.level), dict[tuple[int, tuple[int, ...]], tuple[int, float]]()
         for node in graph.nodes:
             self.level.append(1 + max((self.level[base + p] for p in node.parents), default=-1))
             self.parents.append([base + p for p in node.parents])
@@ -239,7 +214,14 @@ class _Flat:
                 place = self.index[name]
             lengths = (node.input_tokens, node.output_tokens, node.cached_tokens)
             tokens = tuple(-1 if n is None else n for n in lengths)
-            self.rows.append((node.gap_s, node.traced_s, place, *tokens))  # type: ignore[arg-type]
+            number, limit_s = begun.get((place, node.parents), (-1, -1.0))
+            if node.gap_s > limit_s:
+                # Sent later than a call of the same parents could be together with.
+                number, limit_s = len(self.round_run), node.gap_s + WINDOW_OF_MEDIAN * node.traced_s
+                begun[place, node.parents] = (number, limit_s)
+                self.round_run.append(len(self.runs))
+            row = (node.gap_s, node.traced_s, place, *tokens, number)
+            self.rows.append(row)  # type: ignore[arg-type]
         self.runs.append((index, graph.tail_s, [base + p for p in graph.end_parents]))
 
     def replay(self, workflows: tuple[str, ...]) -> Replay:
@@ -254,9 +236,10 @@ class _Flat:
             awaited = [self.parents[i] for i in order[first:last].tolist()]
             found.append(_level(first, last, awaited, place))
         # Runs that wait for nothing go last, so that the others are one slice.
-        runs = sorted(self.runs, key=lambda run: not run[2])
+        ranked = sorted(range(len(self.runs)), key=lambda run: not self.runs[run][2])
+        runs, run_place = [self.runs[run] for run in ranked], np.argsort(ranked)
         waiting = [run[2] for run in runs if run[2]]
-        table = np.array([self.rows[i] for i in order.tolist()], dtype=np.float64).reshape(-1, 6)
+        table = np.array([self.rows[i] for i in order.tolist()], dtype=np.float64).reshape(-1, 7)
         return Replay(
             workflows=workflows,
             deployments=tuple(self.index),
@@ -264,7 +247,9 @@ class _Flat:
             gap_s=table[:, 0].copy(),
             traced_s=table[:, 1].copy(),
             deployment=table[:, 2].astype(np.int64),
-            tokens=table[:, 3:].astype(np.int64),
+            tokens=table[:, 3:6].astype(np.int64),
+            round=table[:, 6].astype(np.int64),
+            round_run=run_place[np.array(self.round_run, dtype=np.int64)],
             run_workflow=np.array([run[0] for run in runs], dtype=np.int64),
             run_tail_s=np.array([run[1] for run in runs]),
             run_ends=_level(0, len(waiting), waiting, place),

@@ -16,7 +16,7 @@ from scepsy_hpc.files import record
 from scepsy_hpc.formats.plan import DemandSummary, LlmDemand
 from scepsy_hpc.formats.spans import Span, spans_of_workflow
 from scepsy_hpc.metrics import Floats, Ints
-from scepsy_hpc.tracing.demand.bursts import burst_sizes, fan_out_of
+from scepsy_hpc.tracing.demand.bursts import burst_sizes, fan_out_of, spread_of
 from scepsy_hpc.tracing.demand.call_table import CallTable, read_calls
 from scepsy_hpc.tracing.demand.hits import in_blocks
 from scepsy_hpc.tracing.demand.merge import merge
@@ -170,7 +170,7 @@ def _traced_llm(calls: CallTable, index: int, busy_s: Floats, num_calls: Ints) -
     duration_s = calls.duration_s[mine]
     inputs, outputs = calls.input_tokens[mine], calls.output_tokens[mine]
     cached = _distribution(_cached(calls, mine))
-    sizes = burst_sizes(calls, mine)
+    sizes, spread = burst_sizes(calls, mine), spread_of(calls, mine)
     return TracedLlm(
         calls_per_run=float(num_calls.mean()),
         parallelism=float(duration_s.sum()) / own_busy_s if own_busy_s > 0 else 1.0,
@@ -181,6 +181,9 @@ def _traced_llm(calls: CallTable, index: int, busy_s: Floats, num_calls: Ints) -
         cached_tokens_mean=cached.mean,
         fan_out=fan_out_of(sizes),
         prefix_tokens_mean=_prefix_mean(calls, mine),
+        work_cv=spread.cv,
+        fan_out_work_cv=spread.pair_cv,
+        fan_out_work_gap=spread.pair_gap,
         num_calls=int(mine.sum()),
         num_failed=int(calls.failed[mine].sum()),
         num_runs_needed=runs_needed(shares),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from planning_cases import ENGINE, SHAPES, bundle, curve_of, engine_points, open_point, point
 
 from scepsy_hpc.formats.points import Point
+from scepsy_hpc.planning.curves.bursts import Bursts
 
 
 def test_below_the_first_concurrency() -> None:
@@ -37,7 +37,7 @@ def test_open_points_give_back_their_latency_under_single_arrivals() -> None:
         assert found_s == pytest.approx(_poisson_s(rate, delay_s, work_s), rel=0.03)
     assert curve.capacity_rps == pytest.approx(9.9)
     assert math.isinf(curve.latency_s(9.9))
-    assert curve.latency_s(2.0, burst=4) > curve.latency_s(2.0)
+    assert curve.latency_s(2.0, bursts=Bursts(4.0)) > curve.latency_s(2.0)
 
 
 def _poisson_s(rate_rps: float, delay_s: float, work_s: float) -> float:
@@ -48,17 +48,6 @@ def _poisson_s(rate_rps: float, delay_s: float, work_s: float) -> float:
         total += weights
         mean += k * weights
     return mean / total / rate_rps
-
-
-def test_call_times_have_the_mean_latency() -> None:
-    """The distribution of a call at a load averages to its latency, and TTFT is inside it."""
-    curve = curve_of(bundle(engine_points(SHAPES)))
-    for burst in (1, 4):
-        weights, latency_s, ttft_s = curve.call_times(0.5 * curve.capacity_rps, burst)
-        mean_s = float(weights @ latency_s)
-        assert mean_s == pytest.approx(curve.latency_s(0.5 * curve.capacity_rps, burst), rel=1e-3)
-        assert np.all(ttft_s <= latency_s)
-        assert np.all(ttft_s > 0)
 
 
 @pytest.mark.parametrize("left_out", range(5))

@@ -25,7 +25,7 @@ def test_demand_in_a_plan() -> None:
     flow = PlanWorkflow(name="w", llms={"a": "a"})
     needs = demand({"a": calls(4.0, parallelism=4.0)})
     plan = Plan(workflows=(flow,), demand={"w": needs.summary})
-    assert demands_in(plan)["w"].use("w", "a").fan_out == 4.0
+    assert demands_in(plan)["w"].use("w", "a").bursts.size == 4.0
     with pytest.raises(InputError, match=r"demand\.w: missing"):
         demands_in(Plan(workflows=(flow,)))
 
@@ -38,14 +38,14 @@ def test_a_plan_predicts_from_its_demand_what_spans_predict() -> None:
     flow = PlanWorkflow(name="w", llms={"a": "a"})
     kept = demands_in(Plan(workflows=(flow,), demand={"w": traced.summary}))["w"]
     assert kept.use("w", "a") == traced.use("w", "a")
-    assert (kept.use("w", "a").fan_out, kept.use("w", "a").tokens.cached) == (3.0, 4.0)
+    assert (kept.use("w", "a").bursts.size, kept.use("w", "a").tokens.cached) == (3.0, 4.0)
     assert traced.warnings == ("w: b: not called in the spans; its load is taken as zero",)
     assert (traced.run_lengths_s, kept.run_lengths_s) == ((5.0,), ())
 
 
 def test_a_fan_out_below_one_is_no_fan_out() -> None:
     """Where only a parallelism below one is known, a call still sees itself."""
-    assert demand({"a": calls(1.0, parallelism=0.5)}).use("w", "a").fan_out == 1.0
+    assert demand({"a": calls(1.0, parallelism=0.5)}).use("w", "a").bursts.size == 1.0
 
 
 def test_names_of_deployments() -> None:

@@ -15,9 +15,10 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.figures import RunFigures
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.planning.curves.bursts import Bursts
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.queueing import Server
-from scepsy_hpc.planning.pipeline.pipeline import ReplicaLoad
+from scepsy_hpc.planning.pipeline.pipeline import GroupLoad
 from scepsy_hpc.planning.simulation.replay import Replay
 from scepsy_hpc.planning.simulation.run_graph import run_graphs
 
@@ -85,12 +86,12 @@ def test_fixed_latencies_give_exact_figures() -> None:
     ]
     spans.insert(0, Span(run_id="chain", span_id="r", kind="run", start_s=0, end_s=3, status="ok"))
     replay = Replay.of({"w": run_graphs(spans)}, NAMES)
-    lengths_s = replay.draw({"A": ReplicaLoad(UNLIMITED, 0.5)}, seed=0, num_draws=20)
+    lengths_s = replay.draw({"A": GroupLoad(UNLIMITED, 0.5)}, seed=0, num_draws=20)
     # 0.5 + 1 + 1 + 1 + 0.5 tail; the long call takes 0.25 + 0.75 x 30 / 10, then the join.
     assert lengths_s.shape == (2, 20)
     assert np.allclose(lengths_s[0], 4.0)
     assert np.allclose(lengths_s[1], 0.25 + 2.25 + 1.0)
-    figures = replay.figures({"A": ReplicaLoad(UNLIMITED, 0.5)})["w"]
+    figures = replay.figures({"A": GroupLoad(UNLIMITED, 0.5)})["w"]
     assert figures.num_runs == 2
     assert figures.latency_mean_s == pytest.approx(3.75)
     assert figures.latency_p99_s == pytest.approx(4.0)
@@ -101,11 +102,11 @@ def test_draws_follow_the_load() -> None:
     server = curve((1.0, 4.0), (1.0, 2.0))
     replay = Replay.of({"w": run_graphs([call("r", "s", 0.0, 1.0)])}, NAMES)
     means = []
-    for load_rps, burst in ((0.2, 1), (1.5, 1), (1.5, 3)):
-        loads = {"A": ReplicaLoad(server, load_rps, burst)}
+    for load_rps, bursts in ((0.2, Bursts()), (1.5, Bursts()), (1.5, Bursts(3.0))):
+        loads = {"A": GroupLoad(server, load_rps, 1, bursts)}
         drawn = replay.draw(loads, seed=1, num_draws=40_000)[0]
-        assert drawn.mean() == pytest.approx(server.latency_s(load_rps, burst), rel=0.02)
-        weights, latency_s, _ = server.call_times(load_rps, burst)
+        assert drawn.mean() == pytest.approx(server.latency_s(load_rps, 1, bursts), rel=0.02)
+        weights, latency_s, _ = server.call_times(load_rps, 1, bursts)
         median = latency_s[np.searchsorted(np.cumsum(weights), 0.5)]
         assert np.median(drawn) == pytest.approx(median, rel=0.02)
         means.append(drawn.mean())
@@ -118,7 +119,7 @@ def test_candidates_meet_the_same_luck() -> None:
     slow, fast = curve((1.0, 4.0), (1.0, 2.0)), curve((1.0, 4.0), (1.1, 2.2))
 
     def draw(one: Curve, seed: int) -> np.ndarray:
-        load = ReplicaLoad(one, 1.2)
+        load = GroupLoad(one, 1.2)
         return replay.draw({"A": load, "B": load}, seed, 50)
 
     assert np.all(draw(fast, 1) <= draw(slow, 1) + 1e-12)
@@ -132,7 +133,7 @@ def test_unknown_ttft_splits_by_tokens() -> None:
     blind = curve((1.0, 1000.0), (1.0, 1000.0), ttft_s=math.nan)
     spans = [call("r", "s", 0.0, 1.0), call("q", "s", 0.0, 1.0, output_tokens=21)]
     replay = Replay.of({"w": run_graphs(spans)}, NAMES)
-    lengths_s = replay.draw({"A": ReplicaLoad(blind, 0.1)}, seed=0, num_draws=1)[:, 0]
+    lengths_s = replay.draw({"A": GroupLoad(blind, 0.1)}, seed=0, num_draws=1)[:, 0]
     assert lengths_s[0] == pytest.approx(1.0)
     assert 1.5 < lengths_s[1] < 2.0
 
@@ -140,7 +141,7 @@ def test_unknown_ttft_splits_by_tokens() -> None:
 def test_overload_is_unknown() -> None:
     """At a load that a replica cannot keep up with there are no figures."""
     replay = Replay.of({"w": run_graphs([call("r", "s", 0.0, 1.0)])}, NAMES)
-    figures = replay.figures({"A": ReplicaLoad(curve((1.0,), (1.0,)), 1.0)})["w"]
+    figures = replay.figures({"A": GroupLoad(curve((1.0,), (1.0,)), 1.0)})["w"]
     assert (figures.latency_mean_s, figures.latency_p95_s) == (None, None)
     assert figures == RunFigures(num_runs=figures.num_runs)
 
@@ -153,7 +154,7 @@ def test_failed_runs_and_runs_without_calls() -> None:
         call("busy", "s", 0.0, 1.0),
     ]
     replay = Replay.of({"w": run_graphs(spans)}, NAMES)
-    lengths_s = replay.draw({"A": ReplicaLoad(UNLIMITED, 0.1)}, seed=0, num_draws=2)
+    lengths_s = replay.draw({"A": GroupLoad(UNLIMITED, 0.1)}, seed=0, num_draws=2)
     assert lengths_s == pytest.approx(np.array([[1.0, 1.0], [3.0, 3.0]]))
 
 
@@ -162,7 +163,7 @@ def test_failed_runs_and_runs_without_calls() -> None:
     [
         ({"w": {}}, {}, 10, "run r calls 'a', which no deployment hosts"),
         (NAMES, {}, 10, "A: has no load"),
-        (NAMES, {"A": ReplicaLoad(UNLIMITED, 0.1)}, 0, "num_draws (0) must be at least 1"),
+        (NAMES, {"A": GroupLoad(UNLIMITED, 0.1)}, 0, "num_draws (0) must be at least 1"),
     ],
 )
 def test_bad_input(names: Any, loads: Any, draws: int, message: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from span_cases import call
 
 from scepsy_hpc.formats.spans import Span
-from scepsy_hpc.tracing.demand.bursts import burst_sizes, fan_out_of
+from scepsy_hpc.tracing.demand.bursts import Spread, burst_sizes, fan_out_of, spread_of
 from scepsy_hpc.tracing.demand.call_table import read_calls
 
 
@@ -62,3 +62,43 @@ def test_fan_out_is_what_a_call_sees() -> None:
     """One burst of three and one single call: three of four calls see three, one sees itself."""
     assert fan_out_of({3: 1, 1: 1}) == pytest.approx((3 + 3 + 3 + 1) / 4)
     assert fan_out_of({2: 5}) == 2.0
+
+
+def _spread(spans: list[Span]) -> Spread:
+    calls = read_calls(spans, "w", None)
+    return spread_of(calls, calls.llm == 0)
+
+
+def test_spread_of_calls_that_start_together() -> None:
+    """One input token weighs 1/28 of an output token: works 1, 3 and 5 together, 9 and 9 alone.
+
+    Of the three half the mean squared difference is (4 + 4 + 16) / 6 = 4 and half the mean absolute
+    one (2 + 2 + 4) / 6 = 4 / 3, their mean 3; of all five the mean is 5.4, the variance 10.24.
+    """
+    made = [
+        call(run, "m", start_s, start_s + 2.0, n=n, input_tokens=28, output_tokens=work)
+        for n, (run, start_s, work) in enumerate(
+            [("a", 0.0, 1), ("a", 0.1, 5), ("a", 0.2, 3), ("a", 9.0, 9), ("b", 0.0, 9)]
+        )
+    ]
+    found = _spread(made)
+    assert found.cv == pytest.approx(3.2 / 5.4)
+    assert found.pair_cv == pytest.approx(2.0 / 3.0)
+    assert found.pair_gap == pytest.approx(4.0 / 9.0)
+    # What is cached needs no prefill: it is no work.
+    cached = [
+        *made[:-1],
+        call("b", "m", 0.0, 2.0, input_tokens=56, output_tokens=9, cached_tokens=28),
+    ]
+    assert _spread(cached) == found
+
+
+def test_spread_of_too_few_calls() -> None:
+    """One call, or calls without counts, have none; calls alone have no pairs; equal ones none."""
+    one = call("a", "m", 0.0, 1.0, input_tokens=5, output_tokens=5)
+    assert _spread([one]) == Spread(None, None, None)
+    assert _spread([one, call("b", "m", 0.0, 1.0)]) == Spread(None, None, None)
+    alone = [one, call("b", "m", 0.0, 1.0, input_tokens=5, output_tokens=5)]
+    assert _spread(alone) == Spread(0.0, None, None)
+    together = [one, call("a", "m", 0.0, 1.0, n=1, input_tokens=5, output_tokens=5)]
+    assert _spread(together) == Spread(0.0, 0.0, 0.0)

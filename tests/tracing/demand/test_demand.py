@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections import defaultdict
@@ -127,6 +128,9 @@ def test_calls_of_no_duration_are_calls() -> None:
 def test_the_summary_is_what_a_plan_keeps() -> None:
     """``summary`` has the plan's figures of each LLM and nothing beside them; a plan takes it."""
     summary = demand_of(two_runs(), "rag").summary()
+    # Two calls together: 100 and 300 input tokens (28 weigh as one of output), 1 and 3 of output.
+    low, high = 100 / 28, 300 / 28 + 2
+    apart = (high - low) / (high + low)
     assert check(to_plain(summary), DemandSummary, "plan") == summary
     assert (summary.num_runs, summary.overlap) == (3, pytest.approx(7 / 8))
     assert summary.tool_time_s == pytest.approx(11 / 3)
@@ -139,6 +143,9 @@ def test_the_summary_is_what_a_plan_keeps() -> None:
         output_tokens_mean=2,
         cached_tokens_mean=None,
         fan_out=2,
+        work_cv=pytest.approx(apart),
+        fan_out_work_cv=pytest.approx(apart * math.sqrt(2)),
+        fan_out_work_gap=pytest.approx(apart),
     )
 
 
