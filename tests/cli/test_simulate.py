@@ -77,7 +77,7 @@ def test_a_rate_beyond_the_plan_is_overloaded_in_words_and_json(tmp_path, capsys
     capsys.readouterr()
     assert run_line(["simulate", str(plan), "--rate", "5000", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["latency_mean_s"] is None
+    assert found.get("latency_mean_s") is None
     assert any(": overloaded: offered " in flag for flag in found["flags"])
     assert run_line(["simulate", str(plan), "--rate", "5000"]) == 0
     shown = capsys.readouterr().out
