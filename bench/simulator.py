@@ -1,6 +1,6 @@
 """How fast the simulator is: calls by CPU-minute, for each kind of replica. No figure is asserted.
 
-    python -m bench.simulator [--json FILE]
+    python bench/simulator.py [--json FILE]
 
 Cases: calls of exponential size on a processor-sharing replica; four such replicas; an engine's
 steps at half load and near capacity; conversations of ten turns on engines with prefix caches,
@@ -133,7 +133,7 @@ def measure(case: SpeedCase, max_calls: int) -> dict[str, object]:
 
 
 def _curve(case: SpeedCase) -> Curve:
-    points = ((1.0,), (1.0,))
+    points: tuple[tuple[float, ...], tuple[float, ...]] = ((1.0,), (1.0,))
     if case.engine is not None:
         at = (1.0, 4.0, 16.0, 64.0)
         tokens = (case.tokens.inputs, case.tokens.outputs, case.tokens.cached)

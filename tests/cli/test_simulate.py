@@ -69,3 +69,46 @@ def test_one_workflow_of_a_file_of_two(given, tmp_path, capsys):
     # Traced: 136 and 16 calls in 16 runs. Twenty runs are 16 of them and 4 once more.
     assert (calls["generator"], set(calls)) == (20, {"reranker", "generator"})
     assert 136 < calls["reranker"] < 2 * 136
+
+
+def test_a_rate_beyond_the_plan_is_overloaded_in_words_and_json(tmp_path, capsys):
+    """No figures, a flag that names deployment and load; the command itself has done its work."""
+    plan = _plan(_spans_of_both(tmp_path / "both.jsonl", ("run",)), "rag_rerank")
+    capsys.readouterr()
+    assert run_line(["simulate", str(plan), "--rate", "5000", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.get("latency_mean_s") is None
+    assert any(": overloaded: offered " in flag for flag in found["flags"])
+    assert run_line(["simulate", str(plan), "--rate", "5000"]) == 0
+    shown = capsys.readouterr().out
+    assert "No figures" in shown
+    assert "overloaded" in shown
+
+
+def test_runs_that_come_at_given_times(tmp_path, capsys):
+    """Three runs of a file, two of them at once: as many come, the last 50 s after the first."""
+    plan = _plan(_spans_of_both(tmp_path / "both.jsonl", ("run",)), "rag_rerank")
+    capsys.readouterr()
+    times = tmp_path / "times.jsonl"
+    times.write_text('{"time_s": 100.0, "count": 2}\n{"time_s": 150.0, "workflow": "rag_rerank"}\n')
+    assert run_line(["simulate", str(plan), "--arrivals", str(times), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_runs"] == 3
+    assert found["makespan_s"] > 50.0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--rate", "1", "--runs-in-flight", "2"], "give one of --rate, --runs-in-flight"),
+        ([], "give one of --rate, --runs-in-flight"),
+        (["--arrivals", "TIMES", "--runs", "3"], "--runs: the file of --arrivals says how many"),
+    ],
+)
+def test_one_load_at_a_time(more, message, tmp_path, capsys):
+    """Two loads, none, or a number of runs beside a file that says it: one line, exit code 2."""
+    times = tmp_path / "times.csv"
+    times.write_text("time_s\n1\n")
+    line = ["simulate", str(times), *(str(times) if part == "TIMES" else part for part in more)]
+    assert run_line(line) == 2
+    assert message in capsys.readouterr().err

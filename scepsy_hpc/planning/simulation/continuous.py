@@ -177,13 +177,13 @@ class ContinuousBatching:
         while self._ends[0][2].last_step != self._ends[0][0]:
             heappop(self._ends)
         steps = self._ends[0][0] - self._step
-        if not self._counts_blocks:
-            return steps
+        if not self._counts_blocks or len(self._running) == 1:
+            return steps  # whoever is alone is let on
         free = self.cache.num_free
         if self._decoding * (steps + BLOCK_TOKENS - 1) <= free * BLOCK_TOKENS:
             return steps
         # This step's blocks are taken; whole rounds of a block each, then one step at a time.
-        rounds = int(free) // self._decoding
+        rounds = max(int(free), 0) // self._decoding
         free -= rounds * self._decoding
         most = 1 + rounds * BLOCK_TOKENS
         while most < steps:
@@ -199,7 +199,7 @@ class ContinuousBatching:
         phase = self._step % BLOCK_TOKENS
         if not self._growing[phase]:
             return
-        # Whoever is alone is let on: an engine would have refused it at once.
+        # An engine would have refused at once what does not fit it alone.
         while self._growing[phase] > self.cache.num_free and len(self._running) > 1:
             self._preempt()
         self.cache.take(self._growing[phase])

@@ -19,6 +19,7 @@ from scepsy_hpc.planning.simulation.replicas import ProcessorSharing, Replica, S
 from scepsy_hpc.planning.simulation.run_graph import RunGraph, RunNode
 
 _MOST_TURNS = 128
+_MOST_HELD = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,23 @@ def engine_on(model: EngineModel, curve: Curve, sizes: Sequence[Size]) -> Engine
         kv_tokens = max(kv_tokens, curve.server.concurrency[-1] * tokens)
     plain = Engine(replace(model, kv_tokens=kv_tokens))
     known: list[tuple[int, float]] = []
-    for k in sorted({max(round(k), 1) for k in curve.held_at or curve.server.concurrency}):
+    for k in _held(curve):
         known.append((k, closed_load_rps(plain, sizes, k) / float(curve.server.rate_rps(k))))
     whole = np.log(np.maximum(np.arange(known[-1][0] + 1), 1))
     stretch = np.interp(whole, np.log([k for k, _ in known]), [factor for _, factor in known])
     return replace(plain, stretch=tuple(stretch.tolist()))
+
+
+def _held(curve: Curve) -> list[int]:
+    """Calls in flight at which the engine is held to the curve: the first, the last, some between.
+
+    Each costs a simulation of a few times as many calls.
+    """
+    every = sorted({max(round(k), 1) for k in curve.held_at or curve.server.concurrency})
+    if len(every) <= _MOST_HELD:
+        return every
+    places = np.linspace(0, len(every) - 1, _MOST_HELD).round().astype(int)
+    return [every[i] for i in places.tolist()]
 
 
 def mean_sizes(curve: Curve) -> list[Size]:
