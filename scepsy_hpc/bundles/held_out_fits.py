@@ -16,7 +16,7 @@ import numpy as np
 from scepsy_hpc.bundles.engine_fit import Equations, in_flight_of
 from scepsy_hpc.bundles.roofline import Proportions
 from scepsy_hpc.bundles.shapes import shapes_of
-from scepsy_hpc.bundles.step_time import FitQuality, Spread
+from scepsy_hpc.bundles.step_time import FitQuality, HalfWidths
 from scepsy_hpc.formats.points import Point
 from scepsy_hpc.metrics import Floats, Ints
 
@@ -55,7 +55,7 @@ class Judgement:
             held_out_point=self._median("point", here),
             held_out_shape=self._median("shape", here),
             num_shapes=self.num_shapes,
-            spread=Spread(*(self._half_width(kind, here) for kind in _USUAL)),
+            half_widths=HalfWidths(*(self._half_width(kind, here) for kind in _USUAL)),
         )
 
     def _median(self, kind: str, here: Ints) -> float | None:

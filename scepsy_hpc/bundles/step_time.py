@@ -60,7 +60,7 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class HalfWidths:
     """Half-widths of 95% intervals, by kind of statement: logarithms of a factor on latency.
 
     Between points, below the first, past the last; at token lengths, and at a TP degree, that
@@ -88,7 +88,7 @@ class FitQuality:
     held_out_point: float | None
     held_out_shape: float | None
     num_shapes: int = 1
-    spread: Spread | None = None
+    half_widths: HalfWidths | None = None
 
     @property
     def failing(self) -> tuple[str, float, float] | None:

@@ -7,14 +7,14 @@ import pytest
 from planning_cases import ENGINE, SHAPES, engine_points
 
 from scepsy_hpc.bundles.engine_model import fit_engine_model
-from scepsy_hpc.bundles.step_time import EngineModel, Spread
+from scepsy_hpc.bundles.step_time import EngineModel, HalfWidths
 from scepsy_hpc.formats.points import Point
 
 
-def _spread(model: EngineModel) -> Spread:
+def _spread(model: EngineModel) -> HalfWidths:
     assert model.quality is not None
-    assert model.quality.spread is not None
-    return model.quality.spread
+    assert model.quality.half_widths is not None
+    return model.quality.half_widths
 
 
 def _noisy(points: tuple[Point, ...], sigma: float, seed: int) -> list[Point]:
@@ -67,7 +67,7 @@ def test_one_shape_says_so_and_is_wide() -> None:
     assert many is not None
     assert (one.num_shapes, many.num_shapes) == (1, len(SHAPES))
     assert one.held_out_shape is None
-    assert one.spread is not None
-    assert many.spread is not None
-    assert one.spread.shape > np.log(2.0) > many.spread.shape
+    assert one.half_widths is not None
+    assert many.half_widths is not None
+    assert one.half_widths.shape > np.log(2.0) > many.half_widths.shape
     assert many.held_out_shape == pytest.approx(0.0, abs=0.02)

@@ -118,7 +118,9 @@ def _measured(making: Making, why: str, stated_end: float) -> Curve:
             f"straight_lines: no engine model ({why}): linear between points, flat outside"
         )
     closed = ended(making, closed, held, stated_end)
-    return _curve(making, closed, held, _kind_of(making), _widths(making, making.spread.between))
+    return _curve(
+        making, closed, held, _kind_of(making), _widths(making, making.half_widths.between)
+    )
 
 
 def _filled(making: Making, closed: ClosedPoints) -> ClosedPoints:
@@ -225,7 +227,7 @@ def _within_the_whole(making: Making, made: ClosedPoints) -> ClosedPoints:
 
 
 def _transferred_width(making: Making) -> float:
-    spread, widths = making.spread, [0.0]
+    spread, widths = making.half_widths, [0.0]
     if making.tokens.miss(making.source.shape.lengths) > SAME_SHAPE:
         widths.append(spread.shape)
     if making.source.kind.tp_degree != making.kind.tp_degree:
@@ -237,7 +239,7 @@ def _transferred_width(making: Making) -> float:
 
 def _widths(making: Making, within: float) -> tuple[float, float, float]:
     """Half-widths at the points, below and past them, with what a modelled bundle adds."""
-    spread = making.spread
+    spread = making.half_widths
     extra = 0.0 if making.evidence.bundles[0].header.how == "measured" else MODELLED
     outside = 0.0 if making.own else within
     return (

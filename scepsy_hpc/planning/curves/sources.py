@@ -17,7 +17,7 @@ from scepsy_hpc.bundles.engine_model import (
     kv_tokens_at,
 )
 from scepsy_hpc.bundles.shapes import SAME_SHAPE, Shape
-from scepsy_hpc.bundles.step_time import EngineModel, Spread
+from scepsy_hpc.bundles.step_time import EngineModel, HalfWidths
 from scepsy_hpc.formats.bundle import Bundle, BundleHeader
 from scepsy_hpc.formats.parallelism import Link, Parallelism, can_be_shared, usable_memory_gib
 from scepsy_hpc.formats.points import Point
@@ -25,7 +25,7 @@ from scepsy_hpc.formats.workflow import EngineArgs
 from scepsy_hpc.planning.curves.curve import TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence
 
-_LINES = Spread(0.3, 0.5, 0.7, math.inf, math.inf)
+_LINES = HalfWidths(0.3, 0.5, 0.7, math.inf, math.inf)
 """Half-widths where straight lines are all there is."""
 
 
@@ -84,8 +84,8 @@ class Making:
         return self.fit.model(self.source.kind.tp_degree)
 
     @property
-    def spread(self) -> Spread:
-        found = self.fit.quality(self.source.kind.tp_degree).spread if self.fit else None
+    def half_widths(self) -> HalfWidths:
+        found = self.fit.quality(self.source.kind.tp_degree).half_widths if self.fit else None
         return found if found is not None and self.passed else _widened(found)
 
     def end(self, last: float) -> float:
@@ -95,10 +95,10 @@ class Making:
         return min(float(self.batch), self.room or math.inf)
 
 
-def _widened(found: Spread | None) -> Spread:
+def _widened(found: HalfWidths | None) -> HalfWidths:
     if found is None:
         return _LINES
-    return Spread(
+    return HalfWidths(
         max(found.between, _LINES.between),
         max(found.below, _LINES.below),
         max(found.beyond, _LINES.beyond),
