@@ -94,7 +94,7 @@ def figures_table(plan: Plan, predicted: Figures) -> Table:
     heads: tuple[str, ...] = ("figure", "predicted", "simulated", "95% interval", "difference")
     if len(predicted.per_workflow) > 1:
         heads = ("workflow", *heads)
-    title = "Predicted, not simulated: no spans"
+    title = "Predicted (not simulated: no spans)"
     if simulated is not None:
         title = f"Predicted and simulated ({simulated.num_runs or 0:,} runs, seed {simulated.seed})"
     return table(title, heads, rows)
