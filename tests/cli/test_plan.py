@@ -209,7 +209,9 @@ def test_the_screen_shows_both_figures_and_the_frontier(topology, tmp_path, caps
     for words in ("predicted simulated 95% interval", "frontier: best mean latency", "rests on: "):
         assert words in shown
     for flag in (*plan.predicted.flags, *plan.simulated.flags):
-        assert f"flag: {' '.join(flag.split())}" in shown
+        words = " ".join(flag.split())
+        name, _, said = words.partition(": ")
+        assert f"{name}: {said}" in shown or (f"{name}, " in shown and f": {said}" in shown)
     assert {w.engine_version for w in plan.llms.values()} == {"0.24.0"}
     assert all(w.precision and w.capacity_rps for w in plan.llms.values())
 
@@ -262,3 +264,12 @@ def test_a_plan_that_cannot_be_is_refused(command, topology, tmp_path, capsys):
     (shown,) = error_lines(capsys)
     assert "instances[1].gpu_share_pct" in shown
     assert "200%" in shown
+
+
+def test_a_time_limit_is_flagged(topology, tmp_path):
+    """With `--time-limit` a clock may decide, and the plan says so; without it, nothing is said."""
+    out = tmp_path / "plan.yaml"
+    for more, flagged in (([], False), (["--time-limit", "5s"], True)):
+        assert run_line(plan_line(topology, out, "--rate", "0.5", *more)) == 0
+        explanation = load_plan(out).explanation
+        assert any("time_limit: " in line for line in explanation) == flagged

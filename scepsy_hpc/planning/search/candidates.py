@@ -110,7 +110,12 @@ def _join(parts: Sequence[Candidates]) -> Candidates:
 
 def smallest(group: Candidates) -> Candidates:
     """The option of fewest replicas of each kind and pool, at no cost."""
+    first = fewest_replicas(group)
+    return replace(group.keep(first), cost=np.zeros(len(first)))
+
+
+def fewest_replicas(group: Candidates) -> Ints:
+    """The row of fewest replicas of each kind and pool."""
     order = np.lexsort((group.replicas, group.kind, group.pool))
     kind, pool = group.kind[order], group.pool[order]
-    first = order[np.r_[True, (np.diff(kind) != 0) | (np.diff(pool) != 0)]]
-    return replace(group.keep(first), cost=np.zeros(len(first)))
+    return order[np.r_[True, (np.diff(kind) != 0) | (np.diff(pool) != 0)]]

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.search import cp_sat
-from scepsy_hpc.planning.search.candidates import Candidates, Space
-from scepsy_hpc.planning.search.prices import Known, price
+from scepsy_hpc.planning.search.candidates import Candidates, Space, fewest_replicas
+from scepsy_hpc.planning.search.certificate import is_proved, relative_gap
+from scepsy_hpc.planning.search.prices import Known, Priced, price
 from scepsy_hpc.planning.search.work import Work
 
 FIRST_SLACK = 0.003  # of the bound; enough in most cases, and it grows by itself
+_LISTS, _FITTING, _ROUND = 0.5, 0.3, 0.15  # of the work left: lists, a first choice, a round
+_ROUNDS, _FEW, _PER_LLM = 40, 4, 150  # rounds of improvement, LLMs in one, options of each
 MOST_OPTIONS = 6000  # that the model gets; more would be slow to build
 
 
@@ -42,16 +45,36 @@ def cheapest(
 ) -> Packed:
     """The choice of least cost that can be packed on at most ``max_gpus`` GPUs.
 
-    The lists grow until no option left out could be part of a cheaper choice, or the work ends.
+    Where lists of promising options prove nothing, a choice that fits is found and improved.
     ``start``: rows of a choice that fits; they come back, without packing, if none is cheaper.
     """
     priced = price(space, groups, max_gpus, known)
+    if math.isinf(priced.bound):
+        return Packed((), (), priced.bound, infeasible=True)
+    best = _by_lists(space, groups, max_gpus, work.part(_LISTS), priced, start)
+    if best.infeasible:
+        return best
+    if not best.rows:
+        any_fit = _fitting(space, groups, max_gpus, work.part(_FITTING))
+        best = Packed(any_fit.rows, any_fit.packing, best.bound, any_fit.infeasible)
+    if best.rows and not is_proved(relative_gap(_cost(groups, best.rows), best.bound)):
+        best = _improved(space, groups, max_gpus, work, priced, best)
+    return best
+
+
+def _by_lists(
+    space: Space,
+    groups: Sequence[Candidates],
+    max_gpus: int,
+    work: Work,
+    priced: Priced,
+    start: Sequence[int],
+) -> Packed:
+    """The model over lists of options that grow until those left out cannot matter."""
     floor, reduced = priced.bound, priced.reduced
-    if math.isinf(floor):
-        return Packed((), (), floor, infeasible=True)
     best, best_cost = Packed(tuple(start), (), floor, infeasible=False), math.inf
     if start:
-        best_cost = math.fsum(g.cost[r] for g, r in zip(groups, start, strict=True))
+        best_cost = _cost(groups, start)
     slack = FIRST_SLACK * abs(floor)
     while True:
         kept, left_out = _kept(reduced, slack)
@@ -59,7 +82,7 @@ def cheapest(
             kept = [np.union1d(k, r) for k, r in zip(kept, best.rows, strict=True)]
         found = _model(space, groups, kept, max_gpus, best.rows, work)
         if found.rows:
-            cost = math.fsum(g.cost[r] for g, r in zip(groups, found.rows, strict=True))
+            cost = _cost(groups, found.rows)
             if cost < best_cost:
                 best, best_cost = found, cost
         # A choice is within the lists, or holds an option that was left out.
@@ -72,6 +95,45 @@ def cheapest(
         if full or best_cost <= floor + left_out or work.has_ended:
             return best
         slack = best_cost - floor if best.rows else 8 * slack + 1e-9
+
+
+def _cost(groups: Sequence[Candidates], rows: Sequence[int]) -> float:
+    return math.fsum(g.cost[r] for g, r in zip(groups, rows, strict=True))
+
+
+def _fitting(space: Space, groups: Sequence[Candidates], max_gpus: int, work: Work) -> Packed:
+    """Any choice that fits, of as few replicas as there may be."""
+    kept = [fewest_replicas(group) for group in groups]
+    free = [replace(group, cost=np.zeros(len(group))) for group in groups]
+    return _model(space, free, kept, max_gpus, (), work)
+
+
+def _improved(
+    space: Space,
+    groups: Sequence[Candidates],
+    max_gpus: int,
+    work: Work,
+    priced: Priced,
+    best: Packed,
+) -> Packed:
+    """Choose again for a few LLMs at a time, the others as they are, while there is work left.
+
+    A large neighbourhood search (Shaw 1998): which LLMs is drawn with a fixed seed.
+    """
+    rng = np.random.default_rng(1)
+    promising = [np.sort(np.argsort(r, kind="stable")[:_PER_LLM]) for r in priced.reduced]
+    for _ in range(_ROUNDS):
+        if work.has_ended:
+            break
+        few = set(rng.choice(len(groups), size=min(_FEW, len(groups)), replace=False).tolist())
+        kept = [
+            np.union1d(promising[i], row) if i in few else np.array([row])
+            for i, row in enumerate(best.rows)
+        ]
+        found = _model(space, groups, kept, max_gpus, best.rows, work.part(_ROUND))
+        if found.rows and _cost(groups, found.rows) < _cost(groups, best.rows):
+            best = Packed(found.rows, found.packing, best.bound, infeasible=False)
+    return best
 
 
 def _most(reduced: Sequence[Floats]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from scepsy_hpc.formats.plan import Instance
-from scepsy_hpc.planning.search.candidates import Candidates, Space, smallest
+from scepsy_hpc.planning.search.candidates import Candidates, Space
 from scepsy_hpc.planning.search.placement import num_gpus, place
 from scepsy_hpc.planning.search.prices import Known
 from scepsy_hpc.planning.search.problem import Method, Option, SearchProblem
@@ -83,7 +83,7 @@ class Fitter:
         found = self._by_model(groups, gpus, bound, start)
         if found.options or found.infeasible:
             return found
-        tried = self._on_fewer(groups, table, gpus) or self._smallest(groups, gpus)
+        tried = self._on_fewer(groups, table, gpus)
         return replace(tried, bound=found.bound) if tried is not None else found
 
     def fits(self, groups: Sequence[Candidates], table: Relaxation, gpus: int) -> bool | None:
@@ -129,14 +129,6 @@ class Fitter:
             same = (group.kind == kind) & (group.replicas == option.num_replicas)
             rows.append(int(np.flatnonzero(same)[0]))
         return tuple(rows)
-
-    def _smallest(self, groups: Sequence[Candidates], gpus: int) -> Found | None:
-        """Any choice that fits, whatever it costs."""
-        small = tuple(smallest(group) for group in groups)
-        if all(len(s) == len(g) for s, g in zip(small, groups, strict=True)):
-            return None
-        found = self._by_model(small, gpus, -math.inf)
-        return found if found.options else None
 
     def _on_fewer(self, groups: Sequence[Candidates], table: Relaxation, gpus: int) -> Found | None:
         """The relaxation's choice on fewer GPUs, or the smallest choice: something that fits."""
