@@ -25,6 +25,7 @@ from scepsy_hpc.planning.choice import (
     nearest,
 )
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
+from scepsy_hpc.planning.pipeline.closed_network import ClosedState
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
 from scepsy_hpc.planning.pipeline.predict import ClosedBatch, closed_state, longest_of, makespan
 from scepsy_hpc.planning.problem import PlanningProblem
@@ -33,13 +34,14 @@ from scepsy_hpc.planning.search.problem import OptionTable, Solution
 from scepsy_hpc.planning.search.search import solve
 from scepsy_hpc.planning.targets import Deadline
 
-MOST_BUDGETS = 16
+MOST_BUDGETS = 12
 """Numbers of GPUs that are tried, those of the lowest bound first."""
 
 MOST_BATCHES = 6
 _RATES = (MAX_UTILISATION, 0.6, 0.25)  # of the highest: allocations of low latency at these
 _MOST_OTHERS = 6  # numbers of GPUs that the frontier shows beside those that may be best
-_MOST_WORK = 2e7  # stages x population^2 of a closed network, a second or so
+_MOST_WORK = 2e6  # stages x population^2 of a closed network; above, rates of an open one are taken
+_OPEN_RATES = (0.5, 0.7, 0.8, 0.9, MAX_UTILISATION)  # of capacity
 _MOST_IN_FLIGHT = 4096
 _WORTH = 0.002  # of the makespan: less is not worth more runs in flight
 _IDLE = 1e-6
@@ -201,9 +203,35 @@ def shortest(
         at = ranked.index(min(known, key=lambda n: (known[n], n)))
         for low, high in zip(ranked[max(at - 1, 0) : at + 1], ranked[at : at + 2], strict=False):
             time_s((low + high) // 2)
+    if most < min(target.num_tasks, _MOST_IN_FLIGHT):
+        known |= {
+            num: seconds
+            for num, seconds in _as_open(problem, hosted, target, limit_s)
+            if most < num <= min(target.num_tasks, _MOST_IN_FLIGHT)
+        }
     enough_s = min(known.values()) * (1.0 + _WORTH)
     best = min(num for num, seconds in known.items() if seconds <= enough_s)
     return best, known[best]
+
+
+def _as_open(
+    problem: PlanningProblem, hosted: tuple[HostedStage, ...], target: Deadline, limit_s: float
+) -> Iterator[tuple[int, float]]:
+    """Many runs in flight and their makespan: so many differ little from open arrivals at a rate.
+
+    By Little's law a rate of runs of that length keeps rate x length of them in flight.
+    """
+    pipeline = problem.pipeline
+    most_rps = pipeline.total_rps * min(pipeline.theta(host) for host in hosted)
+    for part in _OPEN_RATES:
+        rate_rps = part * most_rps * JUST_BELOW
+        here = pipeline.at_rates(rate_rps / pipeline.total_rps)
+        run_s = here.mean_latency_s(here.cost_on(hosted))
+        if run_s <= limit_s:
+            num = max(math.ceil(rate_rps * run_s), 1)
+            state = ClosedState(rate_rps, run_s, ())
+            batch = ClosedBatch(target.num_tasks, num, problem.run_lengths_s)
+            yield num, makespan(state, batch)[0]
 
 
 def _first_in_time(

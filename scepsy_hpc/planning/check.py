@@ -44,6 +44,7 @@ _FEWEST_CALLS = 2048
 _FEWEST_BATCHES = 5
 _MOST_BATCHES = 200
 _PILE_PART, _PILE_RUNS = 0.01, 50
+_FILLED = 4.0  # mean runs after which a system without overload is full
 _BEYOND = 1.25
 """Calls beyond the most that may be sent while the last wanted runs end."""
 
@@ -221,6 +222,9 @@ def _growth(case: Case, simulation: Simulation, tally: Tally) -> str | None:
     if tally.is_done and in_flight < max(_PILE_PART * come, _PILE_RUNS):
         return None
     size = tally.flush()
+    ended = float(tally.all_runs.counts.sum())
+    if tally.is_done and simulation.now_s * ended < _FILLED * float(tally.all_runs.sums.sum()):
+        return None  # as many runs come as are in flight in the end: they do not pile up, they fill
     last = come // size
     counts, sums = tally.seen.counts[:last], tally.seen.sums[:last]
     ends = [last * i // 4 for i in range(5)]

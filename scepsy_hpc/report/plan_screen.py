@@ -6,7 +6,7 @@ All of it is in the file; the flags of the file are all on the screen. Lines fol
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -33,7 +33,10 @@ def plan_parts(plan: Plan) -> list[Any]:
         parts += [figures_table(plan, plan.predicted), llm_table(plan.predicted, plan.simulated)]
     for line in plan.explanation:
         parts += _folded(line)
-    for line in (*_certified(plan.certificate), *(f"flag: {flag}" for flag in every_flag(plan))):
+    for line in (
+        *_certified(plan.certificate),
+        *(f"flag: {flag}" for flag in _grouped(every_flag(plan), plan.llms)),
+    ):
         parts += _folded(line)
     return parts
 
@@ -57,6 +60,18 @@ def every_flag(plan: Plan) -> tuple[str, ...]:
     both = [f.flags for f in (plan.predicted, plan.simulated) if f is not None]
     every = dict.fromkeys(flag for flags in reversed(both) for flag in flags)
     return tuple(sorted(every, key=lambda flag: ": differs: " not in flag))
+
+
+def _grouped(flags: Iterable[str], llms: Collection[str]) -> list[str]:
+    """What is said of several LLMs in the same words is said once."""
+    found: dict[str, list[str]] = {}
+    for flag in flags:
+        name, _, words = flag.partition(": ")
+        if name in llms:
+            found.setdefault(words, []).append(name)
+        else:
+            found[flag] = []
+    return [f"{', '.join(names)}: {words}" if names else words for words, names in found.items()]
 
 
 def deployments_table(plan: Plan) -> Table:
@@ -94,7 +109,7 @@ def figures_table(plan: Plan, predicted: Figures) -> Table:
     heads: tuple[str, ...] = ("figure", "predicted", "simulated", "95% interval", "difference")
     if len(predicted.per_workflow) > 1:
         heads = ("workflow", *heads)
-    title = "Predicted, not simulated: no spans"
+    title = "Predicted (not simulated: no spans)"
     if simulated is not None:
         title = f"Predicted and simulated ({simulated.num_runs or 0:,} runs, seed {simulated.seed})"
     return table(title, heads, rows)
@@ -143,19 +158,14 @@ def llm_table(predicted: Figures, simulated: Figures | None) -> Table:
                 pct(said.share_of_latency),
             )
         )
-    heads = (
-        "LLM",
-        "utilisation",
-        "call latency\npredicted",
-        "\nsimulated",
-        "share of\nrun latency",
-    )
+    beside = () if simulated is None else ("\nsimulated",)
+    heads = ("LLM", "utilisation", "call latency\npredicted", *beside, "share of\nrun latency")
     return table("By LLM", heads, rows)
 
 
 def predicted_parts(predicted: Figures, title: str) -> list[Any]:
     """Figures of a prediction alone, with all their flags."""
-    flags = (f"flag: {flag}" for flag in predicted.flags)
+    flags = (f"flag: {flag}" for flag in _grouped(predicted.flags, predicted.per_llm))
     lines = [folded for flag in flags for folded in _folded(flag)]
     return [predicted_table(predicted, title), llm_table(predicted, None), *lines]
 
