@@ -1,9 +1,7 @@
-"""Hold points out of measured bundles and compare what the planner says without them.
+"""Hold points out of shipped bundles and compare what a plan's curve says without them.
 
-Two experiments on a bundle: a concurrency (all points at one number of calls in flight) and a
-token shape (all points of one pair of input and output lengths, at every TP degree). The curve is
-what a plan uses; the engine model alone is judged beside it, and latency taken as linear in calls
-in flight for comparison.
+Three experiments on a bundle: a concurrency (all points at one number of calls in flight), a token
+shape (all points of one pair of input and output lengths, at every TP degree), and a TP degree.
 """
 
 from __future__ import annotations
@@ -13,9 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scepsy_hpc.bundles.engine_model import BadFitError, fit_engine_model
 from scepsy_hpc.bundles.library import find_bundles
-from scepsy_hpc.bundles.step_time import EngineModel, kv_tokens_that_fit
+from scepsy_hpc.bundles.model_sizes import architecture_of
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import shipped_path
 from scepsy_hpc.formats.bundle import Bundle
@@ -23,33 +20,46 @@ from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.points import Point
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence, evidence_for
-from scepsy_hpc.planning.curves.making import NoCurveError, make_curve
+from scepsy_hpc.planning.curves.making import make_curve
+from scepsy_hpc.planning.curves.sources import NoCurveError
+
+GPU_TYPES = ("h100_sxm", "a100_sxm")
 
 
 @dataclass(frozen=True)
 class Miss:
-    """One held-out point as one predictor saw it; errors are (predicted - measured) / measured.
+    """One held-out point; errors are (predicted - measured) / measured.
 
-    ``place`` of a held-out concurrency: whether the points left lie on both sides of it.
-    ``latency`` None: a plan gives no figure there.
+    ``place``: `middle`, `lowest` or `highest` of the points of its curve, for a concurrency; else
+    what was held out. ``latency`` None: a plan gives no figure there. ``interval``: half-width of
+    the 95% interval that the curve states, as a part of the latency predicted.
     """
 
-    held_out: str  # concurrency | shape
-    by: str  # curve | engine | line
+    place: str
+    how: str
+    engine: str
+    family: str
     bundle: str
     tp_degree: int
     shape: tuple[float, float]
     concurrency: float
-    place: str = "between"  # between | below | above
     latency: float | None = None
-    throughput: float | None = None
     ttft: float | None = None
+    interval: float = 0.0
+
+    @property
+    def covered(self) -> bool:
+        """Whether the measured latency lies in the stated interval: a factor either way."""
+        if self.latency is None:
+            return False
+        return bool(abs(np.log1p(self.latency)) <= np.log1p(self.interval))
 
 
 def label(bundle: Bundle) -> str:
-    """Model, engine and precision of a bundle."""
+    """GPU, model, engine and precision of a bundle."""
     h = bundle.header
-    return f"{h.model.split('/')[-1]}, {h.engine} {h.engine_version}, {h.precision}"
+    gpu = h.gpu_type.partition("_")[0].upper()
+    return f"{gpu}, {h.model.split('/')[-1]}, {h.engine} {h.engine_version}, {h.precision}"
 
 
 def shape_of(point: Point) -> tuple[float, float]:
@@ -67,32 +77,14 @@ def evidence_of(bundle: Bundle) -> Evidence:
     return next(evidence_for(bundle.header.model, bundle.header.gpu_type, [bundle]))
 
 
-def of_curve(curve: Curve, in_flight: float) -> tuple[float, float, float]:
-    """(latency_s, throughput_rps, ttft_s) of the curve at a number of calls in flight."""
-    throughput_rps, latency_s = curve.server.closed(in_flight)
+def of_curve(curve: Curve, in_flight: float) -> tuple[float, float]:
+    """(latency_s, ttft_s) of the curve at a number of calls in flight."""
+    latency_s = curve.server.closed(in_flight)[1]
     last = curve.server.concurrency[-1]
     ttft_s = float(np.interp(in_flight, curve.server.concurrency, curve.ttft_s))
-    if in_flight > last:  # more calls than were measured wait for their first token
+    if in_flight > last:  # more calls than fit wait for their first token
         ttft_s += latency_s - curve.server.closed(last)[1]
-    return latency_s, throughput_rps, ttft_s
-
-
-def of_engine(model: EngineModel, point: Point) -> tuple[float, float, float]:
-    """The same of the engine model alone."""
-    state = model.closed_loop(point.concurrency or 1.0, *shape_of(point))
-    return state.latency_s, state.throughput_rps, state.ttft_s
-
-
-def compared(base: Miss, point: Point, said: tuple[float, float, float]) -> Miss:
-    """``base`` with the errors filled in."""
-    latency_s, throughput_rps, ttft_s = said
-    known = point.ttft_mean_s is not None and np.isfinite(ttft_s)
-    return replace(
-        base,
-        latency=latency_s / point.latency_mean_s - 1.0,
-        throughput=throughput_rps / point.throughput_rps - 1.0,
-        ttft=ttft_s / point.ttft_mean_s - 1.0 if known and point.ttft_mean_s else None,
-    )
+    return latency_s, ttft_s
 
 
 def place_of(point: Point, rest: Sequence[Point]) -> str | None:
@@ -101,105 +93,70 @@ def place_of(point: Point, rest: Sequence[Point]) -> str | None:
     mine = point.concurrency or 0.0
     if not counts:
         return None
-    return "below" if mine < min(counts) else "above" if mine > max(counts) else "between"
+    return "lowest" if mine < min(counts) else "highest" if mine > max(counts) else "middle"
 
 
-def by_curve(evidence: Evidence, held: Iterable[Point], held_out: str) -> Iterator[Miss]:
-    """What a plan would say of held-out points, from the evidence without them."""
+def said_of(evidence: Evidence, point: Point, base: Miss) -> Miss:
+    """What a plan would say of a held-out point, from the evidence without it."""
     header = evidence.merged.header
-    for point in held:
-        place = place_of(point, evidence.merged.points)
-        if held_out == "concurrency" and place is None:
-            continue  # a curve of one point
-        base = blank(held_out, "curve", evidence.merged, point, place or "between")
-        kind = Parallelism(header.gpu_type, header.link, point.tp_degree, point.gpu_share_pct)
-        try:
-            curve = make_curve(evidence, kind, TokenLengths(*shape_of(point)))
-        except NoCurveError:
-            yield base
-        else:
-            yield compared(base, point, of_curve(curve, point.concurrency or 1.0))
-
-
-def by_line(evidence: Evidence, held: Iterable[Point]) -> Iterator[Miss]:
-    """Latency taken as linear in calls in flight between the points left; for comparison."""
-    bundle = evidence.merged
-    for point in held:
-        if place_of(point, bundle.points) == "between":
-            same = [p for p in bundle.points if curve_of(p) == curve_of(point)]
-            known = {p.concurrency or 0.0: p.latency_mean_s for p in same}
-            in_flight, counts = point.concurrency or 1.0, sorted(known)
-            latency_s = float(np.interp(in_flight, counts, [known[k] for k in counts]))
-            base = blank("concurrency", "line", bundle, point, "between")
-            yield compared(base, point, (latency_s, in_flight / latency_s, float("nan")))
-
-
-def by_engine(evidence: Evidence, held: Sequence[Point], held_out: str) -> Iterator[Miss]:
-    """The engine model fitted without the held-out points; a fit is judged even if refused."""
-    for tp_degree in dict.fromkeys(p.tp_degree for p in held):
-        model = fitted(evidence, tp_degree)
-        for point in held:
-            if model is not None and point.tp_degree == tp_degree:
-                place = place_of(point, evidence.merged.points) or "between"
-                base = blank(held_out, "engine", evidence.merged, point, place)
-                yield compared(base, point, of_engine(model, point))
-
-
-def fitted(evidence: Evidence, tp_degree: int) -> EngineModel | None:
-    """The engine model of one TP degree with its KV cache as limit; None: too few points."""
-    memory_gib, sizes, tokens = evidence.merged.header.gpu_memory_gib, evidence.sizes, None
-    if sizes is not None:
-        of_model = (sizes.weights_gib, sizes.kv_bytes_per_token)
-        tokens = kv_tokens_that_fit(memory_gib, tp_degree, 100, *of_model)
-    points = [p for p in evidence.merged.points if p.tp_degree == tp_degree]
+    link = header.link if point.tp_degree > 1 else None
+    kind = Parallelism(header.gpu_type, link, point.tp_degree, point.gpu_share_pct)
     try:
-        return fit_engine_model(points, kv_tokens=tokens, refuse=False)
-    except BadFitError:
-        return None
-
-
-def blank(held_out: str, by: str, bundle: Bundle, point: Point, place: str) -> Miss:
-    """A comparison before its errors are known."""
-    in_flight = point.concurrency or 0.0
-    return Miss(held_out, by, label(bundle), point.tp_degree, shape_of(point), in_flight, place)
+        curve = make_curve(evidence, kind, TokenLengths(*shape_of(point)))
+    except NoCurveError:
+        return base
+    in_flight = point.concurrency or 1.0
+    latency_s, ttft_s = of_curve(curve, in_flight)
+    known = point.ttft_mean_s is not None and np.isfinite(ttft_s)
+    return replace(
+        base,
+        latency=latency_s / point.latency_mean_s - 1.0,
+        ttft=ttft_s / point.ttft_mean_s - 1.0 if known and point.ttft_mean_s else None,
+        interval=curve.interval_pct(in_flight) / 100.0,
+    )
 
 
 KEYS: dict[str, Callable[[Point], object]] = {
     "concurrency": lambda point: point.concurrency,
-    "shape": shape_of,
+    "token shape": shape_of,
+    "TP degree": lambda point: point.tp_degree,
 }
 
 
-def hold_out(bundle: Bundle) -> list[Miss]:
-    """Every concurrency and every token shape of a bundle left out in turn.
+def hold_out(bundle: Bundle) -> Iterator[Miss]:
+    """Every concurrency, token shape and TP degree of a bundle left out in turn.
 
     Raises InputError where the model's sizes are unknown: no plan could use the bundle.
     """
+    header = bundle.header
+    family = "dense" if architecture_of(header.model).experts is None else "MoE"
+    blank = Miss("", header.how, header.engine, family, label(bundle), 0, (0.0, 0.0), 0.0)
     evidence_of(bundle)
-    found: list[Miss] = []
     for held_out, key in KEYS.items():
         for value in dict.fromkeys(map(key, bundle.points)):
-            held = [p for p in bundle.points if key(p) == value]
             rest = tuple(p for p in bundle.points if key(p) != value)
             if not rest:
                 continue
             evidence = evidence_of(replace(bundle, points=rest))
-            found += by_curve(evidence, held, held_out)
-            found += by_engine(evidence, held, held_out)
-            if held_out == "concurrency":
-                found += by_line(evidence, held)
-    return found
+            for point in (p for p in bundle.points if key(p) == value):
+                place = place_of(point, rest) if held_out == "concurrency" else held_out
+                if place is None:
+                    continue  # a curve of one point: nothing is left of it
+                at = {"tp_degree": point.tp_degree, "shape": shape_of(point)}
+                base = replace(blank, place=place, concurrency=point.concurrency or 0.0, **at)
+                yield said_of(evidence, point, base)
 
 
-def measured_bundles(only: str = "") -> list[Bundle]:
-    """The shipped measured H100 bundles whose label contains ``only``."""
-    found = find_bundles(shipped_path("profiles") / "h100_sxm")
-    return [b for b in found if b.header.how == "measured" and only in label(b)]
+def shipped_bundles(only: str = "") -> list[Bundle]:
+    """The shipped bundles whose label contains ``only``."""
+    found = [b for gpu in GPU_TYPES for b in find_bundles(shipped_path("profiles") / gpu)]
+    return [b for b in found if only in label(b)]
 
 
 def measure(bundles: Iterable[Bundle]) -> tuple[list[Miss], list[str]]:
     """All comparisons, and one line for each bundle that no plan could use."""
-    misses, left_out = [], []
+    misses: list[Miss] = []
+    left_out: list[str] = []
     for bundle in bundles:
         try:
             misses += hold_out(bundle)

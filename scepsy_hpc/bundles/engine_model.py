@@ -1,115 +1,172 @@
-"""Fit the engine model to the closed-loop points of one (TP, share, link), and judge the fit.
+"""Fit the engine model of a configuration to all that is known of it, and judge the fit.
 
-Latency is linear in the four step-time factors, so the fit is a non-negative least squares on
-relative errors, re-weighted so that it approaches the least absolute error: a few odd points
-must not bend the rest. With four unknowns the active set is found by trying all fifteen, which
-needs no solver; importing one would cost more than every fit of a plan.
+One fit over all token shapes, TP degrees and loads, closed and open, of one (bundle, share, link);
+each TP degree's factors are then fitted to its own points, leaning to that. What a TP degree that
+nobody measured does follows from the common structure. The judgement holds out one concurrency,
+one token shape, one TP degree at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scepsy_hpc.bundles.batch_limits import batch_limit
+from scepsy_hpc.bundles.engine_fit import (
+    BatchLimits,
+    Equations,
+    Structure,
+    equations_of,
+    in_flight_of,
+    non_negative,
+    prefill_tokens,
+    seats_seen,
+)
+from scepsy_hpc.bundles.held_out_fits import Judgement, judge
+from scepsy_hpc.bundles.model_sizes import architecture_of
+from scepsy_hpc.bundles.roofline import Proportions, proportions, read_times_s
+from scepsy_hpc.bundles.shapes import shapes_of
 from scepsy_hpc.bundles.step_time import (
     DEFAULT_BATCHED_TOKENS,
     EngineModel,
+    Experts,
     FitQuality,
     kv_tokens_that_fit,
-    life_terms,
 )
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.formats.parallelism import Link
 from scepsy_hpc.formats.points import Point
+from scepsy_hpc.metrics import Floats
 
 MIN_POINTS = 4
-MAX_POINT_ERROR = 0.15
-MAX_SHAPE_ERROR = 0.25
-NUM_REWEIGHTINGS = 4
-ERROR_FLOOR = 0.005
+TTFT_LEAN = 0.1
 
-Array = NDArray[np.float64]
+LimitsAt = Callable[[int], BatchLimits]
+"""What bounds the batch at a TP degree."""
 
 
 class BadFitError(InputError):
     """The points do not carry an engine model; the message holds the figure."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """What bounds the batch while fitting."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Configuration:
+    """The engine models of one configuration at any TP degree, fitted together.
 
-    max_num_batched_tokens: int
-    max_num_seqs: int | None
-    kv_tokens: float | None
-
-    def running(self, point: Point) -> float:
-        running = float(point.concurrency or 1.0)
-        if self.max_num_seqs is not None:
-            running = min(running, float(self.max_num_seqs))
-        if self.kv_tokens is not None:
-            tokens = max(point.input_tokens_mean + point.output_tokens_mean, 1.0)
-            running = min(running, max(self.kv_tokens / tokens, 1.0))
-        return running
-
-
-def fit_bundle(
-    bundle: Bundle, tp_degree: int, gpu_share_pct: int = 100, link: Link | None = None
-) -> EngineModel:
-    """Engine model of one (TP, share, link) of a bundle, with its memory and batch limits.
-
-    A share without points of its own is derived from the whole GPU's. ``link`` None takes any.
-    Raises BadFitError; InputError when there are no points or the weights do not fit.
+    ``own`` holds the factors, ``ttft`` the TTFT factors, of each measured TP degree.
     """
-    header = bundle.header
-    points = [
-        p
-        for p in bundle.points
-        if p.tp_degree == tp_degree and link in (None, p.link or header.link)
-    ]
-    own = [p for p in points if p.gpu_share_pct == gpu_share_pct]
-    whole = [p for p in points if p.gpu_share_pct == 100]
-    where = f"{bundle.path}: {header.model}, TP {tp_degree}, share {gpu_share_pct}%"
-    if not own and not whole:
-        raise InputError(f"{where}: the bundle has no points for this TP degree")
-    kv_at = {pct: _kv_tokens(bundle, tp_degree, pct, where) for pct in (gpu_share_pct, 100)}
-    model = fit_engine_model(
-        own or whole,
-        max_num_batched_tokens=_int_arg(bundle, "max_num_batched_tokens", DEFAULT_BATCHED_TOKENS),
-        max_num_seqs=_int_arg(bundle, "max_num_seqs", None),
-        kv_tokens=kv_at[gpu_share_pct if own else 100],
-        where=where,
-    )
-    return model if own else replace(model.at_share(gpu_share_pct), kv_tokens=kv_at[gpu_share_pct])
 
+    points: tuple[Point, ...]
+    limits_at: LimitsAt
+    experts: Experts | None
+    structure: Structure
+    own: Mapping[int, Floats]
+    ttft: Mapping[int, Floats]
+    judgement: Judgement
 
-def _kv_tokens(bundle: Bundle, tp_degree: int, gpu_share_pct: int, where: str) -> float | None:
-    header = bundle.header
-    if header.weights_gib is None or header.kv_bytes_per_token is None:
-        return None
-    tokens = kv_tokens_that_fit(
-        header.gpu_memory_gib,
-        tp_degree,
-        gpu_share_pct,
-        header.weights_gib,
-        header.kv_bytes_per_token,
-    )
-    if tokens <= 0:
-        raise InputError(
-            f"{where}: weights_gib {header.weights_gib:g} does not fit {tp_degree} x "
-            f"{gpu_share_pct}% of {header.gpu_memory_gib:g} GiB"
+    def quality(self, tp_degree: int) -> FitQuality:
+        """How well the fit did, at one TP degree where enough was held out there."""
+        return self.judgement.at(tp_degree)
+
+    def model(self, tp_degree: int) -> EngineModel:
+        """The engine model at a TP degree; ``derived`` where no point is of that degree."""
+        measured = tp_degree in self.own
+        factors = self.own[tp_degree] if measured else self.structure.at(tp_degree)
+        nearest = min(self.ttft, key=lambda t: (abs(np.log(t / tp_degree)), t))
+        step, own, others = (float(f) for f in self.ttft[nearest])
+        return replace(
+            _model(factors, self.limits_at(tp_degree), self.experts),
+            ttft_step_factor=step,
+            ttft_own_factor=own,
+            ttft_others_factor=others,
+            quality=self.quality(tp_degree),
+            derived=not measured,
         )
-    return tokens
 
 
-def _int_arg(bundle: Bundle, key: str, default: int | None) -> int | None:
-    value = bundle.header.engine_args.get(key, default)
-    return int(value) if isinstance(value, int | float | str) else default
+def _model(factors: Floats, limits: BatchLimits, experts: Experts | None) -> EngineModel:
+    step, prefill, sequence, context = (float(f) for f in factors[:4])
+    return EngineModel(
+        step_s=step,
+        prefill_token_s=prefill,
+        sequence_s=sequence,
+        context_token_s=context,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_num_seqs=limits.max_num_seqs,
+        kv_tokens=limits.kv_tokens,
+        expert_s=0.0 if experts is None else float(factors[4]),
+        experts=experts,
+    )
+
+
+def is_evidence(point: Point) -> bool:
+    """Whether a point's latency says how fast the engine is: not that of a saturated open one."""
+    return point.load == "closed" or (point.arrival_rate_rps is not None and not point.saturated)
+
+
+def fit_configuration(
+    points: Sequence[Point], limits_at: LimitsAt, experts: Experts | None, known: Proportions
+) -> Configuration:
+    """Fit to all points (of one share and link) that are evidence. Raises BadFitError for none."""
+    used = tuple(p for p in points if is_evidence(p))
+    if not used:
+        raise BadFitError("no closed-loop points and no unsaturated open ones to fit on")
+    limits = [limits_at(p.tp_degree) for p in used]
+    equations = equations_of(used, limits, experts, known, _lone(used))
+    every = np.ones(len(used))
+    structure = equations.structure(every, known)
+    degrees = sorted({p.tp_degree for p in used})
+    own = {tp: equations.own(every, tp, structure) for tp in degrees}
+    ttft = {
+        tp: _ttft(_model(own[tp], limits_at(tp), experts), [p for p in used if p.tp_degree == tp])
+        for tp in degrees
+    }
+    judgement = judge(used, equations, known, _in_sample(equations, own))
+    return Configuration(used, limits_at, experts, structure, own, ttft, judgement)
+
+
+def _lone(points: Sequence[Point]) -> list[bool]:
+    """Which points have the fewest calls in flight of their (TP, shape): TTFT is clear there."""
+    shape = {id(p): i for i, s in enumerate(shapes_of(points)) for p in s.points}
+    least: dict[tuple[int, int], float] = {}
+    for p in points:
+        key = p.tp_degree, shape[id(p)]
+        least[key] = min(in_flight_of(p), least.get(key, np.inf))
+    return [in_flight_of(p) <= least[p.tp_degree, shape[id(p)]] for p in points]
+
+
+def _in_sample(equations: Equations, own: Mapping[int, Floats]) -> Floats:
+    count = equations.num_points
+    return np.array(
+        [
+            float(row @ own[int(tp)])
+            for row, tp in zip(equations.rows[:count], equations.tp[:count], strict=True)
+        ]
+    )
+
+
+def _ttft(model: EngineModel, points: Sequence[Point]) -> Floats:
+    """The TTFT factors, as far as the points say; latency does not depend on them."""
+    usual = np.array([model.ttft_step_factor, model.ttft_own_factor, model.ttft_others_factor])
+    limits = BatchLimits(model.max_num_batched_tokens, model.max_num_seqs, model.kv_tokens)
+    rows = []
+    for point in points:
+        inputs, outputs = point.input_tokens_mean, point.output_tokens_mean
+        in_flight = in_flight_of(point)
+        running = limits.running(in_flight, inputs + outputs)
+        if point.ttft_mean_s is None or outputs <= 1.0 or running < in_flight:
+            continue
+        lengths = (running, prefill_tokens(point), inputs, outputs)
+        terms = model.ttft_terms(*lengths, point.latency_mean_s)
+        rows.append([term / point.ttft_mean_s for term in terms])
+    if not rows:
+        return usual
+    return non_negative(np.array(rows), np.ones(len(rows)), usual, TTFT_LEAN)
 
 
 def fit_engine_model(
@@ -120,167 +177,136 @@ def fit_engine_model(
     kv_tokens: float | None = None,
     where: str = "engine model",
     refuse: bool = True,
+    experts: Experts | None = None,
 ) -> EngineModel:
-    """Fit on the closed points among ``points``, all of one (TP, share, link).
+    """Fit on points of one (TP, share, link), of a model whose sizes are not known.
 
-    With ``refuse`` a fit whose hold-out error is above MAX_POINT_ERROR (one concurrency left
-    out) or MAX_SHAPE_ERROR (one token shape left out), or which has fewer than MIN_POINTS points,
-    raises BadFitError with the figure.
+    With ``refuse`` a fit whose median hold-out error is above what is allowed, or which has fewer
+    than MIN_POINTS points, raises BadFitError with the figure.
     """
-    limits = _Limits(max_num_batched_tokens or DEFAULT_BATCHED_TOKENS, max_num_seqs, kv_tokens)
-    closed = [p for p in points if p.load == "closed"]
-    if len(closed) < MIN_POINTS:
+    limits = BatchLimits(max_num_batched_tokens or DEFAULT_BATCHED_TOKENS, max_num_seqs, kv_tokens)
+    _check_number([p for p in points if is_evidence(p)], where)
+    part = None if experts is None else experts.per_token / experts.total
+    known = proportions("", None, None, 2.0, part)
+    fitted = fit_configuration(points, lambda _: limits, experts, known)
+    if refuse:
+        refuse_bad(fitted.quality(points[0].tp_degree), where)
+    return fitted.model(fitted.points[0].tp_degree)
+
+
+def _check_number(points: Sequence[Point], where: str) -> None:
+    if len(points) < MIN_POINTS:
         raise BadFitError(
-            f"{where}: {len(closed)} closed-loop points are too few to fit an engine model; "
+            f"{where}: {len(points)} points are too few to fit an engine model; "
             f"at least {MIN_POINTS}"
         )
-    factors = _fit(*_table(closed, limits))
-    quality = _quality(closed, limits, factors)
-    if refuse:
-        _refuse_bad(quality, where)
-    model = EngineModel(
-        step_s=float(factors[0]),
-        prefill_token_s=float(factors[1]),
-        sequence_s=float(factors[2]),
-        context_token_s=float(factors[3]),
-        max_num_batched_tokens=limits.max_num_batched_tokens,
-        max_num_seqs=limits.max_num_seqs,
-        kv_tokens=limits.kv_tokens,
-        quality=quality,
-    )
-    return _with_ttft(model, closed, limits)
 
 
-def _table(points: Sequence[Point], limits: _Limits) -> tuple[Array, Array]:
-    """Coefficients of the factors in each point's latency, and the latencies.
+def refuse_bad(quality: FitQuality, where: str) -> None:
+    """Raise BadFitError where a fit failed its hold-out."""
+    if quality.failing is not None:
+        what, miss, allowed = quality.failing
+        raise BadFitError(
+            f"{where}: the fitted engine model misses the latency of {what} by {100 * miss:.1f}% "
+            f"(median of {quality.num_points} points); allowed is {100 * allowed:.0f}%"
+        )
 
-    Where fewer than three token shapes cannot tell prefill from decoding, the TTFT of a call
-    that is alone (one step over its own prompt) is one more equation.
+
+def fit_bundle(
+    bundle: Bundle, tp_degree: int, gpu_share_pct: int = 100, link: Link | None = None
+) -> EngineModel:
+    """Engine model of one (TP, share, link) of a bundle, with its memory and batch limits.
+
+    A share without points of its own is derived from the whole GPU's, a TP degree without points
+    from the others: ``derived``. ``link`` None takes any. Raises BadFitError; InputError when
+    there are no points or the weights do not fit.
     """
-    rows, times_s = [], []
-    few_shapes = len({(p.input_tokens_mean, p.output_tokens_mean) for p in points}) < 3
-    for point in points:
-        rows.append(_row(point, limits))
-        times_s.append(point.latency_mean_s)
-        alone = limits.running(point) <= 1.0 and point.output_tokens_mean > 1.0
-        if few_shapes and alone and point.ttft_mean_s is not None:
-            prefill = _prefill_tokens(point)
-            steps = max(prefill / limits.max_num_batched_tokens, 1.0)
-            rows.append([steps, prefill, 0.0, 0.0])
-            times_s.append(point.ttft_mean_s)
-    return np.asarray(rows), np.asarray(times_s)
+    where = f"{bundle.path}: {bundle.header.model}, TP {tp_degree}, share {gpu_share_pct}%"
+    shares = {p.gpu_share_pct for p in at_link(bundle, link) if p.tp_degree == tp_degree}
+    source = gpu_share_pct if gpu_share_pct in shares else 100
+    kv_tokens = kv_tokens_at(bundle, tp_degree, gpu_share_pct)
+    if kv_tokens is not None and kv_tokens <= 0:
+        raise InputError(
+            f"{where}: weights_gib {bundle.header.weights_gib:g} does not fit {tp_degree} x "
+            f"{gpu_share_pct}% of {bundle.header.gpu_memory_gib:g} GiB"
+        )
+    fitted = configuration_of(bundle, source, link)
+    _check_number(fitted.points, where)
+    refuse_bad(fitted.quality(tp_degree), where)
+    model = fitted.model(tp_degree)
+    if source != gpu_share_pct:
+        model = model.at_share(gpu_share_pct, read_s_of(bundle, tp_degree))
+    return replace(model, kv_tokens=kv_tokens)
 
 
-def _row(point: Point, limits: _Limits) -> list[float]:
-    running = limits.running(point)
-    inputs, outputs = point.input_tokens_mean, max(point.output_tokens_mean, 1.0)
-    budget = limits.max_num_batched_tokens
-    steps, work = life_terms(running, _prefill_tokens(point), inputs, outputs, budget)
-    in_flight = float(point.concurrency or 1.0)
-    return [in_flight / running * steps, *(in_flight * w for w in work)]
-
-
-def _prefill_tokens(point: Point) -> float:
-    return max(point.input_tokens_mean - (point.cached_tokens_mean or 0.0), 1.0)
-
-
-def _fit(table: Array, latency_s: Array) -> Array:
-    """Non-negative factors that nearly minimise the mean absolute relative error."""
-    relative = table / latency_s[:, None]
-    weights = np.ones(len(latency_s))
-    factors = np.zeros(table.shape[1])
-    for _ in range(NUM_REWEIGHTINGS):
-        factors = _non_negative(relative, weights)
-        miss = np.abs(relative @ factors - 1.0)
-        weights = 1.0 / np.maximum(miss, ERROR_FLOOR)
-    return factors
-
-
-def _non_negative(relative: Array, weights: Array) -> Array:
-    """Exact weighted least squares of ``relative @ x = 1`` under x >= 0."""
-    scale = np.maximum(np.sqrt((relative**2).mean(axis=0)), 1e-300)
-    scaled = relative / scale
-    gram = scaled.T @ (scaled * weights[:, None])
-    target = scaled.T @ weights
-    count = len(target)
-    # Columns that the points cannot tell apart share what they explain, evenly.
-    gram[np.diag_indices(count)] += 1e-9 * weights.sum()
-    for size in range(count, 0, -1):
-        for chosen in combinations(range(count), size):
-            index = list(chosen)
-            part = np.linalg.solve(gram[np.ix_(index, index)], target[index])
-            if part.min() < 0.0:
-                continue
-            full = np.zeros(count)
-            full[index] = part
-            if (gram @ full - target).min() >= -1e-9 * target.max():
-                best: Array = full / scale  # the conditions of Karush, Kuhn and Tucker hold
-                return best
-    raise AssertionError("a strictly convex problem has an optimum")
-
-
-def _quality(points: Sequence[Point], limits: _Limits, factors: Array) -> FitQuality:
-    rows = np.asarray([_row(p, limits) for p in points])
-    rows /= np.asarray([p.latency_mean_s for p in points])[:, None]
-    shapes = [(p.input_tokens_mean, p.output_tokens_mean) for p in points]
-    return FitQuality(
-        num_points=len(points),
-        in_sample=float(np.median(np.abs(rows @ factors - 1.0))),
-        held_out_point=_held_out(points, [p.concurrency for p in points], limits, rows),
-        held_out_shape=_held_out(points, shapes, limits, rows),
+def at_link(bundle: Bundle, link: Link | None) -> tuple[Point, ...]:
+    """The points at TP 1, and those of groups over that link (None: over any)."""
+    header = bundle.header
+    return tuple(
+        p
+        for p in bundle.points
+        if p.tp_degree == 1 or link is None or (p.link or header.link) in (None, link)
     )
 
 
-def _held_out(
-    points: Sequence[Point], groups: Sequence[object], limits: _Limits, rows: Array
-) -> float | None:
-    """Median relative error of points predicted from a fit without their group.
+def configuration_of(bundle: Bundle, gpu_share_pct: int, link: Link | None) -> Configuration:
+    """The fit to a bundle's points of one share and link. Raises BadFitError for none."""
+    points = [p for p in at_link(bundle, link) if p.gpu_share_pct == gpu_share_pct]
+    header = bundle.header
+    sizes = architecture_of(header.model)
+    budget = _int_arg(bundle, "max_num_batched_tokens") or DEFAULT_BATCHED_TOKENS
 
-    ``rows`` are the points' coefficients over their latencies.
-    """
-    misses: list[float] = []
-    for group in dict.fromkeys(groups):
-        out = np.asarray([g == group for g in groups])
-        kept = [p for p, left in zip(points, out, strict=True) if not left]
-        if len(kept) < MIN_POINTS - 1:
-            continue
-        if len({(p.input_tokens_mean, p.output_tokens_mean) for p in kept}) < 3:
-            factors = _fit(*_table(kept, limits))
-        else:
-            factors = _fit(rows[~out], np.ones(len(kept)))
-        misses.extend(np.abs(rows[out] @ factors - 1.0))
-    return float(np.median(misses)) if misses else None
+    @cache
+    def by_default(tp_degree: int) -> BatchLimits:
+        tokens = kv_tokens_at(bundle, tp_degree, gpu_share_pct)
+        room = tokens if tokens is not None and tokens > 0 else None
+        return BatchLimits(budget, batch_limit(header, tp_degree), room)
 
+    used = [p for p in points if is_evidence(p)]
+    seats = seats_seen(used, [by_default(p.tp_degree) for p in used])
 
-def _refuse_bad(quality: FitQuality, where: str) -> None:
-    judged = [
-        ("a held-out concurrency", quality.held_out_point, MAX_POINT_ERROR),
-        ("a held-out token shape", quality.held_out_shape, MAX_SHAPE_ERROR),
-    ]
-    if quality.held_out_point is None and quality.held_out_shape is None:
-        judged = [("its own points", quality.in_sample, MAX_POINT_ERROR)]
-    for what, miss, allowed in judged:
-        if miss is not None and miss > allowed:
-            raise BadFitError(
-                f"{where}: the fitted engine model misses the latency of {what} by "
-                f"{100 * miss:.1f}% (median of {quality.num_points} points); allowed is "
-                f"{100 * allowed:.0f}%"
-            )
+    def limits_at(tp_degree: int) -> BatchLimits:
+        known = by_default(tp_degree)
+        if seats is None or (known.max_num_seqs or math.inf) <= seats:
+            return known
+        return replace(known, max_num_seqs=max(round(seats), 1))
+
+    part = None if sizes.experts is None else sizes.experts.per_token / sizes.experts.total
+    known = proportions(
+        header.gpu_type,
+        header.weights_gib,
+        header.kv_bytes_per_token,
+        BYTES_PER_WEIGHT.get(header.precision, 2.0),
+        part,
+    )
+    return fit_configuration(points, limits_at, sizes.experts, known)
 
 
-def _with_ttft(model: EngineModel, points: Sequence[Point], limits: _Limits) -> EngineModel:
-    """The TTFT factors, where the points say enough; latency does not depend on them."""
-    rows = []
-    for point in points:
-        outputs = point.output_tokens_mean
-        running = limits.running(point)
-        waits = running < float(point.concurrency or 1.0)
-        if point.ttft_mean_s is None or outputs <= 1.0 or waits:
-            continue
-        lengths = (running, _prefill_tokens(point), point.input_tokens_mean, outputs)
-        life_s = running / point.throughput_rps
-        rows.append([v / point.ttft_mean_s for v in model.ttft_terms(*lengths, life_s)])
-    if len(rows) < MIN_POINTS:
-        return model
-    step, own, others = (float(f) for f in _fit(np.asarray(rows), np.ones(len(rows))))
-    return replace(model, ttft_step_factor=step, ttft_own_factor=own, ttft_others_factor=others)
+BYTES_PER_WEIGHT = {"fp8": 1.0, "int8": 1.0, "fp4": 0.55, "int4": 0.55, "fp32": 4.0}
+"""Bytes a weight takes, about; 2 where the precision is another."""
+
+
+def kv_tokens_at(bundle: Bundle, tp_degree: int, gpu_share_pct: int) -> float | None:
+    """Tokens that the KV cache holds; None where sizes are unknown, not above 0: no room."""
+    header = bundle.header
+    if header.weights_gib is None or header.kv_bytes_per_token is None:
+        return None
+    return kv_tokens_that_fit(
+        header.gpu_memory_gib,
+        tp_degree,
+        gpu_share_pct,
+        header.weights_gib,
+        header.kv_bytes_per_token,
+        architecture_of(header.model).num_kv_heads,
+    )
+
+
+def read_s_of(bundle: Bundle, tp_degree: int) -> tuple[float, float] | None:
+    """Least reading times of the whole memory of each GPU: weights, and a token of context."""
+    header = bundle.header
+    return read_times_s(header.gpu_type, tp_degree, header.weights_gib, header.kv_bytes_per_token)
+
+
+def _int_arg(bundle: Bundle, key: str) -> int | None:
+    value = bundle.header.engine_args.get(key)
+    return int(value) if isinstance(value, int | float | str) else None

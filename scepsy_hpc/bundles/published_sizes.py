@@ -17,12 +17,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scepsy_hpc.bundles.step_time import Experts
 from scepsy_hpc.formats.parallelism import GIB
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """Counts of one config; ``params_16bit`` of ``params`` stay in 16 bits when quantised.
+
+    ``experts``: ``num_experts_per_tok`` of ``num_local_experts``; None for a dense model.
 
     ``params`` None: a mixed checkpoint, whose size stands in ``CHECKPOINT_GIB`` instead.
     """
@@ -33,6 +36,7 @@ class Architecture:
     num_layers: int
     num_kv_heads: int
     head_size: int
+    experts: Experts | None = None
 
     def weights_gib(self, weight_bytes: float) -> float | None:
         """GiB of weights at this many bytes each, those kept in 16 bits at two."""
@@ -65,11 +69,12 @@ _ARCHITECTURES = (
         62,
         8,
         128,
+        Experts(8, 256),
     ),
     # Every second layer attends to a window of 128 tokens. All 36 are counted in full, as vLLM
     # does in its log (5.38 GiB for 78,384 tokens, alvarobartt/hf-mem issue 60): an upper bound,
     # since engines may drop what has left the window.
-    Architecture("openai/gpt-oss-120b", None, 2 * 201_088 * 2880, 36, 8, 64),
+    Architecture("openai/gpt-oss-120b", None, 2 * 201_088 * 2880, 36, 8, 64, Experts(4, 128)),
 )
 
 ARCHITECTURES: dict[str, Architecture] = {a.source: a for a in _ARCHITECTURES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from scepsy_hpc.cli.options import (
     print_json,
     say,
 )
+from scepsy_hpc.planning.targets import DEFAULT_WITHIN_PCT, STARTUP_S
 
 
 @click.command(
@@ -52,7 +54,29 @@ from scepsy_hpc.cli.options import (
 @click.option("--gpus", type=COUNT, help="Limit: at most so many GPUs.")
 @click.option("--latency-limit", type=DURATION, help="Limit: mean run latency, such as 30s.")
 @click.option("--p95-limit", type=DURATION, help="Limit: 95% of runs end within this time.")
-@click.option("--within", type=PERCENT, help="The fewest GPUs within so many percent of the best.")
+@click.option(
+    "--within",
+    type=PERCENT,
+    default=DEFAULT_WITHIN_PCT,
+    show_default=f"{DEFAULT_WITHIN_PCT:g}%",
+    help="The fewest GPUs within so many percent of the best; 0% for the very best.",
+)
+@click.option(
+    "--startup",
+    type=DURATION,
+    help="GPUs of a batch are held so long before its first task.",
+    show_default=f"{STARTUP_S / 60:g}min",
+)
+@click.option(
+    "--check-calls",
+    type=COUNT,
+    help="Calls that the check by simulation may take.  [default: 200000]",
+)
+@click.option(
+    "--time-limit",
+    type=DURATION,
+    help="Each search ends after so long, such as 5s; the plan then depends on the machine.",
+)
 @click.option(
     "--engine", metavar="NAME", help="Only profiles of this engine: vllm, or vllm-0.24.0."
 )
@@ -77,28 +101,33 @@ def plan(
     gpus: int | None,
     latency_limit: float | None,
     p95_limit: float | None,
-    within: float | None,
+    within: float,
+    startup: float | None,
+    check_calls: int | None,
+    time_limit: float | None,
     engine: str | None,
     dask: str,
     output: Path,
     as_json: bool,
 ) -> None:
-    """Aggregate spans and profiles, search every allocation, place the best.
+    """Aggregate spans and profiles, search every allocation, place the best, simulate it.
 
-    Without a target, the rates given with --workflow count. Exit code 3 where nothing meets the
-    target: the message names the nearest that is feasible, and nothing is written.
+    Without a target, the rates given with --workflow count. Of plans about as good the one on
+    fewer GPUs is taken (--within), of batches the one of the fewest GPU-hours. Exit code 3 where
+    nothing meets the target: the message names the nearest that is feasible, and nothing is
+    written.
     """
     from scepsy_hpc.bundles.library import find_bundles
     from scepsy_hpc.cluster.dask import dask_workers
     from scepsy_hpc.formats.plan import save_plan
     from scepsy_hpc.formats.spans import load_spans
     from scepsy_hpc.formats.topology import load_topology
-    from scepsy_hpc.planning.inputs import input_of
+    from scepsy_hpc.planning.check import MAX_CALLS
     from scepsy_hpc.planning.make_plan import make_plan
     from scepsy_hpc.planning.request import PlanRequest
     from scepsy_hpc.planning.targets import Limits
 
-    target = _target(rate, max_throughput, tasks, deadline)
+    target = _target(rate, max_throughput, tasks, deadline, startup)
     flows = load_workflows(workflows)
     files = spans_files(spans, [flow for flow, _ in flows])
     request = PlanRequest(
@@ -106,15 +135,11 @@ def plan(
         find_bundles(profiles),
         load_topology(topology),
         target,
-        Limits(gpus, latency_limit, p95_limit, within),
+        Limits(gpus, latency_limit, p95_limit, within, time_limit),
         spans={name: load_spans(path) for name, path in files.items()},
         engine=engine,
-        inputs=(
-            *(input_of("workflow", flow.path, flow.name) for flow, _ in flows),
-            # A pipe is read by now, and cannot be found again.
-            *(input_of("spans", path, name) for name, path in files.items() if path.is_file()),
-            input_of("topology", topology),
-        ),
+        inputs=_inputs([flow for flow, _ in flows], files, topology),
+        check_calls=check_calls or MAX_CALLS,
     )
     with dask_workers(dask) as client:
         made = make_plan(request, client)
@@ -126,19 +151,32 @@ def plan(
         say(f"wrote {output}")
 
 
+def _inputs(flows: Sequence[Any], files: Mapping[str, Path], topology: Path) -> tuple[Any, ...]:
+    """The files as the plan names them."""
+    from scepsy_hpc.planning.inputs import input_of
+
+    return (
+        *(input_of("workflow", flow.path, flow.name) for flow in flows),
+        # A pipe is read by now, and cannot be found again.
+        *(input_of("spans", path, name) for name, path in files.items() if path.is_file()),
+        input_of("topology", topology),
+    )
+
+
 def _show_plan(made: Any) -> None:
     from scepsy_hpc.report import tables
+    from scepsy_hpc.report.plan_screen import plan_parts
 
-    tables.show(tables.deployments_table(made))
-    if made.predicted:
-        tables.show(tables.predicted_table(made.predicted), tables.llm_table(made.predicted))
-    tables.show(*made.explanation)
-    if made.certificate:
-        c = made.certificate
-        tables.show(f"certificate: {c.metric} {c.value:.4g}, bound {c.bound:.4g}, gap {c.gap:.2%}")
+    tables.show(*plan_parts(made))
 
 
-def _target(rate: float | None, most: bool, tasks: int | None, deadline: float | None) -> Any:
+def _target(
+    rate: float | None,
+    most: bool,
+    tasks: int | None,
+    deadline: float | None,
+    startup: float | None,
+) -> Any:
     from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Rate
 
     if (tasks is None) != (deadline is None):
@@ -147,5 +185,7 @@ def _target(rate: float | None, most: bool, tasks: int | None, deadline: float |
     if given.count(True) > 1:
         raise click.UsageError("give one of --rate, --max-throughput, --tasks with --deadline")
     if tasks is not None and deadline is not None:
-        return Deadline(tasks, deadline)
+        return Deadline(tasks, deadline, STARTUP_S if startup is None else startup)
+    if startup is not None:
+        raise click.UsageError("--startup belongs to --tasks with --deadline")
     return MaxThroughput() if most else Rate(rate)

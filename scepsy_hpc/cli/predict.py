@@ -60,6 +60,7 @@ def predict(
     from scepsy_hpc.planning.pipeline import of_plan
     from scepsy_hpc.planning.pipeline.deployments import demands_in
     from scepsy_hpc.report import tables
+    from scepsy_hpc.report.plan_screen import predicted_parts
 
     made = load_plan(plan_path)
     bundles = bundles_of(made, profiles)
@@ -75,6 +76,4 @@ def predict(
     if as_json:
         print_json(found)
         return
-    tables.show(tables.predicted_table(found, "Predicted by the pipeline"))
-    tables.show(tables.llm_table(found))
-    tables.show(*(f"flag: {flag}" for flag in found.flags))
+    tables.show(*predicted_parts(found, "Predicted by the pipeline"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,9 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import Count, Positive, read_yaml, record, write_yaml
+from scepsy_hpc.files import Count, Positive, read_yaml, record, sha256_file, write_yaml
 from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.parallelism import Link, SharePct
+from scepsy_hpc.formats.topology import Topology, load_topology
 from scepsy_hpc.formats.workflow import Agent, EngineArgs
 
 PLAN_SCHEMA = "scepsy/plan/v1"
@@ -185,43 +188,111 @@ def load_plan(path: Path | str) -> Plan:
     plan = read_yaml(path, Plan, PLAN_SCHEMA)
     if not plan.llms and not plan.instances:
         raise InputError(f"{path}: has neither `llms` nor `instances`; a plan needs one of them")
-    _check_names(plan, str(path))
+    for error in (*_wrong_names(plan), *_wrong_instances(plan), *_wrong_places(plan)):
+        raise InputError(f"{path}: {error}")
     return plan
 
 
-def _check_names(plan: Plan, where: str) -> None:
+def _wrong_names(plan: Plan) -> Iterator[str]:
+    """Names that stand for nothing, or for two things."""
     known = ", ".join(plan.llms) or "none"
-    ids = [i.id for i in plan.instances]
+    ids = Counter(instance.id for instance in plan.instances)
     for number, instance in enumerate(plan.instances):
-        key = f"{where}: instances[{number}]"
+        key = f"instances[{number}]"
         if plan.llms and instance.llm not in plan.llms:
-            raise InputError(f"{key}.llm: {instance.llm!r} is not under llms; known: {known}")
-        if ids.count(instance.id) > 1:
-            raise InputError(f"{key}.id: {instance.id!r} stands twice; ids must differ")
-        if plan.llms and len(instance.gpus) != plan.llms[instance.llm].tp_degree:
-            tp = plan.llms[instance.llm].tp_degree
-            raise InputError(f"{key}.gpus: {list(instance.gpus)} must list {tp} GPUs (tp_degree)")
+            yield f"{key}.llm: {instance.llm!r} is not under llms; known: {known}"
+        if ids[instance.id] > 1:
+            yield f"{key}.id: {instance.id!r} stands twice; ids must differ"
     for number, workflow in enumerate(plan.workflows):
         for alias, llm in workflow.llms.items():
             if plan.llms and llm not in plan.llms:
-                raise InputError(
-                    f"{where}: workflows[{number}].llms.{alias}: {llm!r} is not under llms; "
-                    f"known: {known}"
-                )
+                key = f"workflows[{number}].llms.{alias}"
+                yield f"{key}: {llm!r} is not under llms; known: {known}"
     names = [w.name for w in plan.workflows]
     for number, item in enumerate(plan.inputs):
-        key = f"{where}: inputs[{number}].workflow"
+        key = f"inputs[{number}].workflow"
         if item.role not in ("workflow", "spans"):
             if item.workflow is not None:
-                raise InputError(
+                yield (
                     f"{key}: is {item.workflow}, but a {item.role} is no workflow's own; take the "
                     "key out, or correct `role`"
                 )
         elif names and item.workflow not in names:
-            raise InputError(
+            yield (
                 f"{key}: must be one of {', '.join(names)}, whose {item.role} it is; "
                 f"is {item.workflow}"
             )
+
+
+def _wrong_instances(plan: Plan) -> Iterator[str]:
+    """Instances that cannot be: a GPU twice in a group, a full GPU, not what ``llms`` says."""
+    used: Counter[tuple[str, int]] = Counter()
+    for number, instance in enumerate(plan.instances):
+        key, gpus = f"instances[{number}]", list(instance.gpus)
+        if plan.llms and len(gpus) != (tp := plan.llms[instance.llm].tp_degree):
+            yield f"{key}.gpus: {gpus} must list {tp} GPUs (tp_degree of {instance.llm})"
+        if not gpus or min(gpus) < 0:
+            yield f"{key}.gpus: {gpus} must be indices from 0 on, at least one"
+        if len(set(gpus)) < len(gpus):
+            yield f"{key}.gpus: {gpus} names a GPU twice; the GPUs of a TP group must differ"
+        share = plan.llms[instance.llm].gpu_share_pct if plan.llms else instance.gpu_share_pct
+        if instance.gpu_share_pct != share:
+            yield (
+                f"{key}.gpu_share_pct: is {instance.gpu_share_pct}, but llms.{instance.llm} says "
+                f"{share}; replicas of one LLM are equal"
+            )
+        for gpu in gpus:
+            used[instance.node, gpu] += instance.gpu_share_pct
+            if (total := used[instance.node, gpu]) > 100:
+                yield (
+                    f"{key}.gpu_share_pct: with {instance.gpu_share_pct}% GPU {gpu} of "
+                    f"{instance.node} would be given away to {total}%, of at most 100%; take "
+                    "another GPU or smaller shares"
+                )
+    placed = Counter(instance.llm for instance in plan.instances)
+    for name, llm in plan.llms.items() if plan.instances else ():
+        if placed[name] != llm.num_replicas:
+            yield (
+                f"llms.{name}.num_replicas: is {llm.num_replicas}, but instances list "
+                f"{placed[name]}; they must agree"
+            )
+
+
+def _wrong_places(plan: Plan) -> Iterator[str]:
+    """Instances on what the topology of the plan does not have, where that is still at hand."""
+    topology = _topology_of(plan)
+    nodes = {node.name: node for node in topology.nodes} if topology is not None else {}
+    for number, instance in enumerate(plan.instances if nodes else ()):
+        key, node = f"instances[{number}]", nodes.get(instance.node)
+        if node is None:
+            known = ", ".join(nodes)
+            yield f"{key}.node: {instance.node!r} is not in the topology; it has: {known}"
+            continue
+        gone = [gpu for gpu in instance.gpus if gpu not in node.free]
+        if gone:
+            free = ", ".join(map(str, node.free)) or "none"
+            yield f"{key}.gpus: {node.name} has no free GPU {gone[0]} in the topology; free: {free}"
+        if not any(set(instance.gpus) <= set(domain.gpus) for domain in node.domains):
+            domains = " and ".join(str(list(domain.gpus)) for domain in node.domains)
+            yield (
+                f"{key}.gpus: {list(instance.gpus)} span two link domains of {node.name}; a TP "
+                f"group stays inside one: {domains}"
+            )
+        wanted = plan.llms[instance.llm].gpu_type if plan.llms else node.full_gpu_type
+        if wanted != node.full_gpu_type:
+            yield (
+                f"{key}.node: {node.name} has GPUs of type {node.full_gpu_type}, but "
+                f"llms.{instance.llm}.gpu_type is {wanted}"
+            )
+
+
+def _topology_of(plan: Plan) -> Topology | None:
+    """The topology that the plan was made from, if it is unchanged where it was."""
+    for item in plan.inputs:
+        path = Path(item.path)
+        if item.role == "topology" and path.is_file() and sha256_file(path) == item.sha256:
+            return load_topology(path)
+    return None
 
 
 def save_plan(path: Path | str, plan: Plan) -> None:

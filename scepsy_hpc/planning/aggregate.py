@@ -19,7 +19,7 @@ from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curves.curve import TokenLengths
 from scepsy_hpc.planning.curves.evidence import no_evidence, speaks_for
-from scepsy_hpc.planning.offers import Offers, offers_for, shelf_for
+from scepsy_hpc.planning.offers import Offers, considered, offers_for, shelf_for
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.search.pools import holes_of
@@ -56,7 +56,25 @@ def offers_of(
     engine: str | None = None,
     client: Any = None,
 ) -> dict[str, Offers]:
-    """What each LLM of the pipeline may run on. Raises InputError, InfeasibleError."""
+    """What each LLM of the pipeline may run on. Raises InputError, InfeasibleError.
+
+    Shares that nobody measured or declared are among it only where whole GPUs do not do.
+    """
+
+    def offers_with(derived: bool) -> dict[str, Offers]:
+        return _all_offers(pipeline, bundles, topology, engine, client, derived)
+
+    return considered(offers_with, topology)
+
+
+def _all_offers(
+    pipeline: Pipeline,
+    bundles: Sequence[Bundle],
+    topology: Topology,
+    engine: str | None,
+    client: Any,
+    derived: bool,
+) -> dict[str, Offers]:
     rates = pipeline.rates_rps
     gpu_types = tuple(dict.fromkeys(hole.gpu_type for hole in holes_of(topology)))
     by_model: dict[str, list[_Wanted]] = {}
@@ -68,7 +86,7 @@ def offers_of(
         mine = [b for b in bundles if speaks_for(b, model, gpu_types, engine)]
         if not mine:
             raise no_evidence(model, gpu_types, bundles, engine)
-        tasks.append(_task(_offers, several, mine, topology, engine))
+        tasks.append(_task(_offers, several, mine, topology, engine, derived))
     found: dict[str, Offers] = {}
     for part in _compute(tasks, client):
         found |= part
@@ -79,11 +97,18 @@ _Wanted = tuple[str, Llm, TokenLengths]
 
 
 def _offers(
-    several: Sequence[_Wanted], bundles: Sequence[Bundle], topology: Topology, engine: str | None
+    several: Sequence[_Wanted],
+    bundles: Sequence[Bundle],
+    topology: Topology,
+    engine: str | None,
+    derived: bool,
 ) -> dict[str, Offers]:
     """Offers for all stages of one model: its engine models are fitted once."""
     shelf = shelf_for(bundles, topology, engine)
-    return {name: offers_for(name, spec, tokens, shelf, topology) for name, spec, tokens in several}
+    return {
+        name: offers_for(name, spec, tokens, shelf, topology, derived)
+        for name, spec, tokens in several
+    }
 
 
 def _task(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from scepsy_hpc.errors import InfeasibleError
 from scepsy_hpc.formats.plan import Plan
-from scepsy_hpc.planning.choose import Choice
+from scepsy_hpc.planning.choice import Choice
 from scepsy_hpc.planning.emission import emit
 from scepsy_hpc.planning.offers import Offer, Offers
 from scepsy_hpc.planning.problem import PlanningProblem

@@ -273,7 +273,14 @@ def _wide(name: str, half_width: float, wanted: float, num_calls: int) -> list[s
 
 
 def _batches(case: Case, half_width_pct: float, max_calls: int, seed: int) -> Figures:
-    """A batch under several seeds, from ``seed`` on."""
+    made, flags = replications(case, half_width_pct, max_calls, seed)
+    return mean_of_batches(made, seed, flags)
+
+
+def replications(
+    case: Case, half_width_pct: float, max_calls: int, seed: int
+) -> tuple[list[SimulatedBatch], list[str]]:
+    """A batch under several seeds, from ``seed`` on, and what its figures rest on."""
     wanted = half_width_pct / 100.0
     made: list[SimulatedBatch] = []
     num_calls, half_width = 0, math.inf
@@ -297,7 +304,7 @@ def _batches(case: Case, half_width_pct: float, max_calls: int, seed: int) -> Fi
         f"replicated: means over {len(made)} simulated batches, seeds {seed} to "
         f"{seed + len(made) - 1}",
     ]
-    return mean_of_batches(made, seed, [*said, *flags])
+    return made, [*said, *flags]
 
 
 def _widest(made: Sequence[SimulatedBatch]) -> float:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from scepsy_hpc.errors import InfeasibleError, InputError
-from scepsy_hpc.formats.plan import Certificate
+from scepsy_hpc.planning.batch import in_time
+from scepsy_hpc.planning.choice import (
+    JUST_BELOW,
+    Choice,
+    Frontier,
+    clock_note,
+    nearest,
+    nearest_latency,
+    or_gpus,
+)
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
-from scepsy_hpc.planning.p95 import NUM_AT_A_RATE, first_within_p95, rank_by_p95
-from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
-from scepsy_hpc.planning.pipeline.predict import ClosedBatch, closed_state, makespan
+from scepsy_hpc.planning.p95 import (
+    NUM_AT_A_RATE,
+    first_within_p95,
+    keeps_p95,
+    rank_by_p95,
+    rate_within_p95,
+)
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.search.certificate import certify
 from scepsy_hpc.planning.search.problem import OptionTable, Solution
@@ -20,25 +32,6 @@ from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Rate, Target
 _RATE_TOLERANCE = 1e-3
 _P95_TOLERANCE = 0.01  # a replayed percentile is no more certain than that
 _IDLE = 1e-6
-_JUST_BELOW = 1.0 - 1e-9
-_MOST_IN_FLIGHT = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What the search chose: the pipeline at the planned rates and the options of its stages."""
-
-    pipeline: Pipeline
-    tables: tuple[OptionTable, ...]
-    solution: Solution
-    certificate: Certificate | None
-    max_runs_in_flight: int | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def hosted(self) -> tuple[HostedStage, ...]:
-        """Stages on what was chosen for them."""
-        return self.pipeline.hosted_by(self.solution.chosen)
 
 
 def choose(problem: PlanningProblem, target: Target) -> Choice:
@@ -54,206 +47,195 @@ def choose(problem: PlanningProblem, target: Target) -> Choice:
     if isinstance(target, MaxThroughput):
         return _most(problem)
     if isinstance(target, Deadline):
-        return _in_time(problem, target)
+        return in_time(problem, target)
     return _at_rate(problem)
 
 
 def _at_rate(problem: PlanningProblem) -> Choice:
     pipeline, limits = problem.pipeline, problem.limits
-    search = problem.least_latency()
-    best = solution = solve(search)
-    if not best.is_feasible:
-        raise InfeasibleError(_nearest(problem, best))
-    notes: tuple[str, ...] = ()
-    if limits.p95_limit_s is not None:
-        solution, note = rank_by_p95(problem, search, best, limits.within_pct)
-        notes = (note,)
-    elif limits.within_pct is not None:
-        best_s = pipeline.mean_latency_s(best.cost_s)
-        # The percentage is of the whole latency; the search only knows the part of the LLMs.
-        within = limits.within_pct * best_s / max(best.cost_s, 1e-12)
-        few = solve(replace(search, within_pct=within))
-        solution = few if few.is_feasible else best
-        notes = (
-            f"within {limits.within_pct:g}%: {solution.num_gpus} instead of {best.num_gpus} "
-            f"GPUs; the best mean latency is {best_s:.4g} s",
-        )
+    by_p95 = limits.p95_limit_s is not None
+    search = replace(problem.least_latency(), within_pct=None if by_p95 else limits.within_pct)
+    solution = solve(search)
+    if not solution.is_feasible:
+        raise InfeasibleError(nearest(problem, solution))
+    notes, bound, best_s = clock_note(limits), solution.bound, solution.best_value
+    if by_p95:
+        solution, best_s, note = rank_by_p95(problem, search, solution, limits.within_pct)
+        notes += (note,)
+    else:
+        notes += _within_notes(problem, solution)
     cost_s = pipeline.cost_on(pipeline.hosted_by(solution.chosen))
-    certificate = certify("latency_mean_s", cost_s, best.bound, pipeline.tool_time_s)
+    certificate = certify("latency_mean_s", cost_s, bound, pipeline.tool_time_s, best_s)
     return Choice(pipeline, search.tables, solution, certificate, notes=notes)
 
 
-def _nearest(problem: PlanningProblem, solution: Solution) -> str:
-    """What would be feasible: the highest rate here, or the lowest latency; or more GPUs."""
-    rates = ", ".join(f"{w.name} {w.rate_rps:g}" for w in problem.pipeline.workflows)
-    fastest = problem.fastest()
-    if not fastest.is_feasible:
-        return f"no plan fits: {fastest.refused}; free more GPUs or allow smaller shares"
-    theta = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
-    if theta < 1.0:
-        near = ", ".join(f"{w.name} {w.rate_rps * theta:.4g}" for w in problem.pipeline.workflows)
-        return (
-            f"rate {rates} runs/s is out of reach here: the nearest feasible rate is {near} runs/s "
-            f"({100 * MAX_UTILISATION:.0f}% of capacity on {fastest.num_gpus} GPUs)"
-            f"{_or_gpus(problem, solution)}"
+def _within_notes(problem: PlanningProblem, solution: Solution) -> tuple[str, ...]:
+    """What was given up for fewer GPUs, if anything was."""
+    notes = []
+    if solution.num_gpus < solution.best_num_gpus:
+        best_s = problem.pipeline.mean_latency_s(solution.best_value)
+        notes.append(
+            f"within {problem.limits.within_pct:g}%: {solution.num_gpus} instead of "
+            f"{solution.best_num_gpus} GPUs; the best mean latency is {best_s:.4g} s"
         )
-    if solution.nearest_cost_s is not None:
-        near = _nearest_latency(problem, solution)
-        return f"{near} at rate {rates} runs/s{_or_gpus(problem, solution)}"
-    return f"rate {rates} runs/s: {solution.refused}"
-
-
-def _or_gpus(problem: PlanningProblem, solution: Solution) -> str:
-    if solution.nearest_num_gpus is None:
-        return ""
-    return f"; {solution.nearest_num_gpus} GPUs, not {problem.limits.num_gpus}, would reach it"
-
-
-def _nearest_latency(problem: PlanningProblem, solution: Solution) -> str:
-    nearest_s = problem.pipeline.mean_latency_s(solution.nearest_cost_s or 0.0)
-    return (
-        f"latency limit {problem.limits.latency_limit_s:g} s is out of reach: the nearest feasible "
-        f"limit is {nearest_s:.4g} s"
-    )
+    if not solution.proved_fewest:
+        notes.append(
+            f"within {problem.limits.within_pct:g}%: that fewer GPUs do not suffice is not proved"
+        )
+    return tuple(notes)
 
 
 def _most(problem: PlanningProblem) -> Choice:
     """The highest rate at 95% of capacity; with a latency limit, the highest that keeps it."""
-    fastest = problem.fastest(problem.limits.within_pct)
+    within_pct = problem.limits.within_pct or None
+    fastest = problem.fastest(within_pct)
     if not fastest.is_feasible:
-        raise InfeasibleError(_nearest(problem, fastest))
-    gpus = fastest.num_gpus if problem.limits.within_pct is not None else None
-    factor = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
+        raise InfeasibleError(nearest(problem, fastest))
+    factor = fastest.throughput_rps * MAX_UTILISATION * JUST_BELOW
     highest = problem.at_rates(factor)
-    search = highest.least_latency(gpus)
+    # Of the very best that of lowest latency is asked for, on however many GPUs.
+    search = highest.least_latency(fastest.num_gpus if within_pct else None)
     solution = solve(search)
-    by_p95 = problem.limits.p95_limit_s is not None
-    if not solution.is_feasible or (by_p95 and highest.p95_s(solution) > problem.p95_limit_s):
-        return _limited(problem, factor, gpus, fastest.bound)
-    pipeline, bound = highest.pipeline, fastest.bound * problem.pipeline.total_rps
-    value = min(pipeline.theta(host) for host in pipeline.hosted_by(solution.chosen))
-    certificate = certify("throughput_rps", min(value * pipeline.total_rps, bound), bound)
-    return Choice(pipeline, search.tables, solution, certificate)
+    if not solution.is_feasible or not keeps_p95(highest, solution):
+        best_factor = fastest.best_value * MAX_UTILISATION * JUST_BELOW
+        return _limited(problem, best_factor, fastest.bound)
+    pipeline, total_rps = highest.pipeline, problem.pipeline.total_rps
+    bound, best = fastest.bound * total_rps, fastest.best_value * total_rps
+    value = total_rps * min(
+        problem.pipeline.theta(host) for host in pipeline.hosted_by(solution.chosen)
+    )
+    certificate = certify("throughput_rps", min(value, bound), bound, best=max(best, value))
+    notes = clock_note(problem.limits)
+    if within_pct and fastest.num_gpus < fastest.best_num_gpus:
+        notes = (
+            f"within {problem.limits.within_pct:g}%: {solution.num_gpus} instead of "
+            f"{fastest.best_num_gpus} GPUs; the highest throughput is {best:.4g} runs/s",
+            *notes,
+        )
+    known = {p.num_gpus: p.value for p in fastest.frontier if p.value is not None}
+    rates = {gpus: value * total_rps for gpus, value in known.items()}
+    frontier = Frontier("highest throughput", "runs/s", rates)
+    return Choice(pipeline, search.tables, solution, certificate, notes=notes, frontier=frontier)
 
 
-def _limited(problem: PlanningProblem, highest: float, gpus: int | None, capacity: float) -> Choice:
-    """The highest rate that keeps a limit on latency; rates as factors of the problem's."""
-    by_p95 = problem.limits.p95_limit_s is not None
-    low, high = highest * _IDLE, highest
-    best, tables = _kept_at(problem, low, gpus)
-    if best is None:
-        raise InfeasibleError(_nearest_idle(problem, low, gpus))
-    while high - low > (_P95_TOLERANCE if by_p95 else _RATE_TOLERANCE) * high:
-        middle = (low + high) / 2.0
-        found, options = _kept_at(problem, middle, gpus)
-        if found is None:
-            high = middle
-        else:
-            low, best, tables = middle, found, options
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The highest factor of the rates at which a plan keeps the limits, and that plan.
+
+    ``high``: where none was found any more; ``bound``: where none can be.
+    """
+
+    factor: float
+    solution: Solution
+    tables: tuple[OptionTable, ...]
+    high: float
+    bound: float
+
+
+def _limited(problem: PlanningProblem, highest: float, capacity: float) -> Choice:
+    """The highest rate that keeps a limit on latency; rates as factors of the problem's.
+
+    Then the fewest GPUs that keep it at a rate within ``--within`` of that.
+    """
+    limits = problem.limits
+    low = highest * _IDLE
+    idle, tables, _ = _kept_at(problem, low, None)
+    if idle is None:
+        raise InfeasibleError(_nearest_idle(problem, low))
+    start = _Kept(low, idle, tables, highest, capacity * MAX_UTILISATION)
+    best = _highest(problem, start, None)
+    kept = _on_fewest(problem, best)
     note = "the limit on latency, not capacity, ends the rate"
-    if by_p95:
-        # No search bounds a percentile: what is proved is only the rate without that limit.
-        high = capacity * MAX_UTILISATION
+    factor = kept.factor
+    if limits.p95_limit_s is not None:
+        factor = rate_within_p95(problem, kept.factor, kept.solution)
         note += (
-            f"; at each rate up to {NUM_AT_A_RATE} plans of lowest mean were replayed for their p95"
+            f"; at each rate up to {NUM_AT_A_RATE} plans of lowest mean were replayed for their "
+            "p95, and what was taken is kept by simulation, not certified"
+        )
+    elif best.bound > best.high:
+        note += "; that no higher rate keeps it is not proved: the search ran out of work"
+    notes = [note]
+    if kept.solution.num_gpus < best.solution.num_gpus:
+        notes.append(
+            f"within {limits.within_pct:g}%: {kept.solution.num_gpus} instead of "
+            f"{best.solution.num_gpus} GPUs"
         )
     total_rps = problem.pipeline.total_rps
-    certificate = certify("rate_rps", low * total_rps, high * total_rps)
-    return Choice(problem.pipeline.at_rates(low), tables, best, certificate, notes=(note,))
+    # What simulation takes off a rate was not given up for fewer GPUs.
+    reached = max(best.factor * factor / kept.factor, factor)
+    bound = max(best.bound, reached)
+    certificate = certify(
+        "rate_rps", factor * total_rps, bound * total_rps, best=reached * total_rps
+    )
+    here = problem.at_rates(factor)
+    notes += clock_note(limits)
+    return Choice(here.pipeline, kept.tables, kept.solution, certificate, notes=tuple(notes))
+
+
+def _highest(problem: PlanningProblem, start: _Kept, gpus: int | None) -> _Kept:
+    """The highest factor on at most so many GPUs, by bisection from one that keeps the limits.
+
+    ``bound`` falls only where it is proved that no plan keeps the limits, on any number of GPUs.
+    No search bounds a percentile: under a p95 limit only what the other limits allow is proved.
+    """
+    by_p95 = problem.limits.p95_limit_s is not None
+    kept = start
+    while kept.high - kept.factor > (_P95_TOLERANCE if by_p95 else _RATE_TOLERANCE) * kept.high:
+        middle = (kept.factor + kept.high) / 2.0
+        found, tables, impossible = _kept_at(problem, middle, gpus)
+        if found is None:
+            bound = middle if impossible and gpus is None else kept.bound
+            kept = replace(kept, high=middle, bound=bound)
+        else:
+            kept = replace(kept, factor=middle, solution=found, tables=tables)
+    return kept
+
+
+def _on_fewest(problem: PlanningProblem, best: _Kept) -> _Kept:
+    """On the fewest GPUs that keep the limits at a rate within ``--within`` of the best."""
+    floor = best.factor * (1.0 - problem.limits.within_pct / 100.0)
+    if problem.wants_rates and best.factor >= 1.0:
+        floor = max(floor, 1.0)
+    low, high, few = 1, best.solution.num_gpus, best
+    while low < high and floor < best.factor:
+        middle = (low + high) // 2
+        found, tables, _ = _kept_at(problem, floor, middle)
+        if found is None:
+            low = middle + 1
+        else:
+            high = min(middle, found.num_gpus)
+            few = _Kept(floor, found, tables, best.factor, best.bound)
+    return few if few is best else _highest(problem, few, few.solution.num_gpus)
 
 
 def _kept_at(
     problem: PlanningProblem, factor: float, gpus: int | None
-) -> tuple[Solution | None, tuple[OptionTable, ...]]:
-    """The plan of lowest mean that keeps all limits at so many times the rates; None: none."""
+) -> tuple[Solution | None, tuple[OptionTable, ...], bool]:
+    """The plan of lowest mean that keeps all limits at so many times the rates; None: none.
+
+    Also says whether it is proved that there is none.
+    """
     here = problem.at_rates(factor)
     search = here.least_latency(gpus)
     best = solve(search)
     if not best.is_feasible:
-        return None, ()
+        return None, (), best.proved_infeasible
     if problem.limits.p95_limit_s is None:
-        return best, search.tables
-    return first_within_p95(here, search, best), search.tables
+        return best, search.tables, False
+    return first_within_p95(here, search, best), search.tables, False
 
 
-def _nearest_idle(problem: PlanningProblem, factor: float, gpus: int | None) -> str:
+def _nearest_idle(problem: PlanningProblem, factor: float) -> str:
     """What limit could be kept at a rate of nearly zero."""
     slow = problem.at_rates(factor)
-    search = slow.least_latency(gpus)
+    search = slow.least_latency()
     idle = solve(search)
     if idle.is_feasible:
         try:
-            rank_by_p95(slow, search, idle)
+            rank_by_p95(slow, search, idle, 0.0)
         except InfeasibleError as error:
-            return f"{error}, at a rate of nearly zero"
+            return f"at a rate of nearly zero: {error}"
     if idle.nearest_cost_s is None:
-        return _nearest(slow, idle)
-    return f"{_nearest_latency(problem, idle)} at a rate of nearly zero{_or_gpus(problem, idle)}"
-
-
-def _in_time(problem: PlanningProblem, target: Deadline) -> Choice:
-    """Fewest GPUs whose closed batch ends in time, and on them the lowest latency."""
-    if len(problem.pipeline.workflows) > 1:
-        raise InputError("--tasks: a batch by a deadline is planned for one workflow at a time")
-    unit = problem.at_rates(1.0 / problem.pipeline.total_rps)
-    fastest = unit.fastest()
-    if not fastest.is_feasible:
-        raise InfeasibleError(_nearest(unit, fastest))
-    most_rps = fastest.throughput_rps * MAX_UTILISATION * _JUST_BELOW
-    rate = target.num_tasks / target.deadline_s
-    shortest_s = math.inf
-    while True:
-        here = unit.at_rates(min(rate, most_rps))
-        best = solve(here.least_latency())
-        if not best.is_feasible and math.isinf(shortest_s):
-            raise InfeasibleError(_nearest(here, best))
-        budgets = {point.num_gpus for point in best.frontier} | {best.num_gpus}
-        for gpus in sorted(budgets) if best.is_feasible else ():
-            choice, time_s = _batch_on(here, target, gpus)
-            if choice is not None and time_s <= target.deadline_s:
-                return choice
-            shortest_s = min(shortest_s, time_s)
-        if rate >= most_rps:
-            raise InfeasibleError(
-                f"{target.num_tasks} tasks by a deadline of {target.deadline_s:g} s are out of "
-                f"reach here: the nearest feasible deadline is about {shortest_s:.0f} s"
-            )
-        rate *= 1.25
-
-
-def _batch_on(problem: PlanningProblem, target: Deadline, gpus: int) -> tuple[Choice | None, float]:
-    """Lowest latency on so many GPUs with the fewest runs in flight that suffice; its makespan."""
-    search, pipeline = problem.least_latency(gpus), problem.pipeline
-    solution = solve(search)
-    if not solution.is_feasible:
-        return None, math.inf
-    hosted = pipeline.hosted_by(solution.chosen)
-    in_flight, time_s = _fewest_in_flight(problem, target, hosted)
-    certificate = certify("latency_mean_s", solution.cost_s, solution.bound, pipeline.tool_time_s)
-    note = f"the fewest GPUs that end {target.num_tasks} tasks in {target.deadline_s:g} s"
-    return Choice(pipeline, search.tables, solution, certificate, in_flight, (note,)), time_s
-
-
-def _fewest_in_flight(
-    problem: PlanningProblem, target: Deadline, hosted: tuple[HostedStage, ...]
-) -> tuple[int, float]:
-    """Fewest runs in flight that keep the deadline, else those of the shortest makespan."""
-
-    def time_s(num: int) -> float:
-        state, _ = closed_state(problem.pipeline, hosted, num)
-        return makespan(state, ClosedBatch(target.num_tasks, num, problem.run_lengths_s))[0]
-
-    most = min(target.num_tasks, _MOST_IN_FLIGHT)
-    low = high = 1
-    tried = {high: time_s(high)}
-    while high < most and tried[high] > target.deadline_s:
-        low, high = high, min(2 * high, most)
-        tried[high] = time_s(high)
-    if tried[high] > target.deadline_s:
-        high = min(tried, key=lambda num: tried[num])
-        return high, tried[high]
-    while high - low > 1:
-        middle = (low + high) // 2
-        tried[middle] = time_s(middle)
-        low, high = (low, middle) if tried[middle] <= target.deadline_s else (middle, high)
-    return high, tried[high]
+        return nearest(slow, idle)
+    return f"{nearest_latency(problem, idle)} at a rate of nearly zero{or_gpus(problem, idle)}"

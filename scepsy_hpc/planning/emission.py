@@ -3,117 +3,108 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.plan import (
-    Allocation,
-    Component,
-    Deployment,
-    Instance,
     Plan,
     PlanInput,
     PlanWorkflow,
 )
 from scepsy_hpc.formats.points import POINTS_FILE
-from scepsy_hpc.formats.topology import Topology
-from scepsy_hpc.formats.workflow import EngineArgs
-from scepsy_hpc.planning.choose import Choice
+from scepsy_hpc.planning.allocation import allocation_of
+from scepsy_hpc.planning.choice import Choice
+from scepsy_hpc.planning.compared import with_closed_throughput, with_differences
 from scepsy_hpc.planning.explain import explain
 from scepsy_hpc.planning.inputs import input_of
 from scepsy_hpc.planning.offers import Offer
+from scepsy_hpc.planning.outline import deployments_on
 from scepsy_hpc.planning.pipeline.deployments import deployments_of
-from scepsy_hpc.planning.pipeline.host_time import MAX_HOST_UTILISATION, cores_for_agents
+from scepsy_hpc.planning.pipeline.host_time import MAX_HOST_UTILISATION
 from scepsy_hpc.planning.pipeline.predict import ClosedBatch, predict_batch, predict_open
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.request import PlanRequest
+from scepsy_hpc.planning.rests_on import rests_on
 from scepsy_hpc.planning.simulation.tails import with_tails
 from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Target
-
-CPUS_PER_GPU = 4
-"""What an engine needs to feed one GPU: its API server, its scheduler and a tokenizer."""
-
-_START_MIN = 20  # engines load weights and compile before the first task
 
 
 def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan:
     """The plan of a choice: what it hosts where, what it asks for, what it should reach."""
-    choice = _with_cores(request, problem, choice)
+    searched, choice = choice, _with_cores(problem, choice, request.target)
     predicted = _predicted(problem, choice, request.target)
+    in_flight = {flow.name: _in_flight(choice, predicted, flow.name) for flow in request.flows}
+    simulated = _simulated(problem, choice, request.target, predicted, in_flight)
     names = deployments_of(request.flows)
     placed = choice.solution.instances
-    hosts = [(host, problem.offers[host.stage.name].of(host.curve)) for host in choice.hosted]
+    offers = [problem.offers[host.stage.name].of(host.curve) for host in choice.hosted]
+    certificate = choice.certificate
+    if certificate is not None:
+        certificate = replace(certificate, rests_on=rests_on(choice, problem.offers, predicted))
     return Plan(
         workflows=tuple(
             PlanWorkflow(
                 name=flow.name,
                 llms=names[flow.name],
-                rate_rps=choice.pipeline.rates_rps[flow.name],
-                max_runs_in_flight=_in_flight(choice, predicted, flow.name),
+                rate_rps=None if choice.batch else choice.pipeline.rates_rps[flow.name],
+                max_runs_in_flight=in_flight[flow.name],
                 agent=flow.agent,
             )
             for flow in request.flows
         ),
-        llms={
-            host.stage.name: deployment_of(offer, host.num_replicas, host.stage.spec.engine_args)
-            for host, offer in hosts
-        },
+        llms=deployments_on(choice.hosted, problem.offers),
         instances=placed,
-        allocation=allocation_of(placed, problem.topology, _time_min(request.target)),
+        allocation=allocation_of(
+            placed, problem.topology, _time_min(request.target, choice, predicted)
+        ),
         predicted=predicted,
+        simulated=simulated,
         demand={flow.name: request.demands[flow.name].summary for flow in request.flows},
-        certificate=choice.certificate,
-        inputs=(*request.inputs, *_profiles([offer for _, offer in hosts])),
+        certificate=certificate,
+        inputs=(*request.inputs, *_profiles(offers)),
         explanation=(
-            *explain(choice, problem.offers, predicted, request.demands),
+            *explain(searched, problem.offers, predicted, request.demands),
             *choice.pipeline.cores_said,
         ),
     )
 
 
-def _with_cores(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Choice:
-    """The choice with the cores that its agents share: only what is placed has a first node.
-
-    The highest rate is at most the one that they can do.
-    """
-    hosts = {host.stage.name: host for host in choice.hosted}
-    offers = {name: problem.offers[name].of(host.curve) for name, host in hosts.items()}
-    placed, time_min = choice.solution.instances, _time_min(request.target)
-    hosting = Plan(
-        llms={n: deployment_of(offers[n], host.num_replicas, {}) for n, host in hosts.items()},
-        instances=placed,
-        allocation=allocation_of(placed, problem.topology, time_min),
-    )
-    pipeline = replace(choice.pipeline, agent_cores=cores_for_agents(hosting))
-    if pipeline.host and isinstance(request.target, MaxThroughput):
+def _with_cores(problem: PlanningProblem, choice: Choice, target: Target) -> Choice:
+    """The choice with the cores that its agents share; the highest rate is one they can do."""
+    cores = problem.agent_cores(choice.solution)
+    pipeline = replace(choice.pipeline, agent_cores=cores)
+    if pipeline.host and isinstance(target, MaxThroughput):
         most = MAX_HOST_UTILISATION * pipeline.host.factor(pipeline.rates_rps)
         pipeline = pipeline.at_rates(min(most * (1 - 1e-9), 1.0))
     return replace(choice, pipeline=pipeline)
 
 
-def deployment_of(offer: Offer, num_replicas: int, engine_args: EngineArgs) -> Deployment:
-    """A deployment on an offer; the workflow's engine arguments go before the profile's."""
-    curve, header = offer.curve, offer.bundle.header
-    return Deployment(
-        model=header.model,
-        engine=header.engine,
-        engine_version=header.engine_version,
-        engine_args={**header.engine_args, **engine_args},
-        bundle_sha256=offer.bundle.sha256,
-        gpu_type=curve.kind.gpu_type,
-        link=curve.kind.link,
-        tp_degree=curve.kind.tp_degree,
-        gpu_share_pct=curve.kind.gpu_share_pct,
-        memory_gib=round(curve.memory_gib, 3),
-        num_replicas=num_replicas,
-    )
+def _simulated(
+    problem: PlanningProblem,
+    choice: Choice,
+    target: Target,
+    predicted: Figures,
+    in_flight: dict[str, int | None],
+) -> Figures | None:
+    """What simulation says of the same, and flags where the two differ; null without spans."""
+    if problem.checker is None:
+        return None
+    found = choice.simulated
+    if found is None:
+        found = problem.checker.at_rates(choice.pipeline, choice.hosted)
+    if isinstance(target, MaxThroughput) and choice.certificate is not None:
+        runs = {name: number for name, number in in_flight.items() if number is not None}
+        if len(runs) == len(in_flight):
+            closed = problem.checker.in_flight(choice.pipeline, choice.hosted, runs)
+            rates = choice.pipeline.rates_rps
+            found = with_closed_throughput(found, closed, rates, sum(runs.values()))
+    return with_differences(predicted, found)
 
 
 def _predicted(problem: PlanningProblem, choice: Choice, target: Target) -> Figures:
     if isinstance(target, Deadline):
-        in_flight = choice.max_runs_in_flight or 1
+        in_flight = choice.batch.max_runs_in_flight if choice.batch else 1
         batch = ClosedBatch(target.num_tasks, in_flight, problem.run_lengths_s)
         return predict_batch(choice.pipeline, choice.hosted, batch)
     predicted = predict_open(choice.pipeline, choice.hosted)
@@ -124,42 +115,20 @@ def _predicted(problem: PlanningProblem, choice: Choice, target: Target) -> Figu
 
 def _in_flight(choice: Choice, predicted: Figures, workflow: str) -> int | None:
     """Runs in flight of a closed batch: the deadline's, else what the rate means (Little's law)."""
-    if choice.max_runs_in_flight is not None:
-        return choice.max_runs_in_flight
+    if choice.batch is not None:
+        return choice.batch.max_runs_in_flight
     latency_s = predicted.per_workflow[workflow].latency_mean_s
     rate = choice.pipeline.rates_rps[workflow]
     return None if latency_s is None else max(math.ceil(rate * latency_s - 1e-9), 1)
 
 
-def _time_min(target: Target) -> int | None:
+def _time_min(target: Target, choice: Choice, predicted: Figures) -> int | None:
+    """Time limit of a batch's job: start-up, and a makespan that 95% of such batches keep."""
     if not isinstance(target, Deadline):
         return None
-    return math.ceil(target.deadline_s / 60.0) + _START_MIN
-
-
-def allocation_of(
-    instances: Sequence[Instance], topology: Topology, time_min: int | None = None
-) -> Allocation:
-    """What to ask Slurm for: nodes of one GPU type that need equally many GPUs are a component."""
-    used: dict[str, set[int]] = defaultdict(set)
-    for instance in instances:
-        used[instance.node] |= set(instance.gpus)
-    types = {node.name: node.gpu_type for node in topology.nodes}
-    counts = Counter((types[node], len(gpus)) for node, gpus in used.items())
-    return Allocation(
-        components=tuple(
-            Component(
-                num_nodes=number,
-                gpus_per_node=gpus,
-                gpu_type=gpu_type,
-                cpus_per_gpu=CPUS_PER_GPU,
-                time_min=time_min,
-            )
-            for (gpu_type, gpus), number in sorted(
-                counts.items(), key=lambda c: (c[0][0], -c[0][1])
-            )
-        )
-    )
+    known_s = choice.batch.makespan_p95_s if choice.batch else None
+    makespan_s = known_s or predicted.makespan_s or target.deadline_s
+    return max(math.ceil((target.startup_s + makespan_s) / 60.0), 1)
 
 
 def _profiles(offers: Sequence[Offer]) -> list[PlanInput]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from scepsy_hpc.formats.figures import Figures
-from scepsy_hpc.planning.choose import Choice
+from scepsy_hpc.planning.choice import Choice
 from scepsy_hpc.planning.offers import Offers
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.search.problem import Option, OptionTable
@@ -41,15 +41,12 @@ def _llm_line(choice: Choice, name: str, offers: Offers, predicted: Figures) -> 
     option = choice.solution.chosen[name]
     figures = predicted.per_llm[name]
     share = figures.share_of_latency
-    over = f" over {option.link}" if option.link else ""
-    text = (
-        f"{name}: {option.num_replicas} x TP {option.tp_degree}{over}, {option.gpu_share_pct}% of "
-        f"{option.gpu_type}, by {offers.of(option.payload).evidence.label}"
-    )
+    said = [f"evidence {offers.of(option.payload).evidence.label}"]
     if share is not None:
-        text += f": {100 * share:.0f}% of the latency of a run"
+        said.append(f"{100 * share:.0f}% of the latency of a run")
     if figures.utilisation is not None:
-        text += f", {100 * figures.utilisation:.0f}% utilised"
+        said.append(f"{100 * figures.utilisation:.0f}% utilised")
+    text = f"{name}: {', '.join(said)}"
     if not choice.tables:
         return text
     more, less = _neighbour(choice, option, +1), _neighbour(choice, option, -1)
@@ -100,18 +97,18 @@ def _first_gain(choice: Choice, option: Option) -> str:
 
 
 def _frontier(choice: Choice) -> list[str]:
-    """Number of GPUs against the best mean latency on them, as bars."""
-    known = {p.num_gpus: p.value for p in choice.solution.frontier if p.value is not None}
-    if not known:
+    """Number of GPUs against the best figure on them, as bars."""
+    frontier, used = choice.known_frontier, choice.solution.num_gpus
+    if not frontier.points:
         return []
-    used = choice.solution.num_gpus
-    picked = _picked(sorted(known), used)
-    latency_s = {gpus: choice.pipeline.mean_latency_s(known[gpus]) for gpus in picked}
-    longest_s = max(latency_s.values()) or 1.0  # a run without calls and tools takes 0 s
-    lines = ["frontier: best mean latency by number of GPUs (> this plan's)"]
-    for gpus, time_s in latency_s.items():
-        bar = "\u2588" * max(round(_BAR * time_s / longest_s), 1)
-        lines.append(f"{'>' if gpus == used else ' '} {gpus:>5}  {f'{time_s:.4g} s':>10}  {bar}")
+    picked = _picked(sorted(frontier.points), used)
+    longest = max(frontier.points[g] for g in picked) or 1.0  # without calls and tools 0 s
+    lines = [f"frontier: {frontier.what} by number of GPUs (> this plan's)"]
+    for gpus in picked:
+        value = frontier.points[gpus]
+        bar = "\u2588" * max(round(_BAR * value / longest), 1)
+        shown = f"{value:.4g} {frontier.unit}"
+        lines.append(f"{'>' if gpus == used else ' '} {gpus:>5}  {shown:>14}  {bar}")
     return lines
 
 

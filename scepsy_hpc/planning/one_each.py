@@ -10,9 +10,10 @@ from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.formats.plan import Plan, PlanWorkflow
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Workflow
+from scepsy_hpc.planning.allocation import allocation_of
 from scepsy_hpc.planning.curves.curve import TokenLengths
-from scepsy_hpc.planning.emission import allocation_of, deployment_of
-from scepsy_hpc.planning.offers import Offer, offers_for, shelf_for
+from scepsy_hpc.planning.offers import Offer, Offers, considered, offers_for, shelf_for
+from scepsy_hpc.planning.outline import deployment_of
 from scepsy_hpc.planning.search.placement import place
 from scepsy_hpc.planning.search.problem import Option
 
@@ -22,9 +23,17 @@ _TOKENS = TokenLengths(1024.0, 256.0)  # any: only what fits matters here
 def one_each(workflow: Workflow, bundles: Sequence[Bundle], topology: Topology) -> Plan:
     """One smallest instance of each LLM. Raises InputError, InfeasibleError."""
     shelf = shelf_for(bundles, topology)
+
+    def offers_with(derived: bool) -> dict[str, Offers]:
+        return {
+            alias: offers_for(alias, llm, _TOKENS, shelf, topology, derived)
+            for alias, llm in workflow.llms.items()
+        }
+
+    found = considered(offers_with, topology)
     llms, options = {}, []
     for alias, llm in workflow.llms.items():
-        offer = min(offers_for(alias, llm, _TOKENS, shelf, topology).found, key=_size)
+        offer = min(found[alias].found, key=_size)
         llms[alias] = deployment_of(offer, 1, llm.engine_args)
         options.append(Option(alias, *offer.curve.kind, 1, 0.0, math.inf, offer.curve))
     instances = place(options, topology)

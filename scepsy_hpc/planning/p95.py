@@ -1,8 +1,10 @@
-"""Plans under a limit on the 95th percentile: those of lowest mean, replayed in that order.
+"""Plans under a limit on the 95th percentile: those of lowest mean, replayed, then simulated.
 
-The search proves which plan has the lowest mean, and finds the next best ones. Where none of them
-keeps the limit, plans for higher rates are replayed too: they leave headroom, which is what keeps a
-tail short. So the limit is kept by replay over these plans, not over all there are.
+The search proves which plan has the lowest mean, and finds the next best ones. Replay says of each
+roughly what its p95 is; those that may keep the limit are simulated, in order of their mean, and
+the first that keeps it then is taken. Where none does, plans for higher rates are tried too: they
+leave headroom, which is what keeps a tail short. So the limit is kept by simulation over these
+plans, not certified over all there are.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scepsy_hpc.errors import InfeasibleError
+from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.search.problem import SearchProblem, Solution
 from scepsy_hpc.planning.search.search import best_choices, solve
@@ -24,56 +27,131 @@ NUM_BEST = 8
 NUM_AT_A_RATE = 4
 """The same where the rate is sought and there are many to try."""
 
+MOST_SIMULATED = 6
+"""Plans that are simulated before others are replayed."""
+
+REPLAY_MISS = 1.25
+"""A replayed p95 may be so much too high: the plan is simulated all the same."""
+
 _HEADROOM = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
-"""Rates, over the one asked for, whose best plans are replayed next."""
+"""Rates, over the one asked for, whose best plans are tried next."""
+
+_ROUGH = 0.2  # part of the calls of a check while the rate is sought
+_STEPS = 6
+_NEAR = 0.98  # of the limit: no more is sought
+_BACK_OFF = 0.97
 
 
-@dataclass(frozen=True, slots=True)
-class _Replayed:
+@dataclass(slots=True)
+class _Tried:
+    """A plan with its p95 by replay, and by simulation once that was asked."""
+
     solution: Solution
     mean_s: float
-    p95_s: float
+    replayed_s: float
+    simulated_s: float | None = None
 
 
 def rank_by_p95(
-    problem: PlanningProblem, search: SearchProblem, best: Solution, within_pct: float | None = None
-) -> tuple[Solution, str]:
-    """The plan of lowest mean found that keeps the p95 limit, and what the ranking did.
+    problem: PlanningProblem, search: SearchProblem, best: Solution, within_pct: float
+) -> tuple[Solution, float, str]:
+    """A plan that keeps the p95 limit, the cost of that of lowest mean, and what the ranking did.
 
-    With ``within_pct``: of those found within so many percent of that, the one on the fewest GPUs.
-    ``best`` answers ``search``. Raises InfeasibleError that names the nearest limit.
+    Of those found within ``within_pct`` of the lowest mean the one on the fewest GPUs. ``best``
+    answers ``search``. Raises InfeasibleError that names the nearest limit.
     """
-    replayed: list[_Replayed] = []
-    few = within_pct is not None
+    tried: list[_Tried] = []
+    few = within_pct > 0.0
     for group in (_lowest_means(search, best, few), _with_headroom(problem)):
-        _replay(problem, group, replayed, stop=not few)
-        good = [r for r in replayed if r.p95_s <= problem.p95_limit_s]
-        if good:
-            taken = _fewest_gpus(good, within_pct or 0.0) if few else good[0]
-            return taken.solution, _note(problem, replayed, taken, within_pct)
-    raise InfeasibleError(_nearest(problem, replayed))
+        _replay(problem, group, tried)
+        by_mean = sorted(tried, key=lambda t: t.mean_s)
+        first = _first_kept(problem, by_mean)
+        if first is None:
+            continue
+        taken = first
+        if few:
+            ceiling_s = first.mean_s * (1 + within_pct / 100)
+            near = [t for t in by_mean if t.mean_s <= ceiling_s and _gpus(t) < _gpus(first)]
+            taken = _first_kept(problem, sorted(near, key=_gpus)) or first
+        note = _note(problem, tried, taken, first, within_pct)
+        return taken.solution, first.solution.cost_s, note
+    raise InfeasibleError(_nearest(problem, tried))
 
 
 def first_within_p95(
     problem: PlanningProblem, search: SearchProblem, best: Solution
 ) -> Solution | None:
-    """The first of the plans of lowest mean that keeps the p95 limit; None: none does."""
-    replayed: list[_Replayed] = []
-    group = _lowest_means(search, best, few=False, most=NUM_AT_A_RATE)
-    _replay(problem, group, replayed, stop=True)
-    return replayed[-1].solution if replayed[-1].p95_s <= problem.p95_limit_s else None
+    """The first of the plans of lowest mean that keeps the p95 limit by replay; None: none does."""
+    for solution in _lowest_means(search, best, few=False, most=NUM_AT_A_RATE):
+        if problem.p95_s(solution) <= problem.p95_limit_s:
+            return solution
+    return None
 
 
-def _replay(
-    problem: PlanningProblem, group: Iterable[Solution], replayed: list[_Replayed], stop: bool
-) -> None:
-    """Replay what is new; with ``stop`` up to the first that keeps the limit."""
+def keeps_p95(problem: PlanningProblem, solution: Solution) -> bool:
+    """Whether a plan keeps the p95 limit by simulation; far from it replay is enough."""
+    limit_s = problem.p95_limit_s
+    if math.isinf(limit_s):
+        return True
+    if problem.p95_s(solution) > REPLAY_MISS * limit_s:
+        return False
+    return problem.simulated_p95_s(solution) <= limit_s
+
+
+def rate_within_p95(problem: PlanningProblem, factor: float, solution: Solution) -> float:
+    """The highest factor of the rates at which a plan keeps the p95 limit by simulation.
+
+    ``factor`` is a guess. Raises InfeasibleError where it keeps it at none.
+    """
+    limit_s, pipeline = problem.p95_limit_s, problem.pipeline
+
+    def p95_s(at: float, part: float = _ROUGH) -> float:
+        return problem.at_rates(at).simulated_p95_s(solution, part)
+
+    top = MAX_UTILISATION * min(pipeline.theta(h) for h in pipeline.hosted_by(solution.chosen))
+    if problem.limits.latency_limit_s is not None:
+        top = min(top, factor)
+    low, high = 0.0, top
+    at = min(factor, top)
+    for _ in range(_STEPS):
+        found_s = p95_s(at)
+        low, high = (at, high) if found_s <= limit_s else (low, at)
+        if _NEAR * limit_s <= found_s <= limit_s or high - low <= (1 - _NEAR) * high:
+            break
+        at = (low + high) / 2.0
+    at = low or at
+    for _ in range(_STEPS):
+        if p95_s(at, 1.0) <= limit_s:
+            return at
+        at *= _BACK_OFF if low else _BACK_OFF / 4
+    raise InfeasibleError(
+        f"p95 limit {limit_s:g} s is out of reach here: the nearest feasible limit that was found "
+        f"is {p95_s(at, 1.0):.4g} s, by simulation, at a rate of nearly zero"
+    )
+
+
+def _gpus(tried: _Tried) -> int:
+    return tried.solution.num_gpus
+
+
+def _replay(problem: PlanningProblem, group: Iterable[Solution], tried: list[_Tried]) -> None:
+    """Replay what is new."""
     for solution in group:
-        if all(solution.chosen != other.solution.chosen for other in replayed):
+        if all(solution.chosen != other.solution.chosen for other in tried):
             mean_s = problem.pipeline.mean_latency_s(solution.cost_s)
-            replayed.append(_Replayed(solution, mean_s, problem.p95_s(solution)))
-            if stop and replayed[-1].p95_s <= problem.p95_limit_s:
-                return
+            tried.append(_Tried(solution, mean_s, problem.p95_s(solution)))
+
+
+def _first_kept(problem: PlanningProblem, ordered: Sequence[_Tried]) -> _Tried | None:
+    """The first that keeps the limit by simulation, of those that may by replay."""
+    limit_s = problem.p95_limit_s
+    likely = [t for t in ordered if t.replayed_s <= REPLAY_MISS * limit_s]
+    for one in likely[:MOST_SIMULATED]:
+        if one.simulated_s is None:
+            one.simulated_s = problem.simulated_p95_s(one.solution)
+        if one.simulated_s <= limit_s:
+            return one
+    return None
 
 
 def _lowest_means(
@@ -102,38 +180,40 @@ def _with_headroom(problem: PlanningProblem) -> list[Solution]:
     return sorted(found, key=lambda solution: solution.cost_s)
 
 
-def _fewest_gpus(good: Sequence[_Replayed], within_pct: float) -> _Replayed:
-    ceiling_s = min(r.mean_s for r in good) * (1 + within_pct / 100)
-    near = [r for r in good if r.mean_s <= ceiling_s]
-    return min(near, key=lambda r: (r.solution.num_gpus, r.solution.cost_s))
-
-
 def _note(
     problem: PlanningProblem,
-    replayed: Sequence[_Replayed],
-    taken: _Replayed,
-    within_pct: float | None,
+    tried: Sequence[_Tried],
+    taken: _Tried,
+    first: _Tried,
+    within_pct: float,
 ) -> str:
-    """What is not proved is said: how many plans were replayed, and whether the order changed."""
-    said = f"p95 limit {problem.p95_limit_s:g} s: kept by replay ({taken.p95_s:.4g} s)"
-    first = replayed[0]
-    if taken is first:
-        return f"{said} by the plan of lowest mean latency; re-ranking did not change the order"
-    if within_pct is not None:
-        said += f", on the fewest GPUs found within {within_pct:g}%: {taken.solution.num_gpus}"
+    """What is not proved is said: how many plans were tried, and whether the order changed."""
+    simulated = [t for t in tried if t.simulated_s is not None]
+    said = (
+        f"p95 limit {problem.p95_limit_s:g} s: kept by simulation ({taken.simulated_s:.4g} s; by "
+        f"replay {taken.replayed_s:.4g} s), not certified"
+    )
+    lowest = tried[0]
+    if taken is not first:
+        said += f", on the fewest GPUs found within {within_pct:g}%: {_gpus(taken)}"
+    if taken is lowest:
+        return f"{said}; the plan of lowest mean latency keeps it"
+    p95_s = lowest.simulated_s or lowest.replayed_s
     return (
-        f"{said}; re-ranking changed the order of {len(replayed)} plans: the lowest mean is "
-        f"{first.mean_s:.4g} s on {first.solution.num_gpus} GPUs, with a p95 of "
-        f"{first.p95_s:.4g} s"
+        f"{said}; {len(tried)} plans were replayed and {len(simulated)} simulated: the lowest mean "
+        f"is {lowest.mean_s:.4g} s on {_gpus(lowest)} GPUs, with a p95 of {p95_s:.4g} s"
     )
 
 
-def _nearest(problem: PlanningProblem, replayed: Sequence[_Replayed]) -> str:
+def _nearest(problem: PlanningProblem, tried: Sequence[_Tried]) -> str:
     limit = f"p95 limit {problem.p95_limit_s:g} s"
-    nearest_s = min(r.p95_s for r in replayed)
-    if math.isinf(nearest_s):
+    if all(math.isinf(t.replayed_s) for t in tried):
         return f"{limit}: no plan that was replayed has a known p95; trace more runs"
+    nearest = min(tried, key=lambda t: t.replayed_s if t.simulated_s is None else t.simulated_s)
+    if nearest.simulated_s is None:
+        nearest.simulated_s = problem.simulated_p95_s(nearest.solution)
     return (
-        f"{limit} is out of reach here: of {len(replayed)} plans that were replayed the nearest "
-        f"feasible limit is {nearest_s:.4g} s"
+        f"{limit} is out of reach here: of {len(tried)} plans that were replayed the nearest "
+        f"feasible limit is {nearest.simulated_s:.4g} s, by simulation; that no other plan keeps "
+        "it is not proved"
     )

@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import spans_of_workflow
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.planning.aggregate import offers_of
+from scepsy_hpc.planning.allocation import allocation_of
+from scepsy_hpc.planning.compared import Checker
+from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
 from scepsy_hpc.planning.offers import Offers
+from scepsy_hpc.planning.outline import deployments_on
 from scepsy_hpc.planning.pipeline.deployments import pipeline_of
+from scepsy_hpc.planning.pipeline.host_time import cores_for_agents
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.search.problem import OptionTable, SearchProblem, Solution
@@ -24,7 +30,8 @@ from scepsy_hpc.planning.targets import Limits
 class PlanningProblem:
     """The workflows at their rates, what each LLM may run on, the GPUs, the limits.
 
-    ``run_lengths_s`` are those of the traced runs; ``tails`` replays them, where there are any.
+    ``run_lengths_s`` are those of the traced runs; ``tails`` replays them and ``checker`` simulates
+    them, where there are any. ``wants_rates``: the rates were given, and are no mere mix.
     """
 
     pipeline: Pipeline
@@ -33,6 +40,8 @@ class PlanningProblem:
     limits: Limits
     run_lengths_s: tuple[float, ...] = ()
     tails: Tails | None = None
+    checker: Checker | None = None
+    wants_rates: bool = False
 
     @classmethod
     def of(cls, request: PlanRequest, client: Any = None) -> PlanningProblem:
@@ -41,21 +50,53 @@ class PlanningProblem:
         pipeline = pipeline_of(flows, demands, request.rates_of())
         offers = offers_of(pipeline, request.bundles, request.topology, request.engine, client)
         lengths = demands[flows[0].name].run_lengths_s if len(flows) == 1 else ()
-        tails = None
+        tails = checker = None
         if request.spans:
             tails = Tails.of(
                 {f.name: spans_of_workflow(request.spans[f.name], f.name) for f in flows}
             )
-        return cls(pipeline, offers, request.topology, request.limits, lengths, tails)
+            checker = Checker(tails.graphs, offers, request.check_calls)
+        return cls(
+            pipeline,
+            offers,
+            request.topology,
+            request.limits,
+            lengths,
+            tails,
+            checker,
+            request.wants_rates,
+        )
 
     def at_rates(self, factor: float) -> PlanningProblem:
         """The same at ``factor`` times the rates."""
         return replace(self, pipeline=self.pipeline.at_rates(factor))
 
+    def agent_cores(self, solution: Solution) -> float | None:
+        """Cores that the agents share where the solution is placed; None where nobody asks."""
+        if all(load.cpu_s is None for load in self.pipeline.workflows):
+            return None
+        placed = Plan(
+            llms=deployments_on(self.pipeline.hosted_by(solution.chosen), self.offers),
+            instances=solution.instances,
+            allocation=allocation_of(solution.instances, self.topology),
+        )
+        return cores_for_agents(placed)
+
+    def placed(self, solution: Solution) -> Pipeline:
+        """The pipeline with those cores."""
+        return replace(self.pipeline, agent_cores=self.agent_cores(solution))
+
     def p95_s(self, solution: Solution) -> float:
         """Largest 95th percentile over the workflows by replay; infinite where it is unknown."""
         assert self.tails is not None
-        return self.tails.p95_s(self.pipeline, self.pipeline.hosted_by(solution.chosen))
+        return self.tails.p95_s(self.placed(solution), self.pipeline.hosted_by(solution.chosen))
+
+    def simulated_p95_s(self, solution: Solution, part: float = 1.0) -> float:
+        """The same by simulation with that part of the calls; infinite where it is overloaded."""
+        assert self.checker is not None
+        hosted = self.pipeline.hosted_by(solution.chosen)
+        found = self.checker.at_rates(self.placed(solution), hosted, part).per_workflow.values()
+        return max(f.latency_p95_s if f.latency_p95_s is not None else math.inf for f in found)
 
     @property
     def p95_limit_s(self) -> float:
@@ -79,16 +120,24 @@ class PlanningProblem:
             "min_cost",
             max_gpus=min(allowed, default=None),
             max_cost_s=None if limit_s is None else limit_s - self.pipeline.tool_time_s,
+            constant_s=self.pipeline.tool_time_s,
+            time_limit_s=self.limits.time_limit_s,
         )
 
     def fastest(self, within_pct: float | None = None) -> Solution:
-        """Largest throughput, in units of the pipeline's rates; costs are left out."""
-        return solve(
-            SearchProblem(
-                self._tables(with_cost=False),
-                self.topology,
-                "max_throughput",
-                max_gpus=self.limits.num_gpus,
-                within_pct=within_pct,
-            )
+        """Largest throughput, in units of the pipeline's rates; costs are left out.
+
+        With ``within_pct`` on the fewest GPUs, but never below the rates that were given.
+        """
+        search = SearchProblem(
+            self._tables(with_cost=False),
+            self.topology,
+            "max_throughput",
+            max_gpus=self.limits.num_gpus,
+            within_pct=within_pct,
+            time_limit_s=self.limits.time_limit_s,
         )
+        if within_pct is None or not self.wants_rates:
+            return solve(search)
+        kept = solve(replace(search, min_throughput_rps=(1.0 + 1e-9) / MAX_UTILISATION))
+        return kept if kept.is_feasible else solve(search)

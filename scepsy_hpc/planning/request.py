@@ -14,6 +14,7 @@ from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Workflow
 from scepsy_hpc.planning.aggregate import demands_of
+from scepsy_hpc.planning.check import MAX_CALLS
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.targets import Deadline, Limits, Rate, Target
 
@@ -25,7 +26,8 @@ class PlanRequest:
     ``workflows`` with their own rates in runs per second, or None. ``spans`` and ``demands`` by
     workflow name: demand that is known already need not be aggregated again, and without spans
     percentiles stay unknown. ``engine`` narrows the profiles (``vllm`` or ``vllm-0.24.0``);
-    ``inputs`` are files to name in the plan.
+    ``inputs`` are files to name in the plan. ``check_calls``: calls that a check of the plan by
+    simulation may take.
     """
 
     workflows: Sequence[tuple[Workflow, float | None]]
@@ -37,11 +39,17 @@ class PlanRequest:
     demands: Mapping[str, WorkflowDemand] = field(default_factory=dict)
     engine: str | None = None
     inputs: tuple[PlanInput, ...] = ()
+    check_calls: int = MAX_CALLS
 
     @property
     def flows(self) -> list[Workflow]:
         """The workflows without their rates."""
         return [workflow for workflow, _ in self.workflows]
+
+    @property
+    def wants_rates(self) -> bool:
+        """Whether rates were given with the workflows; else those of ``rates_of`` are a mix."""
+        return any(rate is not None for _, rate in self.workflows)
 
     def with_demands(self, client: Any = None) -> PlanRequest:
         """The same with the demand of its spans, where none is known. Raises InputError.
@@ -60,6 +68,8 @@ class PlanRequest:
                 f"--tasks ({target.num_tasks}) must be at least 1 and --deadline "
                 f"({target.deadline_s} s) greater than 0"
             )
+        if isinstance(target, Deadline) and not 0 <= target.startup_s < math.inf:
+            raise InputError(f"--startup ({target.startup_s} s) must be 0 or more, and finite")
         return {workflow.name: self._rate(workflow.name, own) for workflow, own in self.workflows}
 
     def _rate(self, name: str, own: float | None) -> float:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DEFAULT_WITHIN_PCT = 2.0
+"""What a plan may lie below the best for fewer GPUs: less than a prediction is known to."""
+
+STARTUP_S = 1200.0
+"""Engines load weights and compile before the first task: GPUs are held, nothing is done."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -19,10 +25,15 @@ class MaxThroughput:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """Fewest GPUs that work off a batch of one workflow in time."""
+    """Fewest GPU-hours that work off a batch of one workflow in time.
+
+    The deadline is for the batch, from its first start to its last end; ``startup_s`` comes before
+    it, and its GPU-hours count.
+    """
 
     num_tasks: int
     deadline_s: float
+    startup_s: float = STARTUP_S
 
 
 Target = Rate | MaxThroughput | Deadline
@@ -32,10 +43,12 @@ Target = Rate | MaxThroughput | Deadline
 class Limits:
     """``latency_limit_s`` is on the mean (rate-weighted over workflows).
 
-    ``within_pct``: the fewest GPUs whose value is within so much of the best.
+    ``within_pct``: the fewest GPUs whose value is within so much of the best; 0 for the best.
+    ``time_limit_s``: how long each search may take, instead of a fixed amount of work.
     """
 
     num_gpus: int | None = None
     latency_limit_s: float | None = None
     p95_limit_s: float | None = None
-    within_pct: float | None = None
+    within_pct: float = DEFAULT_WITHIN_PCT
+    time_limit_s: float | None = None

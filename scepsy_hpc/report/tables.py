@@ -148,16 +148,6 @@ def _roles(demand: Demand) -> list[Table]:
     return [table("Roles", heads, rows)] if rows else []
 
 
-def deployments_table(plan: Plan) -> Table:
-    """What each LLM got."""
-    rows = []
-    for cells in deployment_rows(plan):
-        places = sorted({i.node for i in plan.instances if i.llm == cells[0]})
-        rows.append((*cells, ", ".join(places)))
-    heads = ("LLM", "model", "engine", "GPU type", "TP", "share", "replicas", "nodes")
-    return table("Deployments", heads, rows)
-
-
 def deployment_rows(plan: Plan) -> list[tuple[str, ...]]:
     """LLM, model, engine, GPU type, TP degree, GPU share, replicas."""
     return [
@@ -191,16 +181,6 @@ def predicted_table(predicted: Figures, title: str = "Predicted") -> Table:
         )
     heads = ("workflow", "throughput", "mean\nlatency", "p50", "p95", "makespan")
     return table(title, heads, rows)
-
-
-def llm_table(predicted: Figures) -> Table:
-    """Utilisation and call latency of each deployment."""
-    rows = [
-        (name, pct(f.utilisation), number(f.latency_mean_s, "s"), pct(f.share_of_latency))
-        for name, f in predicted.per_llm.items()
-    ]
-    heads = ("LLM", "utilisation", "call latency", "share of run latency")
-    return table("Predicted by LLM", heads, rows)
 
 
 def simulated_table(found: Figures) -> Table:

@@ -107,7 +107,7 @@ def test_cached_prefix_needs_no_prefill() -> None:
 
 def test_too_few_points_are_refused() -> None:
     """Three points carry no model of four factors."""
-    with pytest.raises(BadFitError, match="3 closed-loop points are too few"):
+    with pytest.raises(BadFitError, match="3 points are too few"):
         fit_engine_model(_points(TRUE)[:3])
 
 

@@ -71,8 +71,9 @@ def test_a_plan_says_on_how_many_cores_of_its_agents_it_counts() -> None:
     """What is known of the agents' CPU time is in figures and explanation, and read back alike."""
     busy = replace(NEEDS, summary=replace(NEEDS.summary, tool_time_s=15.0, cpu_s=12.0))
     idle = replace(busy, summary=replace(busy.summary, cpu_s=None))
-    plan = make_plan(request_for(Rate(1.0), demands={"w": busy}))
-    silent = make_plan(request_for(Rate(1.0), demands={"w": idle}))
+    best = Limits(within_pct=0.0)
+    plan = make_plan(request_for(Rate(1.0), demands={"w": busy}, limits=best))
+    silent = make_plan(request_for(Rate(1.0), demands={"w": idle}, limits=best))
     assert plan.instances == silent.instances
     assert plan.predicted is not None
     assert silent.predicted is not None

@@ -185,7 +185,8 @@ def test_another_plan_is_no_noise(tmp_path):
     """--again of a run of another plan is refused by name."""
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     plan = load_plan(RunFolder(second).plan)
-    save_plan(RunFolder(second).plan, replace(plan, instances=plan.instances[:2]))
+    other = replace(plan.instances[0], node="other")
+    save_plan(RunFolder(second).plan, replace(plan, instances=(other, *plan.instances[1:])))
     with pytest.raises(InputError, match="another plan"):
         compare_run(first, [second])
 

@@ -48,6 +48,13 @@ def plan_of_runs(target: Target, limits: Limits | None = None, num_runs: int = 3
     )
 
 
+def simulated_p95_s_of(plan: Plan) -> float:
+    """The one by which a limit is kept."""
+    assert plan.simulated is not None
+    assert plan.simulated.latency_p95_s is not None
+    return plan.simulated.latency_p95_s
+
+
 def p95_s_of(plan: Plan) -> float:
     """The predicted one."""
     assert plan.predicted is not None

@@ -7,14 +7,16 @@ distribution of a call at a load. What a curve rests on is said in its ``flags``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from scepsy_hpc.bundles.shapes import MeanLengths, difference
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.formats.parallelism import Parallelism
-from scepsy_hpc.formats.points import Point
+from scepsy_hpc.formats.plan import RestsOn
 from scepsy_hpc.metrics import Floats, Ints
+from scepsy_hpc.planning.curves.basis import Basis
 from scepsy_hpc.planning.curves.queueing import Server, mean_latencies_s
 
 MAX_UTILISATION = 0.95
@@ -31,24 +33,18 @@ class TokenLengths:
     outputs: float
     cached: float = 0.0
 
-    def miss(self, point: Point) -> float:
-        """Largest relative difference to a point's shape; a token more or less is none."""
-        pairs = [
-            (self.inputs, point.input_tokens_mean),
-            (self.outputs, point.output_tokens_mean),
-            (self.inputs - self.cached, point.input_tokens_mean - (point.cached_tokens_mean or 0)),
-        ]
-        return max(0.0 if abs(a - b) < 0.5 else abs(a - b) / max(a, b, 1.0) for a, b in pairs)
+    def miss(self, lengths: MeanLengths) -> float:
+        """Largest relative difference to a shape's lengths; a token more or less is none."""
+        return difference((self.inputs, self.outputs, self.cached), lengths)
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
     """What one replica does under load. Times in s, loads in calls per second.
 
-    ``ttft_s`` stands beside ``server.concurrency``; NaN is unknown. ``open_rps`` and
-    ``open_latency_s`` are points measured under Poisson arrivals. ``held_at``: those numbers of
+    ``ttft_s`` stands beside ``server.concurrency``; NaN is unknown. ``held_at``: those numbers of
     calls in flight at which the curve is held to points; elsewhere it follows the engine model.
-    ``engine``: that model, where one passed its hold-out.
+    ``engine``: that model, where one passed its hold-out. ``basis``: what the figures rest on.
     """
 
     kind: Parallelism
@@ -58,10 +54,9 @@ class Curve:
     flags: tuple[str, ...]
     bundle_sha256: str
     memory_gib: float
-    open_rps: tuple[float, ...] = ()
-    open_latency_s: tuple[float, ...] = ()
     held_at: tuple[float, ...] = ()
     engine: EngineModel | None = None
+    basis: Basis = field(default_factory=Basis)
 
     def work_of(self, tokens: TokenLengths) -> float:
         """Work of a call with these tokens in mean calls: its fitted time alone over theirs.
@@ -91,13 +86,31 @@ class Curve:
 
     @property
     def capacity_rps(self) -> float:
-        """Largest throughput known: a lower bound while the curve still rises."""
-        return self.server.capacity_rps
+        """Throughput with as many calls in flight as the batch and the KV cache hold.
+
+        The largest where the curve rises up to there; where it falls after its peak less than
+        that, since a queue that has once grown past the peak is worked off at this rate.
+        """
+        return self.server.limit_rps
 
     @property
     def usable_rps(self) -> float:
-        """Capacity, less where throughput falls after its peak: 95% of this is stable."""
-        return min(self.capacity_rps, self.server.limit_rps / MAX_UTILISATION * 0.999)
+        """Capacity: 95% of it is stable."""
+        return self.capacity_rps
+
+    def interval_pct(self, in_flight: float) -> float:
+        """Half-width of the 95% interval of the latency at so many calls in flight, in percent."""
+        return self.basis.interval_pct(in_flight)
+
+    def rests_on(self, arrivals_rps: float, burst: int = 1) -> RestsOn:
+        """Parts of this curve's statement at a load: those of the calls that end in each state.
+
+        A load that the replica cannot keep up with rests on its end.
+        """
+        if arrivals_rps >= self.server.limit_rps * (1.0 - 1e-6):
+            return self.basis.rests_on([self.server.concurrency[-1]], [1.0])
+        states, weights = self.server.call_states(arrivals_rps, burst)
+        return self.basis.rests_on(states, weights)
 
     def latency_s(self, arrivals_rps: float, burst: int = 1) -> float:
         """Mean latency under Poisson arrivals of ``burst`` calls at a time; may be infinite."""
@@ -118,9 +131,6 @@ class Curve:
         ttft_s = ttft_s + np.maximum(latency_s - last_s, 0.0) * (
             states > self.server.concurrency[-1]
         )
-        if self.open_rps and burst == 1:
-            factor = self.latency_s(arrivals_rps) / float(weights @ latency_s)
-            latency_s, ttft_s = latency_s * factor, ttft_s * factor
         return weights, latency_s, np.minimum(ttft_s, latency_s)
 
     def flags_at(self, arrivals_rps: float, burst: int = 1) -> tuple[str, ...]:
@@ -128,13 +138,11 @@ class Curve:
         found = list(self.flags)
         first = self.server.concurrency[0]
         in_flight = arrivals_rps * self.latency_s(arrivals_rps, burst)
-        if in_flight < first and first > 1.0 and not (self.open_rps and burst == 1):
+        if in_flight < first and first > 1.0:
             found.append(
                 f"below_first_concurrency: {in_flight:.1f} calls in flight, latency held flat "
                 f"below {first:g}"
             )
-        if self.open_rps and burst == 1 and arrivals_rps > self.open_rps[-1]:
-            found.append(f"extrapolated: the last unsaturated point is {self.open_rps[-1]:g} rps")
         return tuple(found)
 
 
@@ -147,20 +155,4 @@ def _alone_s(engine: EngineModel, tokens: TokenLengths) -> float:
 
 def latencies_s(curves: Sequence[Curve], which: Ints, loads_rps: Floats, bursts: Ints) -> Floats:
     """Mean latencies of many (curve, load, burst) at once; ``which`` indexes ``curves``."""
-    found = mean_latencies_s([c.server for c in curves], which, loads_rps, bursts)
-    for index, curve in enumerate(curves):
-        if curve.open_rps:
-            rows = np.flatnonzero((which == index) & (bursts == 1))
-            found[rows] = _open_latency_s(curve, loads_rps[rows])
-    return found
-
-
-def _open_latency_s(curve: Curve, loads_rps: Floats) -> Floats:
-    """Linear between open points, flat before them; after them as one server fills up."""
-    rates, times_s = curve.open_rps, curve.open_latency_s
-    found = np.interp(loads_rps, rates, times_s)
-    limit = curve.server.limit_rps
-    beyond = (loads_rps > rates[-1]) & (loads_rps < limit)
-    found[beyond] = times_s[-1] * (limit - rates[-1]) / (limit - loads_rps[beyond])
-    found[loads_rps >= limit] = np.inf
-    return np.asarray(found)
+    return mean_latencies_s([c.server for c in curves], which, loads_rps, bursts)

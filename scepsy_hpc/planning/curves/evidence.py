@@ -1,8 +1,9 @@
 """Which profiles speak for a model on a GPU type, and which of them are taken.
 
-Bundles of one model, engine, version, precision and GPU type are one body of evidence. Different
-engines, versions or precisions are never mixed within one plan's LLM: their answers and speeds
-differ for reasons that no curve shows.
+Bundles of one configuration are one body of evidence: model, engine, version, precision,
+normalised engine arguments, GPU type and memory agree (the link is each point's own). Different
+ones are never mixed within one plan's LLM: their answers and speeds differ for reasons that no
+curve shows.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from scepsy_hpc.bundles.model_sizes import ModelSizes, sizes_of
+from scepsy_hpc.bundles.shapes import shapes_of
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.bundle import Bundle
+from scepsy_hpc.formats.bundle import Bundle, BundleHeader
 from scepsy_hpc.formats.parallelism import Link
 from scepsy_hpc.formats.points import Point
+from scepsy_hpc.formats.workflow import EngineArg, Llm
 
 RUNNABLE_ENGINES = ("vllm", "simulated")
 """Engines that this package can start; others are for planning on paper."""
@@ -25,7 +29,7 @@ _HOW_RANK = {"measured": 0, "derived": 1, "modelled": 2}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """All points of one (model, engine, version, precision, GPU type), the bundles merged.
+    """All points of one configuration, the bundles merged.
 
     ``merged`` has their sizes filled in, and the memory of the GPUs at hand where that is less.
     """
@@ -53,6 +57,48 @@ def with_link(bundle: Bundle) -> tuple[Point, ...]:
     return tuple(p if p.link else replace(p, link=link) for p in bundle.points)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The configuration a workflow states for an LLM; None and no arguments: any.
+
+    Engine, version and precision select; of what is left, bundles whose engine arguments are
+    those wanted are preferred.
+    """
+
+    engine: str | None = None
+    engine_version: str | None = None
+    precision: str | None = None
+    engine_args: tuple[tuple[str, EngineArg], ...] = ()
+
+    @classmethod
+    def of(cls, llm: Llm) -> Wanted:
+        """What a workflow says of an LLM."""
+        return cls(
+            llm.engine, llm.engine_version, llm.precision, tuple(sorted(llm.engine_args.items()))
+        )
+
+    def takes(self, header: BundleHeader) -> bool:
+        """Whether a bundle is of that engine, version and precision."""
+        pairs = (
+            (self.engine, header.engine),
+            (self.engine_version, header.engine_version),
+            (self.precision, header.precision),
+        )
+        return all(wanted in (None, there) for wanted, there in pairs)
+
+    def other_args(self, header: BundleHeader) -> int:
+        """How many of the engine arguments wanted the profile did not run with."""
+        return sum(header.engine_args.get(key) != value for key, value in self.engine_args)
+
+    def __str__(self) -> str:
+        stated = {
+            "engine": self.engine,
+            "engine_version": self.engine_version,
+            "precision": self.precision,
+        }
+        return ", ".join(f"{key} {value}" for key, value in stated.items() if value is not None)
+
+
 class Shelf:
     """Bundles to look up; what was put together once is kept, so that it is fitted once."""
 
@@ -66,14 +112,16 @@ class Shelf:
         self.bundles = bundles
         self.engine = engine
         self._memory_gib = gpu_memory_gib or {}
-        self._found: dict[tuple[str, str], tuple[list[Evidence], Iterator[Evidence]]] = {}
+        self._found: dict[tuple[str, str, Wanted], tuple[list[Evidence], Iterator[Evidence]]] = {}
 
-    def evidence(self, model: str, gpu_type: str) -> Iterator[Evidence]:
+    def evidence(
+        self, model: str, gpu_type: str, wanted: Wanted | None = None
+    ) -> Iterator[Evidence]:
         """``evidence_for``, from what is kept as far as it goes."""
-        key = (model, gpu_type)
+        key = (model, gpu_type, wanted or Wanted())
         if key not in self._found:
             memory_gib = self._memory_gib.get(gpu_type)
-            rest = evidence_for(model, gpu_type, self.bundles, self.engine, memory_gib)
+            rest = evidence_for(model, gpu_type, self.bundles, self.engine, memory_gib, key[2])
             self._found[key] = ([], rest)
         known, rest = self._found[key]
         yield from tuple(known)
@@ -88,21 +136,33 @@ def evidence_for(
     bundles: Iterable[Bundle],
     engine: str | None = None,
     gpu_memory_gib: float | None = None,
+    wanted: Wanted | None = None,
 ) -> Iterator[Evidence]:
     """Bodies of evidence for a model on a GPU type, the one to prefer first.
 
     Preferred: an engine that can be started here, a real one before a simulated one, curves
     before single points, measured before modelled, then the newest version. ``engine`` is an
-    engine's name, or name and version as ``vllm-0.24.0``. Raises InputError where sizes lack.
+    engine's name, or name and version as ``vllm-0.24.0``; ``wanted`` what the workflow states.
+    Raises InputError where sizes lack.
     """
-    groups: dict[tuple[str, str, str, str], list[Bundle]] = {}
+    asked = wanted or Wanted()
+    groups: dict[tuple[Any, ...], list[Bundle]] = {}
     for bundle in bundles:
         header = bundle.header
-        if speaks_for(bundle, model, (gpu_type,), engine):
-            key = (header.engine, header.engine_version, header.precision, header.how)
-            groups.setdefault(key, []).append(bundle)
-    for group in sorted(groups.values(), key=_rank):
+        if speaks_for(bundle, model, (gpu_type,), engine) and asked.takes(header):
+            groups.setdefault(configuration_key(header), []).append(bundle)
+    for group in sorted(groups.values(), key=lambda g: _rank(g, asked)):
         yield _merge(group, gpu_memory_gib)
+
+
+def configuration_key(header: BundleHeader) -> tuple[Any, ...]:
+    """What must agree for two bundles of a model and GPU type to be one body of evidence.
+
+    Numbers written as text count as numbers, and the order of arguments does not matter.
+    """
+    args = tuple(sorted((key, str(value).lower()) for key, value in header.engine_args.items()))
+    how = (header.how, header.engine, header.engine_version, header.precision)
+    return (*how, args, header.gpu_memory_gib)
 
 
 def speaks_for(bundle: Bundle, model: str, gpu_types: Sequence[str], engine: str | None) -> bool:
@@ -126,31 +186,41 @@ def _merge(group: Sequence[Bundle], gpu_memory_gib: float | None) -> Evidence:
 
 
 def no_evidence(
-    model: str, gpu_types: Sequence[str], bundles: Sequence[Bundle], engine: str | None
+    model: str,
+    gpu_types: Sequence[str],
+    bundles: Sequence[Bundle],
+    engine: str | None,
+    wanted: Wanted | None = None,
 ) -> InputError:
     """The error for a model that no profile speaks for, with the profiles there are."""
     headers = [bundle.header for bundle in bundles]
     there = sorted({f"{h.model} on {h.gpu_type} ({h.engine} {h.engine_version})" for h in headers})
     shown = "; ".join(there[:12]) + (f"; and {len(there) - 12} more" if len(there) > 12 else "")
     with_engine = f" and engine {engine}" if engine else ""
+    if wanted is not None and str(wanted):
+        with_engine += f" and {wanted}, as the workflow states"
     return InputError(
         f"{model}: no profile for GPU type {' or '.join(gpu_types)}{with_engine}; profiles there "
         f"are: {shown or 'none'}. Measure it with `scepsy profile`"
     )
 
 
-def _rank(group: Sequence[Bundle]) -> tuple[int, bool, bool, int, list[int], int]:
+def _rank(
+    group: Sequence[Bundle], wanted: Wanted
+) -> tuple[int, bool, bool, int, list[int], int, int]:
     header = group[0].header
-    curves: dict[tuple[float, ...], int] = {}
-    for point in (p for bundle in group for p in bundle.points):
-        shape = (point.tp_degree, point.input_tokens_mean, point.output_tokens_mean)
-        curves[shape] = curves.get(shape, 0) + 1
+    curves: dict[tuple[int, int], int] = {}
+    points = [p for bundle in group for p in bundle.points]
+    for i, shape in enumerate(shapes_of(points)):
+        for point in shape.points:
+            curves[point.tp_degree, i] = curves.get((point.tp_degree, i), 0) + 1
     return (
         0 if header.engine in RUNNABLE_ENGINES else 1,
         header.engine == "simulated",
         max(curves.values()) < 3,
         _HOW_RANK[header.how],
         [-int(number) for number in re.findall(r"\d+", header.engine_version)],
+        wanted.other_args(header),
         -sum(curves.values()),
     )
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.planning.curves.curve import TokenLengths
+from scepsy_hpc.planning.curves.sweep import ClosedPoints
+
+_APART, _NOISE = 1.4, 0.03
 
 STEP = 1.25
 """Largest factor between two neighbouring concurrencies of a curve, as far as whole calls allow."""
-
-ClosedPoints = dict[float, tuple[float, float]]
-"""Calls in flight to (throughput in rps, TTFT in s; NaN: unknown), ascending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,12 @@ class FittedShape:
     model: EngineModel
     tokens: TokenLengths
 
-    def misses(self, grid: Sequence[float]) -> list[tuple[float, float]]:
-        """Points over model, throughput and TTFT, at each concurrency; the ends are held."""
+    def misses(self, grid: Sequence[float], smooth: bool = False) -> list[tuple[float, float]]:
+        """Points over model, throughput and TTFT, at each concurrency; the ends are held.
+
+        ``smooth``: each the median of itself and its neighbours, so that an odd point counts here
+        and not elsewhere.
+        """
         measured = list(self.closed)
         alone = [_alone(self.model, k, self.tokens) for k in measured]
         columns = []
@@ -44,7 +48,12 @@ class FittedShape:
                 self.closed[k][column] / max(m[column], 1e-12)
                 for k, m in zip(measured, alone, strict=True)
             ]
-            miss = [x if np.isfinite(x) and x > 0 else 1.0 for x in miss]
+            # What no point knows stays unknown; what some know counts for all.
+            usual = 1.0 if any(np.isfinite(miss)) else math.nan
+            miss = [x if np.isfinite(x) and x > 0 else usual for x in miss]
+            if smooth:
+                padded = [miss[0], *miss, miss[-1]]
+                miss = [sorted(padded[i : i + 3])[1] for i in range(len(miss))]
             columns.append(np.interp(np.log(grid), np.log(measured), miss))
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -54,10 +63,16 @@ def below(first: float) -> list[float]:
     return [1.0, *_whole_between(1.0, first)] if first > 1.0 else []
 
 
-def grid_of(measured: Sequence[float]) -> list[float]:
-    """Concurrencies of a curve from the model: below the first point, the points, and between."""
+def beyond(last: float, end: float) -> list[float]:
+    """Concurrencies past the last point, up to where batch or KV cache end."""
+    return [*_whole_between(last, end), end] if end > last else []
+
+
+def grid_of(measured: Sequence[float], end: float) -> list[float]:
+    """Concurrencies of a curve from the model: around the points and between them, up to an end."""
     between = [k for low, high in pairwise(measured) for k in _whole_between(low, high)]
-    return sorted({*below(measured[0]), *measured, *between})
+    grid = {*below(measured[0]), *measured, *between, *beyond(measured[-1], end)}
+    return sorted({*(k for k in grid if k < end), end})
 
 
 def _whole_between(low: float, high: float) -> list[float]:
@@ -74,12 +89,46 @@ def by_model(
     grid: Sequence[float],
     carried: float = 1.0,
 ) -> ClosedPoints:
-    """Throughput and TTFT by the target's model, times ``carried`` of what it misses there."""
+    """Throughput and TTFT by the target's model, times ``carried`` of what it misses there.
+
+    Only what is carried whole is carried point by point.
+    """
     found = {}
-    for k, (rate_miss, ttft_miss) in zip(grid, fitted.misses(grid), strict=True):
+    misses = fitted.misses(grid, smooth=carried < 1.0)
+    for k, (rate_miss, ttft_miss) in zip(grid, misses, strict=True):
         rate, ttft_s = _alone(target, k, tokens)
         rate *= rate_miss**carried
         found[k] = (rate, min(ttft_s * ttft_miss**carried, k / rate))
+    return found
+
+
+def plateau(fitted: FittedShape) -> float:
+    """Part of the model's growth that the points show from the last but one to the last; 0 to 1.
+
+    Both in logarithms, and up to noise: a sweep that has stopped growing where the model goes on
+    has met a limit that the model does not know.
+    """
+    last = max(fitted.closed)
+    before = [k for k in fitted.closed if k <= last / _APART]
+    if not before:
+        return 1.0
+    ends = max(before), last
+    (x0, _), (x1, _) = (fitted.closed[k] for k in ends)
+    (m0, _), (m1, _) = (_alone(fitted.model, k, fitted.tokens) for k in ends)
+    shown, expected = math.log(x1 / x0) + _NOISE, math.log(m1 / m0) + _NOISE
+    return min(max(shown / expected, 0.0), 1.0) if expected > 0 else 1.0
+
+
+def past(fitted: FittedShape, grid: Sequence[float]) -> ClosedPoints:
+    """The model past the last point, its factor held, growing as far as the points still did."""
+    if not grid:
+        return {}
+    last = max(fitted.closed)
+    rate_last, part = fitted.closed[last][0], plateau(fitted)
+    found = {}
+    for k, (rate, ttft_s) in by_model(fitted, fitted.model, fitted.tokens, grid).items():
+        grown = rate_last * (rate / rate_last) ** part
+        found[k] = (grown, min(ttft_s, k / grown))
     return found
 
 

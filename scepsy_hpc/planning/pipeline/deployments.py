@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import DemandSummary, Plan
@@ -49,8 +49,9 @@ def demands_in(plan: Plan) -> dict[str, WorkflowDemand]:
 def deployments_of(workflows: Sequence[Workflow]) -> dict[str, dict[str, str]]:
     """Deployment of each alias of each workflow.
 
-    Aliases of two workflows share one when model and engine arguments agree; two aliases of one
-    workflow never do. With one workflow the names are the aliases.
+    Aliases of two workflows share one when model, engine, its version, precision and engine
+    arguments agree; two aliases of one workflow never do. With one workflow the names are the
+    aliases.
     """
     taken: dict[str, Llm] = {}
     found: dict[str, dict[str, str]] = {}
@@ -72,11 +73,14 @@ def _shared(alias: str, llm: Llm, taken: Mapping[str, Llm], mine: Mapping[str, s
     same = [
         name
         for name, other in taken.items()
-        if other.model == llm.model
-        and other.engine_args == llm.engine_args
-        and name not in mine.values()
+        if _configuration(other) == _configuration(llm) and name not in mine.values()
     ]
     return alias if alias in same else next(iter(same), None)
+
+
+def _configuration(llm: Llm) -> tuple[object, ...]:
+    """What two aliases must have in common; what is not stated agrees with nothing that is."""
+    return llm.model, llm.engine, llm.engine_version, llm.precision, llm.engine_args
 
 
 def _new(alias: str, workflow: str, taken: Mapping[str, Llm]) -> str:
@@ -117,12 +121,11 @@ def pipeline_of(
 def _both(name: str, one: Llm, other: Llm) -> Llm:
     """What two workflows that share a deployment both allow."""
     memory = [m for m in (one.min_memory_gib, other.min_memory_gib) if m is not None]
-    return Llm(
-        model=one.model,
+    return replace(
+        one,
         tp_degrees=_common(name, "tp_degrees", one.tp_degrees, other.tp_degrees),
         gpu_shares_pct=_common(name, "gpu_shares_pct", one.gpu_shares_pct, other.gpu_shares_pct),
         min_memory_gib=max(memory, default=None),
-        engine_args=one.engine_args,
     )
 
 

@@ -15,7 +15,8 @@ from scepsy_hpc.formats.plan import Deployment, Plan, PlanWorkflow
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence, evidence_for, no_evidence
-from scepsy_hpc.planning.curves.making import NoCurveError, make_curve, with_engine_args
+from scepsy_hpc.planning.curves.making import make_curve, with_engine_args
+from scepsy_hpc.planning.curves.sources import NoCurveError
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, deployments_of
 from scepsy_hpc.planning.pipeline.host_time import cores_for_agents
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline, Stage, Use, WorkflowLoad
@@ -209,7 +210,7 @@ def curve_of(
     reasons = []
     for evidence in _evidence(deployment, bundles):
         try:
-            curve = make_curve(evidence, kind, tokens)
+            curve = make_curve(evidence, kind, tokens, engine_args=deployment.engine_args)
             return with_engine_args(curve, evidence, deployment.engine_args)
         except NoCurveError as error:
             reasons.append(f"{evidence.label}: {error}")

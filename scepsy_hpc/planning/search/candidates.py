@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,3 +106,11 @@ def _join(parts: Sequence[Candidates]) -> Candidates:
         return Candidates(none, none, none, none, none, none, empty, empty)
     names = Candidates.__slots__
     return Candidates(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+
+def smallest(group: Candidates) -> Candidates:
+    """The option of fewest replicas of each kind and pool, at no cost."""
+    order = np.lexsort((group.replicas, group.kind, group.pool))
+    kind, pool = group.kind[order], group.pool[order]
+    first = order[np.r_[True, (np.diff(kind) != 0) | (np.diff(pool) != 0)]]
+    return replace(group.keep(first), cost=np.zeros(len(first)))

@@ -22,8 +22,10 @@ import numpy as np
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.metrics import Floats, Ints
 from scepsy_hpc.planning.search.pools import Hole, Pool, is_whole
+from scepsy_hpc.planning.search.work import LEAST, Work
 
 MOST_MIXES = 3000
+_WORK_PER_VARIABLE = 2e-5  # what building the model takes, in units of work
 _COST_STEPS = 2**31
 
 
@@ -38,13 +40,17 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """GPUs that are packed together; ``pool`` is set when the cell is a whole pool."""
+    """GPUs that are packed together; ``pool`` is set when the cell is a whole pool.
+
+    ``complete``: all mixes are there. Where there are too many, the model proves nothing.
+    """
 
     holes: tuple[Hole, ...]
     whole: tuple[Parallelism, ...]
     shared: tuple[Parallelism, ...]
     mixes: tuple[tuple[Parallelism, ...], ...]
     pool: Pool | None
+    complete: bool = True
 
     @property
     def num_gpus(self) -> int:
@@ -92,7 +98,10 @@ def _cell(holes: tuple[Hole, ...], kinds: Sequence[Parallelism], pool: Pool | No
     fitting = [k for k in kinds if any(hole.takes(k) for hole in holes)]
     whole = tuple(k for k in fitting if is_whole(k, fitting))
     shared = tuple(k for k in fitting if k not in whole)
-    return Cell(holes, whole, shared, tuple(_mixes(shared)), pool)
+    if pool is not None and pool.countable:
+        return Cell(holes, whole, shared, (), pool)
+    mixes = tuple(_mixes(shared))
+    return Cell(holes, whole, shared, mixes, pool, complete=len(mixes) < MOST_MIXES)
 
 
 def _mixes(kinds: Sequence[Parallelism]) -> list[tuple[Parallelism, ...]]:
@@ -145,12 +154,10 @@ class _Model:
             mix: self.model.new_int_var(0, size, f"z{number}_{i}")
             for i, mix in enumerate(cell.mixes)
         }
-        for kind in cell.shared:
-            slices = sum(mix.count(kind) * z for mix, z in mixes.items() if kind in mix)
-            self.model.add(slices >= kind.tp_degree * groups[kind])
-        for mix, z in mixes.items():
-            self._no_group_twice(mix, z, groups)
-        used = sum(mixes.values()) + sum(k.tp_degree * groups[k] for k in cell.whole)
+        if cell.pool is not None and cell.pool.countable:
+            used = self._count(cell.pool, cell, groups)
+        else:
+            used = self._mix(cell, groups, mixes)
         self.model.add(used <= size)
         for row in cell.pool.rows if cell.pool else ():
             wide = [k.tp_degree * groups[k] for k in cell.whole if row.covers(k)]
@@ -158,6 +165,27 @@ class _Model:
         self.groups.append(groups)
         self.mixes.append(mixes)
         return used
+
+    def _count(self, pool: Pool, cell: Cell, groups: Mapping[Parallelism, Any]) -> Any:
+        """GPUs used where units count exactly; the placement needs no mixes."""
+        used = sum(k.tp_degree * groups[k] for k in cell.whole)
+        if not cell.shared:
+            return used
+        sharing = self.model.new_int_var(0, cell.num_gpus, "")
+        units = sum(pool.units[k] * groups[k] for k in cell.shared)
+        self.model.add(units <= pool.units_per_gpu * sharing)
+        return used + sharing
+
+    def _mix(
+        self, cell: Cell, groups: dict[Parallelism, Any], mixes: dict[tuple[Parallelism, ...], Any]
+    ) -> Any:
+        """GPUs used where it matters which shares meet on a GPU."""
+        for kind in cell.shared:
+            slices = sum(mix.count(kind) * z for mix, z in mixes.items() if kind in mix)
+            self.model.add(slices >= kind.tp_degree * groups[kind])
+        for mix, z in mixes.items():
+            self._no_group_twice(mix, z, groups)
+        return sum(mixes.values()) + sum(k.tp_degree * groups[k] for k in cell.whole)
 
     def _no_group_twice(
         self, mix: tuple[Parallelism, ...], z: Any, groups: dict[Parallelism, Any]
@@ -199,15 +227,24 @@ class _Model:
             for cell, groups, mixes in zip(self.cells, self.groups, self.mixes, strict=True)
         )
 
-    def run(self, time_limit_s: float, num_workers: int = 1) -> tuple[Any, Any]:
-        """Solve with a fixed seed; returns the solver and its status."""
+    @property
+    def complete(self) -> bool:
+        """Whether what the model excludes is impossible."""
+        return all(cell.complete for cell in self.cells)
+
+    def run(self, work: Work, num_workers: int = 1) -> tuple[Any, Any]:
+        """Solve with a fixed seed and book the work; returns the solver and its status."""
         solver = self.cp.CpSolver()
         solver.parameters.num_workers = num_workers
         solver.parameters.random_seed = 1
         if num_workers == 1:
             solver.parameters.linearization_level = 2
-        solver.parameters.max_time_in_seconds = max(time_limit_s, 0.01)
-        return solver, solver.solve(self.model)
+        solver.parameters.max_deterministic_time = max(work.left, LEAST)
+        solver.parameters.max_time_in_seconds = work.left_s
+        status = solver.solve(self.model)
+        variables = len(self.model.proto.variables)
+        work.book(float(solver.deterministic_time) + variables * _WORK_PER_VARIABLE)
+        return solver, status
 
 
 def _most(cell: Cell, kind: Parallelism) -> int:
@@ -219,16 +256,16 @@ def pack(
     num_replicas: Mapping[Parallelism, int],
     pools: Sequence[Pool],
     max_gpus: int | None,
-    time_limit_s: float,
+    work: Work,
 ) -> tuple[CellPacking, ...] | None:
-    """A packing of fixed replicas on as few GPUs as the time allows; None when none was found."""
+    """A packing of fixed replicas on as few GPUs as the work allows; None when none was found."""
     model = _Model(tuple(num_replicas), pools)
     for kind, n in num_replicas.items():
         model.demand(kind, n)
     if max_gpus is not None:
         model.model.add(model.num_gpus <= max_gpus)
     model.model.minimize(model.num_gpus)
-    solver, status = model.run(time_limit_s)
+    solver, status = model.run(work)
     if status not in (model.cp.OPTIMAL, model.cp.FEASIBLE):
         return None
     return model.packing(solver)
@@ -239,13 +276,13 @@ def choose_and_pack(
     choices: Sequence[Choices],
     pools: Sequence[Pool],
     max_gpus: int,
-    time_limit_s: float,
+    work: Work,
     hint: Sequence[int] = (),
     num_workers: int = 1,
 ) -> Result:
     """The choice of least cost that can be packed, and its packing.
 
-    One worker gives the same answer every time, unless the time limit cuts it off.
+    One worker gives the same answer every time, unless a clock cuts it off.
     """
     model = _Model(kinds, pools)
     model.choose(choices)
@@ -262,10 +299,13 @@ def choose_and_pack(
     for picks, row in zip(model.picks, hint, strict=False):
         for i, x in enumerate(picks):
             model.model.add_hint(x, i == row)
-    solver, status = model.run(time_limit_s, num_workers)
-    bound = floor + (solver.best_objective_bound / scale if pairs else 0.0)
+    solver, status = model.run(work, num_workers)
+    bound = floor
+    if pairs and model.complete:
+        bound += max(solver.best_objective_bound, 0.0) / scale
     if status not in (model.cp.OPTIMAL, model.cp.FEASIBLE):
-        return Result((), (), bound, infeasible=status == model.cp.INFEASIBLE)
+        proved = model.complete and status == model.cp.INFEASIBLE
+        return Result((), (), bound, infeasible=proved)
     rows = tuple(_true(solver, picks) for picks in model.picks)
     return Result(rows, model.packing(solver), bound, infeasible=False)
 

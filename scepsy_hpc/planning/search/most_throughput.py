@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import replace
 
 import numpy as np
 
 from scepsy_hpc.metrics import Floats
-from scepsy_hpc.planning.search.candidates import Candidates
+from scepsy_hpc.planning.search.candidates import smallest
+from scepsy_hpc.planning.search.certificate import ROUNDING
 from scepsy_hpc.planning.search.least_cost import Fitter, Found
+from scepsy_hpc.planning.search.prices import may_fit
 from scepsy_hpc.planning.search.relaxation import gpus_needed, relax, room_for, throughputs
 
 
@@ -26,7 +26,7 @@ def fastest(fitter: Fitter, gpus: int) -> tuple[Found, float]:
     top = _highest(fitter, levels, gpus)
     if top < 0:
         return Found((), (), math.inf, "dp", infeasible=True), math.inf
-    found = _at(fitter, float(levels[top]), gpus, part=0.1)
+    found = _at(fitter.hasty(0.1), float(levels[top]), gpus)
     if found.options:
         return found, float(levels[top])
     return _below(fitter, levels, top, gpus, proved=found.infeasible)
@@ -39,45 +39,41 @@ def _highest(fitter: Fitter, levels: Floats, gpus: int) -> int:
         return -1
     needed = gpus_needed(groups, fitter.space.pools, levels)
     low, high = -1, int(np.searchsorted(needed, gpus, side="right")) - 1
-    if fitter.problem.max_cost_s is None and len(fitter.space.pools) == 1:
+    if fitter.problem.max_cost_s is None and fitter.space.decides and len(fitter.space.pools) == 1:
         return high
+    middle = high  # most often the answer
     while low < high:
-        middle = (low + high + 1) // 2
         if _allowed(fitter, float(levels[middle]), gpus):
             low = middle
         else:
             high = middle - 1
+        middle = (low + high + 1) // 2
     return low
 
 
 def _allowed(fitter: Fitter, level: float, gpus: int) -> bool:
     groups = fitter.reaching(level)
-    if groups is None or not room_for([_smallest(g) for g in groups], fitter.space.pools, gpus):
+    if groups is None or not room_for([smallest(g) for g in groups], fitter.space.pools, gpus):
+        return False
+    if not may_fit(fitter.space, groups, gpus, fitter.known):
         return False
     limit = fitter.problem.max_cost_s
-    return limit is None or float(relax(groups, fitter.space.pools, gpus).values[-1]) <= limit
+    if limit is None:
+        return True
+    least = float(relax(groups, fitter.space.pools, gpus).values[-1])
+    return least <= limit + ROUNDING * abs(limit)
 
 
-def _smallest(group: Candidates) -> Candidates:
-    """The option of fewest replicas of each kind and pool, at no cost."""
-    order = np.lexsort((group.replicas, group.kind, group.pool))
-    kind, pool = group.kind[order], group.pool[order]
-    first = order[np.r_[True, (np.diff(kind) != 0) | (np.diff(pool) != 0)]]
-    return replace(group.keep(first), cost=np.zeros(len(first)))
-
-
-def _at(fitter: Fitter, level: float, gpus: int, part: float = 1.0) -> Found:
-    """Least cost at a throughput, if it keeps the limit on cost; else nothing.
-
-    ``part``: of the time left, how much the constraint model may take.
-    """
+def _at(fitter: Fitter, level: float, gpus: int, start: Found | None = None) -> Found:
+    """Least cost at a throughput, if it keeps the limit on cost; else nothing."""
     groups = fitter.reaching(level)
     assert groups is not None
     table = relax(groups, fitter.space.pools, gpus)
-    found = fitter.least(groups, table, len(table.values) - 1, fitter.left_s * part)
+    found = fitter.least(groups, table, len(table.values) - 1, start)
     limit = fitter.problem.max_cost_s
     if found.options and limit is not None and found.cost_s > limit:
-        return Found((), (), found.bound, found.method, infeasible=found.bound > limit)
+        proved = found.bound > limit + ROUNDING * abs(limit)
+        return Found((), (), found.bound, found.method, infeasible=proved)
     return found
 
 
@@ -87,9 +83,9 @@ def _fits(fitter: Fitter, level: float, gpus: int) -> Found:
     assert groups is not None
     if fitter.problem.max_cost_s is not None:
         return _at(fitter, level, gpus)
-    small = tuple(_smallest(group) for group in groups)
+    small = tuple(smallest(group) for group in groups)
     table = relax(small, fitter.space.pools, gpus)
-    return fitter.least(small, table, len(table.values) - 1, fitter.left_s / 4)
+    return fitter.hasty(0.25).least(small, table, len(table.values) - 1)
 
 
 def _below(
@@ -97,15 +93,15 @@ def _below(
 ) -> tuple[Found, float]:
     """Search downwards from a level that did not work: steps that double, then bisection.
 
-    Half of the time is kept for the least cost at the level found. What ran out of time leaves the
+    Half of the work is kept for the least cost at the level found. What ran out of work leaves the
     bound where it was.
     """
-    hasty = replace(fitter, ends_s=(time.monotonic() + fitter.ends_s) / 2)
+    hasty = fitter.hasty(0.5)
     refuted = top if proved else top + 1
     low, high, step = -1, top, 1 if proved else 0
     best = Found((), (), math.inf, "cp_sat", infeasible=False)
     while high - low > (0 if step == 0 else 1):
-        if low >= 0 and time.monotonic() > hasty.ends_s:
+        if low >= 0 and hasty.work.has_ended:
             break
         middle = max(high - step, 0) if low < 0 else (low + high) // 2
         step = max(2 * step, 1)
@@ -117,6 +113,6 @@ def _below(
             refuted = middle if found.infeasible else refuted
     if low < 0:
         return Found((), (), math.inf, "cp_sat", infeasible=refuted == 0), math.inf
-    cheaper = _at(fitter, float(levels[low]), gpus)
+    cheaper = _at(fitter, float(levels[low]), gpus, best)
     best = cheaper if cheaper.options and cheaper.cost_s <= best.cost_s else best
     return best, float(levels[refuted - 1])

@@ -9,15 +9,17 @@ spread out, because a lost node then costs fewer of them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.formats.topology import Topology
-from scepsy_hpc.planning.search.pools import Hole, Pool, pools_of
+from scepsy_hpc.planning.search.pools import Hole, Pool, first_fit, pools_of
 from scepsy_hpc.planning.search.problem import Option
+from scepsy_hpc.planning.search.work import Work
 
 if TYPE_CHECKING:
     from scepsy_hpc.planning.search.cp_sat import CellPacking
@@ -36,17 +38,17 @@ def place(
     options: Iterable[Option],
     topology: Topology,
     max_gpus: int | None = None,
-    time_limit_s: float = 5.0,
+    work: Work | None = None,
     packing: Sequence[CellPacking] = (),
 ) -> tuple[Instance, ...] | None:
     """Put every replica of the options onto free GPUs.
 
     Returns one instance per replica (ids ``LLM-0``, ``LLM-1``, ...), or None when no placement on
-    at most ``max_gpus`` GPUs exists or, where counting does not decide, none was found in time.
+    at most ``max_gpus`` GPUs exists or, where counting does not decide, none was found.
     A ``packing`` that is known already is used where counting does not decide.
     """
     chosen = list(options)
-    slots = place_kinds(_count(chosen), topology, max_gpus, time_limit_s, packing)
+    slots = place_kinds(_count(chosen), topology, max_gpus, work or Work(), packing)
     return _assign(chosen, slots) if slots else None
 
 
@@ -61,7 +63,7 @@ def place_kinds(
     counts: Mapping[Parallelism, int],
     topology: Topology,
     max_gpus: int | None,
-    time_limit_s: float,
+    work: Work,
     packing: Sequence[CellPacking] = (),
 ) -> list[Slot] | None:
     """Room for so many replicas of each kind, or None."""
@@ -74,13 +76,38 @@ def place_kinds(
         return None
     if not all(pool.fits(mine) for pool, mine in parts):
         return None
+    counted: list[Slot] = []
+    for pool, mine in parts:
+        if pool.decides:
+            made = _compact(pool, mine)
+            assert made is not None, "what counts exactly can be placed"
+            counted += made
+    rest = [(pool, mine) for pool, mine in parts if not pool.decides]
+    if not rest:
+        return counted
+    left = None if max_gpus is None else max_gpus - num_gpus(counted)
+    packed = _pack(rest, left, work, packing)
+    return counted + packed if packed else None
+
+
+def _pack(
+    parts: Sequence[tuple[Pool, Mapping[Parallelism, int]]],
+    max_gpus: int | None,
+    work: Work,
+    packing: Sequence[CellPacking],
+) -> list[Slot] | None:
+    """Where counting does not decide: best fit if it takes the fewest GPUs, else the model."""
+    fewest = sum(pool.gpus_for(pool.num_units(mine)) for pool, mine in parts)
     built = [_compact(pool, mine) for pool, mine in parts]
     slots = None if None in built else [slot for part in built for slot in part or ()]
     if slots is not None and num_gpus(slots) == fewest:
         return slots
-    if slots is not None and num_gpus(slots) > (max_gpus or num_gpus(slots)):
+    if slots is not None and max_gpus is not None and num_gpus(slots) > max_gpus:
         slots = None
-    return _by_model(counts, pools, max_gpus, time_limit_s, packing) or slots
+    counts = {kind: n for _, mine in parts for kind, n in mine.items()}
+    holes = {hole for pool, _ in parts for hole in pool.holes}
+    known = [part for part in packing if holes.issuperset(part.cell.holes)]
+    return _by_model(counts, [pool for pool, _ in parts], max_gpus, work, known) or slots
 
 
 def num_gpus(slots: Iterable[Slot | Instance]) -> int:
@@ -122,16 +149,46 @@ def _count_out(pool: Pool, counts: Mapping[Parallelism, int]) -> list[Slot] | No
     gpus = _gpus_in_turn(free)[:needed]
     if len(gpus) < needed:
         return None
-    room = [pool.units_per_gpu] * len(gpus)
+    deal = _deal_out if _divides(pool, shared) else _fill_up
+    where = deal(pool, [k for k in shared for _ in range(counts[k])], len(gpus))
+    return slots + [Slot(kind, gpus[at][0], (gpus[at][1],)) for kind, at in where]
+
+
+def _divides(pool: Pool, kinds: Sequence[Parallelism]) -> bool:
+    return all(pool.units[big] % pool.units[small] == 0 for big, small in pairwise(kinds))
+
+
+def _deal_out(
+    pool: Pool, replicas: Sequence[Parallelism], num_gpus: int
+) -> Iterator[tuple[Parallelism, int]]:
+    """One GPU after the other in turn: exact where units divide each other, largest first."""
+    room = [pool.units_per_gpu] * num_gpus
     at = 0
-    for kind in shared:
-        for _ in range(counts[kind]):
-            while room[at] < pool.units[kind]:
-                at = (at + 1) % len(gpus)
-            room[at] -= pool.units[kind]
-            slots.append(Slot(kind, gpus[at][0], (gpus[at][1],)))
-            at = (at + 1) % len(gpus)
-    return slots
+    for kind in replicas:
+        while room[at] < pool.units[kind]:
+            at = (at + 1) % num_gpus
+        room[at] -= pool.units[kind]
+        yield kind, at
+        at = (at + 1) % num_gpus
+
+
+def _fill_up(
+    pool: Pool, replicas: Sequence[Parallelism], num_gpus: int
+) -> Iterator[tuple[Parallelism, int]]:
+    """Full GPUs of one share each, then the rest by first fit: exact where units count exactly."""
+    by_share: dict[int, list[Parallelism]] = defaultdict(list)
+    for kind in replicas:
+        by_share[kind.gpu_share_pct].append(kind)
+    at, left = 0, []
+    for _, kinds in sorted(by_share.items(), reverse=True):
+        parts = pool.units_per_gpu // pool.units[kinds[0]]
+        full = len(kinds) // parts
+        yield from ((kind, at + i % full) for i, kind in enumerate(kinds[: full * parts]))
+        at += full
+        left += kinds[full * parts :]
+    for kind, gpu in zip(left, first_fit([k.gpu_share_pct for k in left]), strict=True):
+        assert at + gpu < num_gpus
+        yield kind, at + gpu
 
 
 def in_turn(holes: Iterable[Hole]) -> list[Hole]:
@@ -226,13 +283,13 @@ def _by_model(
     counts: Mapping[Parallelism, int],
     pools: Sequence[Pool],
     max_gpus: int | None,
-    time_limit_s: float,
+    work: Work,
     known: Sequence[CellPacking],
 ) -> list[Slot]:
-    """The packing on the fewest GPUs that the time allows, else the known one, else nothing."""
+    """The packing on the fewest GPUs that the work allows, else the known one, else nothing."""
     from scepsy_hpc.planning.search import cp_sat
 
-    packing = cp_sat.pack(counts, pools, max_gpus, time_limit_s) or known
+    packing = cp_sat.pack(counts, pools, max_gpus, work) or known
     return [Slot(kind, hole.node, gpus) for kind, hole, gpus in cp_sat.slots(packing)]
 
 

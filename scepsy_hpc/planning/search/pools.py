@@ -3,18 +3,23 @@
 A hole is the free GPUs of one domain; a pool is the holes of one GPU type and link. Where sizes
 divide each other, replicas fit a pool exactly when for every size the units of all replicas of at
 least that size fit into the holes of that size: placed largest first, what is left of each hole is
-always a multiple of the next size.
+always a multiple of the next size. Shares of one GPU need not divide each other: 30 and 45 count as
+a third and a half (``countable_units``).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 from scepsy_hpc.formats.parallelism import Link, Parallelism
 from scepsy_hpc.formats.topology import Topology
+
+MOST_REMAINDERS = 5000  # that are packed to see whether shares can be counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +73,17 @@ class HoleRow:
 class Pool:
     """Holes that the same kinds may use, with sizes counted in units of a GPU.
 
-    ``divisible``: sizes divide each other; ``rows`` are the conditions that the total does not
-    imply. ``mixed``: of several links, some replicas of one GPU are pinned to one, or some groups
-    may use any. Where it is not divisible, or mixed, counting is necessary but not enough.
+    ``countable``: units count exactly (``countable_units``); ``rows`` are the conditions that the
+    total does not imply. ``mixed``: of several links, some replicas of one GPU are pinned to one,
+    or some groups may use any. Where it is not countable, or mixed, counting is necessary but not
+    enough.
     """
 
     holes: tuple[Hole, ...]
     kinds: tuple[Parallelism, ...]
     units_per_gpu: int
     units: Mapping[Parallelism, int]
-    divisible: bool
+    countable: bool
     mixed: bool
     rows: tuple[HoleRow, ...]
 
@@ -89,7 +95,7 @@ class Pool:
     @property
     def decides(self) -> bool:
         """Whether counting decides exactly whether replicas fit."""
-        return self.divisible and not self.mixed
+        return self.countable and not self.mixed
 
     def most_replicas(self, kind: Parallelism) -> int:
         """How many replicas of one kind fit when they have the pool for themselves."""
@@ -152,12 +158,12 @@ def _pool(holes: tuple[Hole, ...], kinds: tuple[Parallelism, ...]) -> Pool:
     # Links matter only to groups: a pinned single GPU, or a group that takes any link, competes
     # with others for the holes of one link.
     mixed = len(links) > 1 and any((k.link is None) == (k.tp_degree > 1) for k in kinds)
-    chain = divisible_units(kinds)
-    if chain is None:
+    counted = countable_units(kinds)
+    if counted is None:
         unit = math.gcd(100, *(kind.gpu_share_pct for kind in kinds))
         units = {k: k.tp_degree * k.gpu_share_pct // unit for k in kinds}
         return Pool(holes, kinds, 100 // unit, units, False, mixed, _rows(holes, kinds))
-    per_gpu, units = chain
+    per_gpu, units = counted
     return Pool(holes, kinds, per_gpu, units, True, mixed, _rows(holes, kinds))
 
 
@@ -192,24 +198,56 @@ def _is_chain(sizes: Sequence[int]) -> bool:
     return all(big % small == 0 for small, big in pairwise(ordered))
 
 
-def divisible_units(kinds: Sequence[Parallelism]) -> tuple[int, dict[Parallelism, int]] | None:
-    """Units of one GPU and of one replica of each kind, if sizes divide each other; else None.
+def countable_units(kinds: Sequence[Parallelism]) -> tuple[int, dict[Parallelism, int]] | None:
+    """Units of one GPU and of one replica of each kind, if counting them is exact; else None.
 
-    A share counts as 1/n of a GPU where n of it fit; that is exact when no mix of shares that
-    stays within 100% is refused by the count.
+    A share counts as 1/n of a GPU where n of it fit. That is exact when no mix of shares that
+    stays within 100% is refused by the count, and what the count allows can be packed.
     """
     if any(k.tp_degree > 1 and not is_whole(k, kinds) for k in kinds):
         return None
     if not _is_chain([1, *(k.tp_degree for k in kinds)]):
         return None
     parts = {k: 1 if is_whole(k, kinds) else 100 // k.gpu_share_pct for k in kinds}
-    if not _is_chain([1, *parts.values()]):
-        return None
-    per_gpu = max(parts.values(), default=1)
-    shares = {k.gpu_share_pct: per_gpu // n for k, n in parts.items()}
-    if _most_units(shares) > per_gpu:
+    per_gpu = math.lcm(*parts.values())
+    shares = {k.gpu_share_pct: n for k, n in parts.items()}
+    if not _counts_exactly(tuple(sorted(shares.items(), reverse=True)), per_gpu):
         return None
     return per_gpu, {k: k.tp_degree * per_gpu // n for k, n in parts.items()}
+
+
+@cache
+def _counts_exactly(parts: tuple[tuple[int, int], ...], per_gpu: int) -> bool:
+    """Whether shares (largest first, with how many fit one GPU) fit whenever their units do.
+
+    n replicas of 1/n fill a GPU. So only what is left over, fewer than n of each share, is to be
+    looked at: whether first fit packs it on as many GPUs as its units need.
+    """
+    if _most_units({share: per_gpu // n for share, n in parts}) > per_gpu:
+        return False
+    if _is_chain([1, *(n for _, n in parts)]):
+        return True
+    if math.prod(n for _, n in parts) > MOST_REMAINDERS:
+        return False
+    for left in itertools.product(*(range(n) for _, n in parts)):
+        units = sum(m * per_gpu // n for m, (_, n) in zip(left, parts, strict=True))
+        shares = [share for m, (share, _) in zip(left, parts, strict=True) for _ in range(m)]
+        if len(set(first_fit(shares))) > -(-units // per_gpu):
+            return False
+    return True
+
+
+def first_fit(shares: Sequence[int]) -> list[int]:
+    """The GPU, counted from 0, that each share gets: the first that has room for it."""
+    room: list[int] = []
+    where = []
+    for share in shares:
+        at = next((i for i, left in enumerate(room) if left >= share), len(room))
+        if at == len(room):
+            room.append(100)
+        room[at] -= share
+        where.append(at)
+    return where
 
 
 def _most_units(units: Mapping[int, int]) -> int:

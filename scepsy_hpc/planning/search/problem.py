@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,7 @@ from scepsy_hpc.formats.parallelism import Link, Parallelism
 from scepsy_hpc.formats.plan import Instance
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.metrics import Floats, Ints
+from scepsy_hpc.planning.search.work import DEFAULT
 
 Objective = Literal["min_cost", "max_throughput"]
 Method = Literal["dp", "cp_sat"]
@@ -101,7 +103,9 @@ class SearchProblem:
     ``min_cost``: the smallest sum of costs among options that reach ``min_throughput_rps``.
     ``max_throughput``: the largest smallest throughput over LLMs; ties by cost.
     ``max_gpus`` and ``max_cost_s`` limit either. ``within_pct``: of all choices whose value is
-    within that many percent of the best, one on the fewest GPUs.
+    within that many percent of the best, one on the fewest GPUs; costs count for that with
+    ``constant_s`` (tool time), which is the same for all. ``work_limit`` is in the units of
+    ``Work``; with a ``time_limit_s`` the clock decides instead, and so the machine.
     """
 
     tables: tuple[OptionTable, ...]
@@ -111,7 +115,9 @@ class SearchProblem:
     max_gpus: int | None = None
     max_cost_s: float | None = None
     within_pct: float | None = None
-    time_limit_s: float = 5.0
+    constant_s: float = 0.0
+    work_limit: float = DEFAULT
+    time_limit_s: float | None = None
 
     @property
     def llms(self) -> tuple[str, ...]:
@@ -135,9 +141,12 @@ class FrontierPoint(NamedTuple):
 class Solution:
     """The answer. ``chosen`` is empty when there is none; ``refused`` then says why.
 
-    ``value`` is what the objective asks for (cost in s, or throughput in rps); ``bound`` what no
-    choice can beat; ``gap`` |value - bound| / |bound|. ``proved_infeasible`` is False when an
-    empty answer only means that the time ran out.
+    ``value`` is what the objective asks for (cost in s, or throughput in rps) and ``best_value``
+    that of the best choice found; ``given_up_pct`` of it was traded for fewer GPUs
+    (``within_pct``). ``bound`` is what no choice can beat, ``gap`` |best_value - bound| / |bound|,
+    and ``proved`` says that the gap is rounding: nothing is better than the best.
+    ``proved_fewest``: no fewer GPUs are within ``within_pct``. ``proved_infeasible`` is False when
+    an empty answer only means that the work ran out. ``work``: what was done, in units of ``Work``.
     """
 
     chosen: dict[str, Option]
@@ -155,6 +164,12 @@ class Solution:
     nearest_throughput_rps: float | None = None
     nearest_cost_s: float | None = None
     nearest_num_gpus: int | None = None
+    best_value: float = math.nan
+    best_num_gpus: int = 0
+    given_up_pct: float = 0.0
+    proved: bool = False
+    proved_fewest: bool = True
+    work: float = 0.0
 
     @property
     def is_feasible(self) -> bool:

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from scepsy_hpc.planning.search.candidates import Candidates, space_of
-from scepsy_hpc.planning.search.certificate import relative_gap
+from scepsy_hpc.planning.search.certificate import (
+    ROUNDING,
+    given_up_pct,
+    is_proved,
+    relative_gap,
+)
 from scepsy_hpc.planning.search.least_cost import Fitter, Found
 from scepsy_hpc.planning.search.most_throughput import fastest, levels_of
 from scepsy_hpc.planning.search.problem import (
@@ -26,6 +30,7 @@ from scepsy_hpc.planning.search.problem import (
     Solution,
 )
 from scepsy_hpc.planning.search.relaxation import Relaxation, gpus_needed
+from scepsy_hpc.planning.search.work import Work
 
 TRIES_PER_CHOICE = 10  # cheapest choices looked at for each that is asked for
 MOST_CHECKS = 32  # frontier points that are checked where units alone do not decide
@@ -36,11 +41,17 @@ def solve(problem: SearchProblem) -> Solution:
 
     Where nothing meets the target, ``refused`` says why and ``nearest_*`` what would be feasible.
     """
-    fitter = Fitter(problem, space_of(problem), time.monotonic() + problem.time_limit_s)
+    fitter = _fitter(problem)
     for llm, group in zip(fitter.space.llms, fitter.space.groups, strict=True):
         if not len(group):
             return _nothing(f"{llm}: none of its options fits the free GPUs", proved=True)
-    return _least_cost(fitter) if problem.objective == "min_cost" else _most_throughput(fitter)
+    answer = _least_cost if problem.objective == "min_cost" else _most_throughput
+    return replace(answer(fitter), work=fitter.work.done)
+
+
+def _fitter(problem: SearchProblem) -> Fitter:
+    work = Work.within(problem.work_limit, problem.time_limit_s)
+    return Fitter(problem, space_of(problem), work)
 
 
 def best_choices(
@@ -57,7 +68,7 @@ def best_choices(
     best = solve(problem) if best is None else best
     if not best.is_feasible or num_choices <= 1:
         return [best]
-    fitter = Fitter(problem, space_of(problem), time.monotonic() + problem.time_limit_s)
+    fitter = _fitter(problem)
     groups = fitter.reaching(problem.min_throughput_rps)
     assert groups is not None
     table = fitter.relax(groups)
@@ -68,8 +79,8 @@ def best_choices(
         if other is None or other.cost_s > (problem.max_cost_s or math.inf):
             continue
         if {o.llm: o for o in other.options} != best.chosen:
-            found.append(_solution(other, other.cost_s, best.bound, best.frontier))
-        if len(found) == num_choices or time.monotonic() > fitter.ends_s:
+            found.append(_solution(problem, other, other, best.bound, best.frontier))
+        if len(found) == num_choices or fitter.work.has_ended:
             break
     return sorted(found, key=lambda solution: solution.value)
 
@@ -82,33 +93,40 @@ def _least_cost(fitter: Fitter) -> Solution:
     table = fitter.relax(groups)
     best = fitter.least(groups, table, gpus)
     if not best.options:
-        return _too_fast(problem) if best.infeasible else _nothing(_OUT_OF_TIME)
+        return _too_fast(problem) if best.infeasible else _nothing(_OUT_OF_WORK)
     limit = math.inf if problem.max_cost_s is None else problem.max_cost_s
     if best.cost_s > limit:
         return _too_dear(problem, best, limit)
     frontier = _cost_frontier(fitter, groups, table, best)
-    found = best
-    if problem.within_pct is not None:
-        ceiling = min(best.cost_s * (1 + problem.within_pct / 100), limit)
-        found = _on_fewest(fitter, groups, table, best, ceiling)
-    return _solution(found, found.cost_s, best.bound, frontier)
+    if problem.within_pct is None:
+        return _solution(problem, best, best, best.bound, frontier)
+    more = (best.cost_s + problem.constant_s) * problem.within_pct / 100
+    ceiling = min(best.cost_s + more, limit)
+    found, proved = _on_fewest(fitter, groups, table, best, ceiling)
+    return _solution(problem, found, best, best.bound, frontier, proved)
 
 
 def _on_fewest(
     fitter: Fitter, groups: Sequence[Candidates], table: Relaxation, best: Found, ceiling: float
-) -> Found:
-    """Fewest GPUs on which the cost stays under a ceiling (bisection), and least cost there."""
-    low, high, found = table.fewest_gpus(ceiling), best.num_gpus, best
-    assert low is not None
+) -> tuple[Found, bool]:
+    """Fewest GPUs on which the cost stays under a ceiling (bisection), and least cost there.
+
+    Also says whether it is proved that fewer do not suffice.
+    """
+    ceiling += ROUNDING * abs(ceiling)  # the same numbers in another order
+    fewest = table.fewest_gpus(ceiling)
+    low, high, found = best.num_gpus if fewest is None else fewest, best.num_gpus, best
+    proved = True
     while low < high:
         # The relaxation's first number of GPUs is most often the answer.
         middle = low if found is best else (low + high) // 2
-        tried = fitter.least(groups, table, middle, fitter.left_s / 4)
+        tried = fitter.hasty(0.25).least(groups, table, middle)
         if tried.options and tried.cost_s <= ceiling:
             high, found = min(middle, tried.num_gpus), tried
         else:
             low = middle + 1
-    return found
+            proved = proved and (tried.infeasible or tried.bound > ceiling)
+    return found, proved
 
 
 def _cost_frontier(
@@ -138,35 +156,36 @@ def _most_throughput(fitter: Fitter) -> Solution:
     best, bound = fastest(fitter, gpus)
     if not best.options:
         why = "nothing fits the free GPUs within the limits"
-        return _nothing(why, proved=True) if best.infeasible else _nothing(_OUT_OF_TIME)
+        return _nothing(why, proved=True) if best.infeasible else _nothing(_OUT_OF_WORK)
     if best.throughput_rps < problem.min_throughput_rps:
-        return replace(
-            _nothing(
-                _short(problem, best.throughput_rps), proved=bound < problem.min_throughput_rps
-            ),
-            nearest_throughput_rps=best.throughput_rps,
-        )
-    found = best
-    if problem.within_pct is not None:
-        found = _fast_on_fewest(fitter, best, best.throughput_rps * (1 - problem.within_pct / 100))
-    return _solution(found, found.throughput_rps, bound, _rate_frontier(fitter, best))
+        reached = best.throughput_rps
+        proved = bound < problem.min_throughput_rps
+        said = _short(problem, reached, is_proved(relative_gap(reached, bound)))
+        return replace(_nothing(said, proved), nearest_throughput_rps=reached)
+    frontier = _rate_frontier(fitter, best)
+    if problem.within_pct is None:
+        return _solution(problem, best, best, bound, frontier)
+    floor_rps = best.throughput_rps * (1 - problem.within_pct / 100)
+    found, proved = _fast_on_fewest(fitter, best, max(floor_rps, problem.min_throughput_rps))
+    return _solution(problem, found, best, bound, frontier, proved)
 
 
-def _fast_on_fewest(fitter: Fitter, best: Found, floor_rps: float) -> Found:
+def _fast_on_fewest(fitter: Fitter, best: Found, floor_rps: float) -> tuple[Found, bool]:
+    """Fewest GPUs on which the throughput stays at a floor, and whether that is proved."""
     groups = fitter.reaching(floor_rps)
     assert groups is not None
-    low, high, found = 1, best.num_gpus, best
     levels = levels_of(fitter)
     needed = gpus_needed(groups, fitter.space.pools, levels[levels >= floor_rps][:1])
-    low = int(needed[0])
+    low, high, found, proved = int(needed[0]), best.num_gpus, best, True
     while low < high:
         middle = low if found is best else (low + high) // 2
-        tried, _ = fastest(fitter, middle)
+        tried, bound = fastest(fitter.hasty(0.25), middle)
         if tried.options and tried.throughput_rps >= floor_rps:
             high, found = min(middle, tried.num_gpus), tried
         else:
             low = middle + 1
-    return found
+            proved = proved and (tried.infeasible or bound < floor_rps)
+    return found, proved
 
 
 def _rate_frontier(fitter: Fitter, best: Found) -> tuple[FrontierPoint, ...]:
@@ -185,19 +204,32 @@ def _rate_frontier(fitter: Fitter, best: Found) -> tuple[FrontierPoint, ...]:
 
 
 def _solution(
-    found: Found, value: float, bound: float, frontier: tuple[FrontierPoint, ...]
+    problem: SearchProblem,
+    found: Found,
+    best: Found,
+    bound: float,
+    frontier: tuple[FrontierPoint, ...],
+    proved_fewest: bool = True,
 ) -> Solution:
+    least = problem.objective == "min_cost"
+    value, best_value = (f.cost_s if least else f.throughput_rps for f in (found, best))
+    gap, constant = relative_gap(best_value, bound), problem.constant_s if least else 0.0
     return Solution(
         chosen={option.llm: option for option in found.options},
         instances=found.instances,
         value=value,
         bound=bound,
-        gap=relative_gap(value, bound),
+        gap=gap,
         cost_s=found.cost_s,
         throughput_rps=found.throughput_rps,
         num_gpus=found.num_gpus,
         method=found.method,
         frontier=frontier,
+        best_value=best_value,
+        best_num_gpus=best.num_gpus,
+        given_up_pct=given_up_pct(value + constant, best_value + constant),
+        proved=is_proved(gap),
+        proved_fewest=proved_fewest,
     )
 
 
@@ -216,7 +248,7 @@ def _too_fast(problem: SearchProblem) -> Solution:
     )
     nearest = best.throughput_rps if best.is_feasible else None
     return replace(
-        _nothing(_short(problem, nearest), proved=True),
+        _nothing(_short(problem, nearest, best.proved or best.proved_infeasible), proved=True),
         nearest_throughput_rps=nearest,
         nearest_num_gpus=_enough_gpus(problem),
     )
@@ -230,24 +262,34 @@ def _enough_gpus(problem: SearchProblem) -> int | None:
     return best.num_gpus if best.is_feasible else None
 
 
-def _short(problem: SearchProblem, nearest: float | None) -> str:
-    said = "nothing is feasible" if nearest is None else f"at most {nearest:.6g} runs/s are"
-    return f"{problem.min_throughput_rps:.6g} runs/s are out of reach: {said}"
+def _short(problem: SearchProblem, nearest: float | None, proved: bool) -> str:
+    wanted = f"{problem.min_throughput_rps:.6g} runs/s are out of reach"
+    if nearest is None:
+        return f"{wanted}: nothing is feasible" if proved else f"{wanted}: nothing was found"
+    if proved:
+        return f"{wanted}: at most {nearest:.6g} runs/s are"
+    return f"{wanted}: {nearest:.6g} runs/s were found; that more is impossible is not proved"
 
 
 def _too_dear(problem: SearchProblem, best: Found, limit: float) -> Solution:
+    proved = best.bound > limit + ROUNDING * abs(limit)
+    said = f"the least cost is {best.cost_s:.6g} s, above the limit of {limit:.6g} s"
+    if not proved:
+        said = (
+            f"the least cost found is {best.cost_s:.6g} s, above the limit of {limit:.6g} s; "
+            f"that there is none below it is not proved"
+        )
     return replace(
-        _nothing(
-            f"the least cost is {best.cost_s:.6g} s, above the limit of {limit:.6g} s",
-            proved=best.bound > limit,
-        ),
+        _nothing(said, proved),
         nearest_cost_s=best.cost_s,
         nearest_num_gpus=_enough_gpus(problem),
     )
 
 
 _ANY_COST_PCT = 1e12
-_OUT_OF_TIME = "nothing was found within the time limit"
+_OUT_OF_WORK = (
+    "nothing that fits was found within the limit on work; that nothing does is not proved"
+)
 
 
 def _nothing(why: str, proved: bool = False) -> Solution:

@@ -367,12 +367,12 @@ def _bad_start(*arguments: str) -> tuple[int, str]:
 
 
 def test_bad_start_is_one_line() -> None:
-    """No bundle, or a TP degree it has no points for: exit code 2, one line, no traceback."""
+    """No bundle, or a share that the weights do not fit: exit code 2, one line, no traceback."""
     code, stderr = _bad_start("--timing-bundle", "nowhere")
     assert (code, stderr.count("\n")) == (2, 1)
-    code, stderr = _bad_start("--timing-bundle", TIMING, "--tensor-parallel-size", "3")
+    code, stderr = _bad_start("--timing-bundle", TIMING, "--gpu-share-pct", "1")
     assert (code, stderr.count("\n")) == (2, 1)
-    assert "no points for this TP degree" in stderr
+    assert "does not fit" in stderr
 
 
 def test_a_taken_port_is_one_line() -> None:

@@ -17,21 +17,34 @@ def test_below_the_first_concurrency() -> None:
     assert not any(f.startswith("below_first") for f in curve.flags_at(6.0))
 
 
-def test_open_points_are_used_under_single_arrivals() -> None:
-    """Open points give the latency at their rates; a saturated one only raises the capacity."""
-    points = [
-        open_point(0.5, 0.5, 1.5),
-        open_point(1.0, 1.0, 2.0),
-        open_point(3.0, 2.0, 60.0, saturated=True),
-    ]
-    curve = curve_of(bundle(points))
-    assert curve.latency_s(0.75) == pytest.approx(1.75)
-    assert curve.latency_s(0.01) == pytest.approx(1.5)
-    assert curve.capacity_rps == 2.0
-    assert curve.latency_s(1.5) == pytest.approx(4.0)
-    assert any(f.startswith("extrapolated") for f in curve.flags_at(1.5))
-    assert math.isinf(curve.latency_s(2.0))
-    assert curve.latency_s(0.75, burst=4) > curve.latency_s(0.75)
+def test_open_points_give_back_their_latency_under_single_arrivals() -> None:
+    """An open point stands where its calls find the engine: Poisson arrivals then wait as long.
+
+    A saturated one only raises the capacity. The true engine is a queue with one server beside a
+    constant delay, whose latency at a rate is known in closed form.
+    """
+    delay_s, work_s = 1.0, 0.1
+    rates = (0.5, 2.0, 5.0, 7.0)
+    # A birth-death server of X(k) = k / (delay + work k), summed by hand.
+    points = [open_point(rate, rate, _poisson_s(rate, delay_s, work_s)) for rate in rates]
+    full = open_point(30.0, 9.9, 60.0, saturated=True)
+    curve = curve_of(bundle([*points, full]))
+    for rate in rates:
+        found_s = curve.latency_s(rate)
+        assert found_s == pytest.approx(_poisson_s(rate, delay_s, work_s), rel=0.03)
+    assert curve.capacity_rps == pytest.approx(9.9)
+    assert math.isinf(curve.latency_s(9.9))
+    assert curve.latency_s(2.0, burst=4) > curve.latency_s(2.0)
+
+
+def _poisson_s(rate_rps: float, delay_s: float, work_s: float) -> float:
+    weights, k, total, mean = 1.0, 0, 1.0, 0.0
+    while k < 2000:
+        k += 1
+        weights *= rate_rps * (delay_s + work_s * k) / k
+        total += weights
+        mean += k * weights
+    return mean / total / rate_rps
 
 
 def test_call_times_have_the_mean_latency() -> None:

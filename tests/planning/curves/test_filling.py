@@ -19,7 +19,7 @@ def test_a_fitted_model_covers_low_concurrency() -> None:
     for p in points[:4]:
         assert float(curve.server.rate_rps(p.concurrency or 0.0)) == p.throughput_rps
     assert curve.held_at == (8.0, 16.0, 32.0, 64.0)
-    assert has_flag(curve, "transferred: below 8")
+    assert has_flag(curve, "below_first_concurrency: below 8")
     # A first point far up leaves no gap either.
     far = curve_of(bundle(engine_points(SHAPES, concurrency=(32, 64, 128))))
     six_s = ENGINE.closed_loop(6.0, 1000.0, 100.0).latency_s
@@ -50,7 +50,7 @@ def test_a_fitted_model_fills_gaps_between_points() -> None:
 def test_gaps_too_short_to_matter_are_not_flagged() -> None:
     """Where the fitted model stays within 2% of straight lines nothing rests on it."""
     curve = curve_of(bundle(engine_points(SHAPES, concurrency=(1, 2, 3, 4))))
-    assert curve.server.concurrency == (1.0, 2.0, 3.0, 4.0)
+    assert curve.server.concurrency[:4] == (1.0, 2.0, 3.0, 4.0)
     assert not has_flag(curve, "between points")
 
 
@@ -70,12 +70,13 @@ def test_filled_points_are_no_new_capacity() -> None:
     ]
     assert len(inside) > 5
     assert all(low <= x <= high for x in inside)
-    assert curve.capacity_rps == high
+    # Nor do calls past a measured plateau do much more, though the model would have them.
+    assert curve.capacity_rps == pytest.approx(high, rel=0.1)
     assert not has_flag(curve, "capacity_lower_bound")
 
 
 def test_unknown_first_tokens_stay_unknown_between_points() -> None:
-    """Where neither end knows its TTFT the points between have none."""
+    """Where no point knows its TTFT the curve has none, not even past its points."""
     points = [replace(p, ttft_mean_s=None) for p in engine_points(SHAPES)]
     assert all(math.isnan(ttft_s) for ttft_s in curve_of(bundle(points)).ttft_s)
 

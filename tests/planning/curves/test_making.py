@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from planning_cases import (
@@ -18,19 +20,24 @@ from planning_cases import (
 from scepsy_hpc.formats.parallelism import Parallelism
 from scepsy_hpc.planning.curves.curve import TokenLengths
 from scepsy_hpc.planning.curves.evidence import evidence_for
-from scepsy_hpc.planning.curves.making import NoCurveError, make_curve
+from scepsy_hpc.planning.curves.making import make_curve
+from scepsy_hpc.planning.curves.sources import NoCurveError
 
 TOKENS = TokenLengths(1000.0, 100.0)
 
 
 def test_measured_points_are_used_as_they_are() -> None:
-    """At its own TP, share and tokens (within 5%) a bundle's points are the curve, unflagged."""
+    """At its own TP, share and tokens (within 5%) a bundle's points are the curve.
+
+    Three are too few for an engine model: what lies between and past them is said to be lines.
+    """
     points = [point(1, 1.0), point(4, 3.0), point(16, 3.01)]
     curve = curve_of(bundle(points), tokens=TokenLengths(1030.0, 98.0))
     assert curve.server.concurrency == (1.0, 4.0, 16.0)
     assert curve.server.throughput_rps == (1.0, 3.0, 3.01)
-    assert curve.flags == ()
+    assert [flag.partition(":")[0] for flag in curve.flags] == ["straight_lines"]
     assert curve.capacity_rps == 3.01
+    assert curve.engine is None
     assert curve.memory_gib == 78.0
 
 
@@ -71,13 +78,19 @@ def test_transfer_is_held_to_the_nearest_shape() -> None:
 
 
 def test_share_without_points_is_derived() -> None:
-    """Half a GPU is slower, by less than half, and flagged; the whole GPU is not."""
+    """Half a GPU does at most half of the whole GPU with as many calls on each half, flagged."""
     made = bundle(engine_points(SHAPES))
     whole, half = curve_of(made), curve_of(made, share=50)
     assert has_flag(half, "derived")
     assert not has_flag(whole, "derived")
-    assert 0.5 * whole.capacity_rps < half.capacity_rps < whole.capacity_rps
-    expected = ENGINE.at_share(50).closed_loop(16.0, 1000.0, 100.0).throughput_rps
+    for k in half.server.concurrency:
+        both = 2.0 * float(half.server.rate_rps(k))
+        assert both <= float(whole.server.rate_rps(2.0 * k)) * (1.0 + 1e-9)
+    assert half.capacity_rps > 0.4 * whole.capacity_rps
+    # Reading a token's 100,000 bytes of context on half of 3.35 TB/s takes 60 ns, not 23.
+    halved = replace(ENGINE.at_share(50), context_token_s=1e5 / (3.35e12 / 2.0))
+    together = 0.5 * ENGINE.closed_loop(32.0, 1000.0, 100.0).throughput_rps
+    expected = min(halved.closed_loop(16.0, 1000.0, 100.0).throughput_rps, together)
     assert float(half.server.rate_rps(16.0)) == pytest.approx(expected, rel=0.01)
 
 
@@ -154,3 +167,136 @@ def test_simulated_engines_are_flagged() -> None:
     """A curve of a simulated engine says that nothing was measured."""
     made = bundle([point(1, 1.0)], engine="simulated", how="modelled")
     assert has_flag(curve_of(made), "simulated")
+
+
+def test_a_sweep_with_sampled_lengths_is_one_curve() -> None:
+    """Mean lengths that differ by 0.1% from point to point are one sweep, with all its points."""
+    made = [
+        replace(p, input_tokens_mean=1000.0 + i, output_tokens_mean=100.0 - 0.05 * i)
+        for i, p in enumerate(engine_points(SHAPES[:1], concurrency=(1, 4, 16, 64)))
+    ]
+    curve = curve_of(bundle(made))
+    assert curve.held_at == (1.0, 4.0, 16.0, 64.0)
+    for p in made:
+        assert float(curve.server.rate_rps(p.concurrency or 1.0)) == pytest.approx(p.throughput_rps)
+    equal = curve_of(bundle(engine_points(SHAPES[:1], concurrency=(1, 4, 16, 64))))
+    assert curve.capacity_rps == pytest.approx(equal.capacity_rps, rel=0.02)
+
+
+def test_points_at_one_concurrency_are_averaged_by_calls() -> None:
+    """900 calls at 2 s and 100 at 4 s: 2.2 s a call, and so many a second."""
+    points = [
+        point(8, 4.0, num_requests=900),
+        point(8, 2.0, num_requests=100, output_tokens_mean=101),
+    ]
+    curve = curve_of(bundle(points))
+    assert curve.server.closed(8.0)[1] == pytest.approx(2.2)
+
+
+def test_capacity_follows_the_model_to_the_batch_limit() -> None:
+    """Measured up to 64 in flight the curve goes on to max_num_seqs as the engine does."""
+    made = bundle(engine_points(SHAPES), engine_args={"max_num_seqs": 200})
+    curve = curve_of(made)
+    assert curve.server.concurrency[-1] == 200.0
+    true = replace(ENGINE, max_num_seqs=200)
+    for k in (90.0, 150.0, 200.0, 400.0):
+        expected = true.closed_loop(k, 1000.0, 100.0).throughput_rps
+        assert float(curve.server.rate_rps(k)) == pytest.approx(expected, rel=0.02)
+    assert has_flag(curve, "extrapolated: capacity")
+    assert curve.engine is not None
+    assert curve.engine.max_num_seqs == 200
+    assert curve.basis.last == 64.0
+
+
+def test_the_batch_the_workflow_asks_for_bounds_what_was_measured() -> None:
+    """max_num_seqs 16 of the workflow, profiled without: no more than sixteen run at once."""
+    evidence = next(evidence_for("org/model", "h100_sxm", [bundle(engine_points(SHAPES))]))
+    kind = Parallelism("h100_sxm", None, 1, 100)
+    curve = make_curve(evidence, kind, TOKENS, engine_args={"max_num_seqs": 16})
+    assert curve.server.concurrency[-1] == 16.0
+    assert curve.capacity_rps == float(curve_of(bundle(engine_points(SHAPES))).server.rate_rps(16))
+    assert has_flag(curve, "batch_limited")
+
+
+def test_kv_cache_ends_what_is_extrapolated() -> None:
+    """Room for 100 calls of 1,100 tokens, 64 measured: the curve goes on to 100 and no further."""
+    room_gib = 100 * 1100 * 100_000 / 2**30
+    curve = curve_of(bundle(engine_points(SHAPES), weights_gib=78.0 - room_gib))
+    assert curve.server.concurrency[-1] == pytest.approx(100.0)
+
+
+def test_an_unknown_batch_limit_ends_at_the_last_point() -> None:
+    """An engine of which no default is recorded: capacity is that of the last point, flagged."""
+    curve = curve_of(bundle(engine_points(SHAPES), engine="other"))
+    assert curve.server.concurrency[-1] == 64.0
+    assert has_flag(curve, "batch_limit_unknown")
+
+
+def test_a_falling_curve_is_not_driven_past_its_peak() -> None:
+    """Throughput falls from 32 to 64 calls in flight: capacity is what it is at 64."""
+    slower = {1: 1.0, 4: 1.0, 16: 1.0, 32: 1.0, 64: 0.6}
+    points = [
+        replace(p, throughput_rps=p.throughput_rps * f, latency_mean_s=p.latency_mean_s / f)
+        for p in engine_points(SHAPES, concurrency=tuple(slower))
+        for f in [slower[int(p.concurrency or 1)]]
+    ]
+    curve = curve_of(bundle(points))
+    assert curve.server.concurrency[-1] == 64.0
+    assert curve.capacity_rps == curve.server.throughput_rps[-1] < max(curve.server.throughput_rps)
+    assert has_flag(curve, "falls_after_peak") or has_flag(curve, "straight_lines")
+
+
+def test_an_unmeasured_tp_degree_is_transferred() -> None:
+    """TP 4 from TP 1 and 2 of an engine whose factors are halves: flagged, and about right."""
+    points = []
+    for tp in (1, 2):
+        halved = replace(
+            ENGINE, step_s=0.002 + 0.016 / tp, prefill_token_s=4e-5 / tp, context_token_s=4e-8 / tp
+        )
+        points += [*engine_points(SHAPES, engine=halved, tp_degree=tp)]
+    made = bundle(points, link="nvlink")
+    curve = curve_of(made, tp=4)
+    true = replace(ENGINE, step_s=0.006, prefill_token_s=1e-5, context_token_s=1e-8)
+    for k in (1.0, 16.0, 64.0):
+        expected = true.closed_loop(k, 1000.0, 100.0).latency_s
+        assert curve.server.closed(k)[1] == pytest.approx(expected, rel=0.1)
+    assert has_flag(curve, "transferred: TP 4 from TP 2")
+    assert curve.basis.kind == "transferred"
+    assert curve.interval_pct(16.0) > curve_of(made, tp=2).interval_pct(16.0)
+
+
+def test_two_halves_read_no_more_than_the_memory_gives() -> None:
+    """A small batch on each half: the weights are read twice in the time of no less than two."""
+    # 60 GiB at 3.35 TB/s take 19.2 ms, of a step of 20.
+    fast = replace(ENGINE, step_s=0.020)
+    made = bundle(engine_points(SHAPES, engine=fast), weights_gib=60.0, gpu_memory_gib=141.0)
+    half = curve_of(made, share=50)
+    bytes_per_s = 2.0 * 60.0 * 2**30 * 100.0 / half.server.closed(1.0)[1]
+    assert bytes_per_s <= 3.35e12
+
+
+def test_where_the_figures_come_from() -> None:
+    """Measured in range, extrapolated outside; modelled and derived throughout; they sum to 100."""
+    points = engine_points(SHAPES, concurrency=(4, 8, 16, 32))
+    curve = curve_of(bundle(points))
+    low, high = curve.rests_on(0.01), curve.rests_on(0.999 * curve.capacity_rps)
+    assert low.extrapolated_pct > 95.0
+    assert high.extrapolated_pct > 50.0
+    busy = curve.rests_on(0.6 * float(curve.server.rate_rps(32.0)))
+    assert busy.measured_pct > 50.0
+    assert busy.measured_pct + busy.extrapolated_pct == pytest.approx(100.0)
+    assert curve_of(bundle(points, how="modelled")).rests_on(1.0).modelled_pct == 100.0
+    assert curve_of(bundle(points), share=50).rests_on(1.0).derived_pct == 100.0
+    moved = curve_of(bundle(points), tokens=TokenLengths(3000.0, 300.0))
+    assert moved.rests_on(1.0).transferred_pct > 0.0
+    assert curve.rests_on(10.0 * curve.capacity_rps).extrapolated_pct == 100.0
+
+
+def test_intervals_widen_away_from_points() -> None:
+    """Between points, below, past, at another shape, at a share: wider each time."""
+    made = bundle(engine_points(SHAPES, concurrency=(4, 8, 16, 32)))
+    own, moved = curve_of(made), curve_of(made, tokens=TokenLengths(3000.0, 300.0))
+    assert own.interval_pct(8.0) < own.interval_pct(2.0)
+    assert own.interval_pct(8.0) < own.interval_pct(64.0) < own.interval_pct(512.0)
+    assert own.interval_pct(8.0) < moved.interval_pct(8.0) < moved.interval_pct(64.0)
+    assert curve_of(made, share=50).interval_pct(8.0) > own.interval_pct(8.0)

@@ -64,7 +64,7 @@ def test_by_hand_with_instances_only() -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (replace(PLAN, llms={"a": replace(DEPLOYMENT, tp_degree=2)}), "TP 2"),
+        (replace(PLAN, llms={"a": replace(DEPLOYMENT, tp_degree=2, gpu_share_pct=50)}), "TP 2"),
         (replace(PLAN, llms={"a": replace(DEPLOYMENT, model="org/none")}), "org/none: no profile"),
         (replace(PLAN, workflows=(replace(PLAN.workflows[0], llms={"z": "a"}),)), "'z'"),
         (replace(PLAN, workflows=(replace(PLAN.workflows[0], name="v"),)), "workflow v"),

@@ -107,7 +107,7 @@ def test_whatever_fits_is_placed_in_any_order(sizes: str, seed: int) -> None:
     for _ in range(3):
         nodes = tuple(topology.nodes[i] for i in rng.permutation(len(topology.nodes)))
         mixed = [options[i] for i in rng.permutation(len(options))]
-        instances = place(mixed, Topology(nodes), time_limit_s=20)
+        instances = place(mixed, Topology(nodes))
         assert instances is not None
         check(instances, mixed, topology)
         used.add(num_gpus(instances))

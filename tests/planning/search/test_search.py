@@ -6,13 +6,14 @@ import itertools
 import math
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from scepsy_hpc.formats.parallelism import Link, Parallelism
 from scepsy_hpc.formats.topology import Domain, Node, Topology
+from scepsy_hpc.planning.search import cp_sat
 from scepsy_hpc.planning.search.problem import (
     Option,
     OptionTable,
@@ -162,6 +163,9 @@ CASES = {
     "odd shares": ([30, 40, 60, 100], [1, 2], False),
     "odd groups": ([50, 100], [1, 2, 3], False),
     "shared groups, mixed": ([30, 50, 100], [1, 2, 3], True),
+    "thirds and halves": ([30, 45, 100], [1, 2, 4], False),
+    "thirds and halves, mixed": ([30, 45, 100], [1, 1, 2], True),
+    "many shares": ([20, 30, 45, 100], [1, 1, 2], False),
 }
 
 
@@ -171,7 +175,7 @@ def random_problem(case: str, seed: int) -> tuple[SearchProblem, list[Option]]:
     topology = random_topology(rng, int(rng.integers(3, 8)), mixed)
     options = random_options(rng, topology, int(rng.integers(1, 4)), shares, tps)
     limit = int(rng.integers(2, topology.num_gpus + 1)) if rng.random() < 0.4 else None
-    problem = SearchProblem(tables_of(options), topology, max_gpus=limit, time_limit_s=20)
+    problem = SearchProblem(tables_of(options), topology, max_gpus=limit)
     return problem, options
 
 
@@ -213,11 +217,18 @@ def test_most_throughput_equals_brute_force(case: str, seed: int) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("within_pct", [0.0, 30.0])
 @pytest.mark.parametrize("objective", ["min_cost", "max_throughput"])
-def test_within_takes_the_fewest_gpus(case: str, seed: int, objective: str) -> None:
-    """Within 30% of the best no choice needs fewer GPUs than the one returned."""
+def test_within_takes_the_fewest_gpus(
+    case: str, seed: int, objective: Literal["min_cost", "max_throughput"], within_pct: float
+) -> None:
+    """Within 0 or 30% of the best no choice needs fewer GPUs than the one returned.
+
+    The percentage is of the cost and what all choices have in common.
+    """
     problem, options = random_problem(case, seed)
-    problem = replace(problem, objective=objective, within_pct=30.0)  # type: ignore[arg-type]
+    constant = float(seed % 3)
+    problem = replace(problem, objective=objective, within_pct=within_pct, constant_s=constant)
     good = all_choices(problem, options)
     solution = solve(problem)
     assert solution.is_feasible == bool(good)
@@ -225,10 +236,19 @@ def test_within_takes_the_fewest_gpus(case: str, seed: int, objective: str) -> N
         return
     room = tuple(sorted(room_of(problem.topology)))
     if objective == "min_cost":
-        near = [c for c in good if cost(c) <= 1.3 * min(map(cost, good)) + 1e-9]
+        best = min(map(cost, good))
+        near = [c for c in good if cost(c) - best <= within_pct / 100 * (best + constant) + 1e-9]
+        given_up_pct = 100 * (solution.value - best) / (best + constant)
     else:
-        near = [c for c in good if rate(c) >= 0.7 * max(map(rate, good)) - 1e-9]
+        best = max(map(rate, good))
+        near = [c for c in good if rate(c) >= (1 - within_pct / 100) * best - 1e-9]
+        given_up_pct = 100 * (best - solution.value) / best
     assert solution.num_gpus == min(fewest_gpus(kinds_of(c), room) for c in near)
+    assert solution.best_value == pytest.approx(best, rel=1e-7)
+    assert solution.given_up_pct == pytest.approx(given_up_pct, rel=1e-6, abs=1e-6)
+    assert solution.given_up_pct <= within_pct + 1e-6
+    assert solution.proved
+    assert solution.proved_fewest
     check_placed(solution, problem)
 
 
@@ -263,6 +283,55 @@ def test_further_choices_can_be_placed_and_cost_more(seed: int) -> None:
         check_placed(solution, problem)
         assert solution.bound == solutions[0].bound
         assert solution.gap == pytest.approx(solution.value / solution.bound - 1, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("objective", ["min_cost", "max_throughput"])
+@pytest.mark.parametrize("work", [1e-9, 1e-2])
+def test_running_out_moves_no_bound(
+    case: str,
+    seed: int,
+    objective: Literal["min_cost", "max_throughput"],
+    work: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With next to no work the answer may be worse or missing; what is said of it stays true."""
+    monkeypatch.setattr(cp_sat, "LEAST", 1e-9)
+    problem, options = random_problem(case, seed)
+    limit = 9.0 if seed % 2 else None
+    problem = replace(problem, objective=objective, max_cost_s=limit, work_limit=work)
+    good = [c for c in all_choices(problem, options) if limit is None or cost(c) <= limit]
+    solution = solve(problem)
+    if not solution.is_feasible:
+        assert not solution.proved_infeasible or not good
+        assert solution.proved_infeasible or "not proved" in str(solution.refused)
+        return
+    check_placed(solution, problem)
+    if objective == "min_cost":
+        best = min(map(cost, good))
+        assert solution.bound <= best * (1 + 1e-9)
+        assert solution.value >= best * (1 - 1e-9)
+    else:
+        best = max(map(rate, good))
+        assert solution.bound >= best
+        assert solution.value <= best
+    if solution.proved:
+        assert solution.value == pytest.approx(best, rel=1e-5)
+
+
+def test_work_that_runs_out_leaves_things_unproved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the problems above some end unproved without work, and all are proved with the default."""
+    unproved = 0
+    for seed in range(20):
+        problem, _ = random_problem("shared groups, mixed", seed)
+        with monkeypatch.context() as patch:
+            patch.setattr(cp_sat, "LEAST", 1e-9)
+            hasty = solve(replace(problem, work_limit=1e-9))
+        unproved += not (hasty.proved or hasty.proved_infeasible)
+        full = solve(problem)
+        assert full.proved or full.proved_infeasible
+    assert unproved > 0
 
 
 def one_llm(topology: Topology, **limits: Any) -> SearchProblem:
