@@ -167,8 +167,9 @@ def _on(
         if solution.is_feasible and all(solution.chosen != other.chosen for other in seen):
             seen.append(solution)
             hosted = here.pipeline.hosted_by(solution.chosen)
-            in_flight, time_s = shortest(here, hosted, target)
-            yield _Tried(here.pipeline, search.tables, solution, in_flight, time_s)
+            placed = replace(here, pipeline=here.placed(solution))
+            in_flight, time_s = shortest(placed, hosted, target)
+            yield _Tried(placed.pipeline, search.tables, solution, in_flight, time_s)
 
 
 def shortest(

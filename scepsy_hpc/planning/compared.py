@@ -71,7 +71,7 @@ class Checker:
         part: float,
     ) -> Figures:
         kinds = tuple((h.stage.name, h.curve.kind, h.num_replicas) for h in hosted)
-        key = (kinds, tuple(load.items()), part)
+        key = (kinds, tuple(load.items()), part, pipeline.agent_cores)
         if key not in self.known:
             plan = outline(pipeline, hosted, self.offers)
             self.known[key] = checked(
@@ -81,6 +81,7 @@ class Checker:
                 load,
                 max_calls=max(int(part * self.max_calls), 1),
                 seed=SEED,
+                cores=pipeline.host.cores if pipeline.host else None,
                 profiled_on_spans=self._on_spans(plan),
             )
         return self.known[key]
@@ -99,7 +100,8 @@ class Checker:
         most = max(int(self.max_calls / 2 / max(calls, 1.0)), 2 * batch.max_runs_in_flight, 1)
         part = replace(batch, num_tasks=min(batch.num_tasks, most))
         load = Closed(part.num_tasks, part.max_runs_in_flight)
-        case = Case.of(plan, self.graphs, hosted, load, {}, self._on_spans(plan), None)
+        cores = pipeline.host.cores if pipeline.host else None
+        case = Case.of(plan, self.graphs, hosted, load, {}, self._on_spans(plan), cores)
         made, flags = replications(case, HALF_WIDTH_PCT, self.max_calls, SEED)
         factor = 1.0
         if part.num_tasks < batch.num_tasks:

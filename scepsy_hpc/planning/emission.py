@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.plan import (
-    Allocation,
-    Component,
-    Instance,
     Plan,
     PlanInput,
     PlanWorkflow,
 )
 from scepsy_hpc.formats.points import POINTS_FILE
-from scepsy_hpc.formats.topology import Topology
+from scepsy_hpc.planning.allocation import allocation_of
 from scepsy_hpc.planning.choice import Choice
 from scepsy_hpc.planning.compared import with_closed_throughput, with_differences
 from scepsy_hpc.planning.explain import explain
@@ -25,7 +21,7 @@ from scepsy_hpc.planning.inputs import input_of
 from scepsy_hpc.planning.offers import Offer
 from scepsy_hpc.planning.outline import deployments_on
 from scepsy_hpc.planning.pipeline.deployments import deployments_of
-from scepsy_hpc.planning.pipeline.host_time import MAX_HOST_UTILISATION, cores_for_agents
+from scepsy_hpc.planning.pipeline.host_time import MAX_HOST_UTILISATION
 from scepsy_hpc.planning.pipeline.predict import ClosedBatch, predict_batch, predict_open
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.request import PlanRequest
@@ -33,13 +29,10 @@ from scepsy_hpc.planning.rests_on import rests_on
 from scepsy_hpc.planning.simulation.tails import with_tails
 from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Target
 
-CPUS_PER_GPU = 4
-"""What an engine needs to feed one GPU: its API server, its scheduler and a tokenizer."""
-
 
 def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan:
     """The plan of a choice: what it hosts where, what it asks for, what it should reach."""
-    choice = _with_cores(request, problem, choice)
+    searched, choice = choice, _with_cores(problem, choice, request.target)
     predicted = _predicted(problem, choice, request.target)
     in_flight = {flow.name: _in_flight(choice, predicted, flow.name) for flow in request.flows}
     simulated = _simulated(problem, choice, request.target, predicted, in_flight)
@@ -71,25 +64,17 @@ def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan
         certificate=certificate,
         inputs=(*request.inputs, *_profiles(offers)),
         explanation=(
-            *explain(choice, problem.offers, predicted, request.demands),
+            *explain(searched, problem.offers, predicted, request.demands),
             *choice.pipeline.cores_said,
         ),
     )
 
 
-def _with_cores(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Choice:
-    """The choice with the cores that its agents share: only what is placed has a first node.
-
-    The highest rate is at most the one that they can do.
-    """
-    placed = choice.solution.instances
-    hosting = Plan(
-        llms=deployments_on(choice.hosted, problem.offers),
-        instances=placed,
-        allocation=allocation_of(placed, problem.topology),
-    )
-    pipeline = replace(choice.pipeline, agent_cores=cores_for_agents(hosting))
-    if pipeline.host and isinstance(request.target, MaxThroughput):
+def _with_cores(problem: PlanningProblem, choice: Choice, target: Target) -> Choice:
+    """The choice with the cores that its agents share; the highest rate is one they can do."""
+    cores = problem.agent_cores(choice.solution)
+    pipeline = replace(choice.pipeline, agent_cores=cores)
+    if pipeline.host and isinstance(target, MaxThroughput):
         most = MAX_HOST_UTILISATION * pipeline.host.factor(pipeline.rates_rps)
         if most < 1.0:
             pipeline = pipeline.at_rates(most * (1 - 1e-9))
@@ -146,31 +131,6 @@ def _time_min(target: Target, choice: Choice, predicted: Figures) -> int | None:
     known_s = choice.batch.makespan_p95_s if choice.batch else None
     makespan_s = known_s or predicted.makespan_s or target.deadline_s
     return max(math.ceil((target.startup_s + makespan_s) / 60.0), 1)
-
-
-def allocation_of(
-    instances: Sequence[Instance], topology: Topology, time_min: int | None = None
-) -> Allocation:
-    """What to ask Slurm for: nodes of one GPU type that need equally many GPUs are a component."""
-    used: dict[str, set[int]] = defaultdict(set)
-    for instance in instances:
-        used[instance.node] |= set(instance.gpus)
-    types = {node.name: node.gpu_type for node in topology.nodes}
-    counts = Counter((types[node], len(gpus)) for node, gpus in used.items())
-    return Allocation(
-        components=tuple(
-            Component(
-                num_nodes=number,
-                gpus_per_node=gpus,
-                gpu_type=gpu_type,
-                cpus_per_gpu=CPUS_PER_GPU,
-                time_min=time_min,
-            )
-            for (gpu_type, gpus), number in sorted(
-                counts.items(), key=lambda c: (c[0][0], -c[0][1])
-            )
-        )
-    )
 
 
 def _profiles(offers: Sequence[Offer]) -> list[PlanInput]:

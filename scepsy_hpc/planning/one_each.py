@@ -10,8 +10,8 @@ from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.formats.plan import Plan, PlanWorkflow
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.formats.workflow import Workflow
+from scepsy_hpc.planning.allocation import allocation_of
 from scepsy_hpc.planning.curves.curve import TokenLengths
-from scepsy_hpc.planning.emission import allocation_of
 from scepsy_hpc.planning.offers import Offer, Offers, considered, offers_for, shelf_for
 from scepsy_hpc.planning.outline import deployment_of
 from scepsy_hpc.planning.search.placement import place

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import spans_of_workflow
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.planning.aggregate import offers_of
+from scepsy_hpc.planning.allocation import allocation_of
 from scepsy_hpc.planning.compared import Checker
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
 from scepsy_hpc.planning.offers import Offers
+from scepsy_hpc.planning.outline import deployments_on
 from scepsy_hpc.planning.pipeline.deployments import pipeline_of
+from scepsy_hpc.planning.pipeline.host_time import cores_for_agents
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.search.problem import OptionTable, SearchProblem, Solution
@@ -67,16 +71,31 @@ class PlanningProblem:
         """The same at ``factor`` times the rates."""
         return replace(self, pipeline=self.pipeline.at_rates(factor))
 
+    def agent_cores(self, solution: Solution) -> float | None:
+        """Cores that the agents share where the solution is placed; None where nobody asks."""
+        if all(load.cpu_s is None for load in self.pipeline.workflows):
+            return None
+        placed = Plan(
+            llms=deployments_on(self.pipeline.hosted_by(solution.chosen), self.offers),
+            instances=solution.instances,
+            allocation=allocation_of(solution.instances, self.topology),
+        )
+        return cores_for_agents(placed)
+
+    def placed(self, solution: Solution) -> Pipeline:
+        """The pipeline with those cores."""
+        return replace(self.pipeline, agent_cores=self.agent_cores(solution))
+
     def p95_s(self, solution: Solution) -> float:
         """Largest 95th percentile over the workflows by replay; infinite where it is unknown."""
         assert self.tails is not None
-        return self.tails.p95_s(self.pipeline, self.pipeline.hosted_by(solution.chosen))
+        return self.tails.p95_s(self.placed(solution), self.pipeline.hosted_by(solution.chosen))
 
     def simulated_p95_s(self, solution: Solution, part: float = 1.0) -> float:
         """The same by simulation with that part of the calls; infinite where it is overloaded."""
         assert self.checker is not None
         hosted = self.pipeline.hosted_by(solution.chosen)
-        found = self.checker.at_rates(self.pipeline, hosted, part).per_workflow.values()
+        found = self.checker.at_rates(self.placed(solution), hosted, part).per_workflow.values()
         return max(f.latency_p95_s if f.latency_p95_s is not None else math.inf for f in found)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -9,17 +10,23 @@ from planning_cases import (
     FLOW,
     MODELS,
     NEEDS,
+    SHAPES,
+    bundle,
     cluster,
+    engine_points,
     gpus_of_plan,
     request_for,
     two_bundles,
     workflow,
 )
+from span_cases import run_span
+from traced_plans import spans_of_runs
 
 from scepsy_hpc.formats.workflow import Llm
 from scepsy_hpc.planning.make_plan import make_plan
 from scepsy_hpc.planning.pipeline.host_time import cores_for_agents
 from scepsy_hpc.planning.pipeline.of_plan import predict_plan
+from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.targets import Limits, MaxThroughput, Rate
 
 
@@ -71,8 +78,9 @@ def test_a_plan_says_on_how_many_cores_of_its_agents_it_counts() -> None:
     """What is known of the agents' CPU time is in figures and explanation, and read back alike."""
     busy = replace(NEEDS, summary=replace(NEEDS.summary, tool_time_s=15.0, cpu_s=12.0))
     idle = replace(busy, summary=replace(busy.summary, cpu_s=None))
-    plan = make_plan(request_for(Rate(1.0), demands={"w": busy}))
-    silent = make_plan(request_for(Rate(1.0), demands={"w": idle}))
+    best = Limits(within_pct=0.0)
+    plan = make_plan(request_for(Rate(1.0), demands={"w": busy}, limits=best))
+    silent = make_plan(request_for(Rate(1.0), demands={"w": idle}, limits=best))
     assert plan.instances == silent.instances
     assert plan.predicted is not None
     assert silent.predicted is not None
@@ -98,3 +106,29 @@ def test_the_highest_rate_is_one_that_the_agents_can_do() -> None:
     assert plan.predicted.throughput_rps == pytest.approx(cores / 12.0)
     assert plan.predicted.latency_mean_s is not None
     assert any(flag.startswith("host: bottleneck") for flag in plan.predicted.flags)
+
+
+def test_check_and_prediction_wait_for_the_same_cores() -> None:
+    """On one GPU an engine leaves one core of four: pipeline, replay and simulation all say so."""
+    chance, spans = random.Random(2), spans_of_runs(60)
+    burnt = {span.run_id: chance.expovariate(1 / 0.6) for span in spans}
+    ends = {name: max(s.end_s for s in spans if s.run_id == name) for name in burnt}
+    found = {}
+    for known in (True, False):
+        runs = [
+            run_span(name, 0.0, ends[name] + cpu_s, cpu_s=cpu_s if known else None)
+            for name, cpu_s in burnt.items()
+        ]
+        request = PlanRequest(
+            [(workflow("w", {"a": Llm(model="org/model")}), 1.0)],
+            [bundle(engine_points(SHAPES))],
+            cluster(gpus=1),
+            Rate(),
+            Limits(),
+            {"w": [*spans, *runs]},
+        )
+        found[known] = make_plan(request)
+    for figures in ("predicted", "simulated"):
+        waiting, silent = (getattr(found[known], figures) for known in (True, False))
+        assert waiting.latency_mean_s - silent.latency_mean_s == pytest.approx(0.9, rel=0.3)
+        assert waiting.latency_p95_s > silent.latency_p95_s

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,15 +191,20 @@ def _profile_spec(models: Path, requests_per_point: int) -> dict[str, Any]:
     }
 
 
-def make_plan(lab: Lab, num_traced: int = 8, runs_in_flight: int = 2) -> None:
-    """The pipeline up to the plan: topology, trace, profile, plan."""
+def make_plan(
+    lab: Lab,
+    num_traced: int = 8,
+    runs_in_flight: int = 2,
+    target: Sequence[str] = ("--max-throughput",),
+) -> None:
+    """The pipeline up to the plan for ``target``: topology, trace, profile, plan."""
     lab.scepsy("topology", "--slurm", "gpu", "-o", "topology.yaml")
     few = ("-n", str(num_traced), "--runs-in-flight", str(runs_in_flight))
     traced = ("tasks.jsonl", "-o", "spans.jsonl", *few, "--plan", "trace-plan.yaml")
     lab.scepsy("trace", FLOW, *traced, *ON_SLURM)
     lab.scepsy("profile", "profile.yaml", "-o", "profiles", *ON_SLURM)
     known = ("--spans", "spans.jsonl", "--profiles", "profiles", "--topology", "topology.yaml")
-    lab.scepsy("plan", "--workflow", FLOW, *known, "--max-throughput", "-o", "plan.yaml")
+    lab.scepsy("plan", "--workflow", FLOW, *known, *target, "-o", "plan.yaml")
 
 
 def run_batch(lab: Lab, out: str, *pace: str) -> None:
