@@ -119,10 +119,13 @@ def summary(rows: list[dict[str, object]]) -> list[str]:
     missed = [row for row in rows if not (row["call_met"] and row["run_p95_met"])]
     lines.append(f"missed: {len(missed)} of {len(rows)}")
     for row in missed:
+        load, call, run = (
+            float(str(row[key])) for key in ("utilisation", "call_error", "run_p95_error")
+        )
         lines.append(
             f"  {row['curve']}, {row['replicas']} replicas, fan-out {row['fan_out']}, "
-            f"{row['rounds']} in a row, {row['sizes']}, {float(str(row['utilisation'])):.0%}: "
-            f"call {float(str(row['call_error'])):+.1%}, p95 {float(str(row['run_p95_error'])):+.1%}"
+            f"{row['rounds']} in a row, {row['sizes']}, {load:.0%}: call {call:+.1%}, "
+            f"p95 {run:+.1%}"
         )
     return lines
 

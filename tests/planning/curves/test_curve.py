@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from planning_cases import SHAPES, bundle, curve_of, engine_points, open_point, point
+from planning_cases import bundle, curve_of, open_point, point
 
 from scepsy_hpc.planning.curves.bursts import Bursts
 
@@ -36,14 +36,12 @@ def test_open_points_are_used_under_single_arrivals() -> None:
     assert curve.latency_s(0.75, bursts=Bursts(4.0)) > curve.latency_s(0.75)
 
 
-def test_call_times_have_the_mean_latency() -> None:
-    """The distribution of a call at a load averages to its latency, and TTFT is inside it."""
-    curve = curve_of(bundle(engine_points(SHAPES)))
-    for bursts in (Bursts(), Bursts(4.0)):
-        for replicas in (1, 5):
-            load_rps = 0.5 * replicas * curve.capacity_rps
-            weights, latency_s, ttft_s = curve.call_times(load_rps, replicas, bursts)
-            mean_s = float(weights @ latency_s)
-            assert mean_s == pytest.approx(curve.latency_s(load_rps, replicas, bursts), rel=1e-9)
-            assert np.all(ttft_s <= latency_s)
-            assert np.all(ttft_s > 0)
+def test_what_a_call_finds() -> None:
+    """Poisson arrivals see time averages: M/M/1 at 0.6 holds 1.5 calls, none in 40% of the time."""
+    curve = curve_of(bundle([point(1, 1.0)]))
+    weights, calls = curve.seen_by_a_call(0.6)
+    assert weights @ calls == pytest.approx(0.6 / 0.4, rel=1e-3)
+    assert weights[calls == 0.0].sum() == pytest.approx(0.4, rel=1e-6)
+    assert curve.slowness_s(np.array([1.0, 2.0])) == pytest.approx([1.0, 2.0])
+    with pytest.raises(ValueError, match="must be below the limit"):
+        curve.seen_by_a_call(4.0, 4)
