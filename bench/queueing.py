@@ -5,6 +5,8 @@ calls and serial chains, of equal and dispersed sizes, prompts alone and outputs
 replicas at 40, 70, 85 and 95% of capacity. An error is what is left beyond the reference's 95%
 interval. Goals: 5% for the mean of a call up to 85% of capacity and 10% above, 15% for the p95 of
 runs. ``queueing.json`` keeps every row, with seed and commit.
+
+``--uneven`` makes the table of replicas out of balance anew (a million calls a cell).
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import argparse
 import itertools
 import json
 import math
+import random
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,8 +25,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
+import numpy as np  # noqa: E402
 from queueing_cases import SIZES, Case, Figures, predicted, reference, simulated  # noqa: E402
 from simulation_cases import curve  # noqa: E402
+from slow_group import simulate  # noqa: E402
+
+from scepsy_hpc.planning.curves.group import Lanes, group_latencies_s  # noqa: E402
 
 NUM_CALLS = {0.4: 20_000, 0.7: 30_000, 0.85: 60_000, 0.95: 120_000}
 RUN_GOAL = 0.15
@@ -105,6 +113,24 @@ def closed_forms() -> float:
     return worst
 
 
+def uneven(replicas: int, load: float, num_calls: int, seed: int) -> float:
+    """What makes the chain of flat replicas under single exponential calls agree: a cell of
+    ``_UNEVEN`` in planning/curves/bursts.py."""
+    chance = random.Random(seed)
+    works = [[[chance.expovariate(1.0)]] for _ in range(50_000)]
+    truth_s = statistics.fmean(
+        simulate(lambda _: 1.0, replicas, works, load * replicas, num_calls, seed).calls_s
+    )
+    low, high = 0.0, 0.5
+    for _ in range(30):
+        middle = (low + high) / 2.0
+        columns = (np.array([x]) for x in (float(replicas), load * replicas, 1.0, middle))
+        lanes = Lanes(np.zeros(1, dtype=np.int64), *columns)
+        is_low = group_latencies_s([curve().server], lanes)[0] < truth_s
+        low, high = (middle, high) if is_low else (low, middle)
+    return low
+
+
 def summary(rows: list[dict[str, object]]) -> list[str]:
     """Goals by load: how many cases meet them, the median and the worst error."""
     lines = ["load   cases   call mean: met  median  worst    p95 of runs: met  median  worst"]
@@ -119,10 +145,13 @@ def summary(rows: list[dict[str, object]]) -> list[str]:
     missed = [row for row in rows if not (row["call_met"] and row["run_p95_met"])]
     lines.append(f"missed: {len(missed)} of {len(rows)}")
     for row in missed:
+        load, call, run = (
+            float(str(row[key])) for key in ("utilisation", "call_error", "run_p95_error")
+        )
         lines.append(
             f"  {row['curve']}, {row['replicas']} replicas, fan-out {row['fan_out']}, "
-            f"{row['rounds']} in a row, {row['sizes']}, {float(str(row['utilisation'])):.0%}: "
-            f"call {float(str(row['call_error'])):+.1%}, p95 {float(str(row['run_p95_error'])):+.1%}"
+            f"{row['rounds']} in a row, {row['sizes']}, {load:.0%}: call {call:+.1%}, "
+            f"p95 {run:+.1%}"
         )
     return lines
 
@@ -141,7 +170,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--calls", type=float, default=1.0, help="times as many calls a case")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "bench" / "queueing.json")
+    parser.add_argument("--uneven", action="store_true", help="make the table of bursts.py anew")
     args = parser.parse_args()
+    if args.uneven:
+        for replicas in (2, 4, 8, 16, 64):
+            cells = (uneven(replicas, x, round(1e6 * args.calls), args.seed) for x in NUM_CALLS)
+            print(replicas, *(f"{cell:.3f}" for cell in cells), flush=True)
+        return
     exact = closed_forms()
     print(f"closed forms (M/M/1, M/M/c, M/M/inf): largest error {exact:.1e}", flush=True)
     rows = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -258,17 +259,23 @@ def test_a_p95_limit_that_the_highest_rate_keeps() -> None:
 
 
 def test_a_p95_limit_at_a_rate() -> None:
-    """At load 0.3 fewer than 3% of calls take over 3 s: the limit holds and the plan says how."""
+    """At load 0.3 a call finds three or more beside it in 3% of cases, and seldom to its end.
+
+    So the p95 of runs of one call is under 3 s, and over the 2 s beside one other.
+    """
     choice = _under_p95(Rate(0.3), 3.5)
     assert choice.certificate is not None
     assert choice.certificate.value == pytest.approx(1 / 0.7)
     (note,) = choice.notes
     assert note.startswith("p95 limit 3.5 s: kept by simulation (")
-    assert "by replay 3 s), not certified" in note
+    found = re.search(r"simulation \((\S+) s; by replay (\S+) s\), not certified", note)
+    assert found is not None
+    assert 2.0 < float(found[1]) < 3.0
+    assert 2.0 < float(found[2]) < 3.0
     with pytest.raises(
-        InfeasibleError, match=r"p95 limit 2.5 s is out of reach .* limit is 2\.\d+ s"
+        InfeasibleError, match=r"p95 limit 1.9 s is out of reach .* limit is 2\.\d+ s"
     ):
-        _under_p95(Rate(0.3), 2.5)
+        _under_p95(Rate(0.3), 1.9)
 
 
 def test_a_p95_limit_that_no_rate_keeps() -> None:

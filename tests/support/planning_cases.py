@@ -114,10 +114,15 @@ def curve_of(
     )
 
 
+@lru_cache(maxsize=64)
+def _flat_curve(rate_rps: float) -> Curve:
+    return curve_of(bundle([point(1, rate_rps)]))
+
+
 @lru_cache(maxsize=100_000)
 def flat_group_s(rate_rps: float, replicas: int, load_rps: float) -> float:
     """Latency of a call that comes alone to a group whose replicas do so many calls a second."""
-    return curve_of(bundle([point(1, rate_rps)])).latency_s(load_rps, replicas)
+    return _flat_curve(rate_rps).latency_s(load_rps, replicas)
 
 
 def has_flag(curve: Curve, flag: str) -> bool:

@@ -139,7 +139,7 @@ def predicted(case: Case) -> Figures:
 
 
 def reference(case: Case, num_calls: int, seed: int = 1) -> Figures:
-    """By the slow simulation, with 95% intervals from 20 batches."""
+    """By the slow simulation, with 95% intervals from 10 batches."""
     numbers = [n for run in case.traced for stage in run for n in stage]
     mean = sum(numbers) / len(numbers)
     works = [[[n / mean for n in stage] for stage in run] for run in case.traced]
@@ -150,8 +150,8 @@ def reference(case: Case, num_calls: int, seed: int = 1) -> Figures:
 
 
 def _with_half(values: list[float], figure: Callable[..., object]) -> tuple[float, float]:
-    batches = np.array([float(figure(part)) for part in np.array_split(np.array(values), 20)])  # type: ignore[arg-type]
-    return float(figure(np.array(values))), 2.093 * float(batches.std(ddof=1)) / math.sqrt(20)  # type: ignore[arg-type]
+    batches = np.array([float(figure(part)) for part in np.array_split(np.array(values), 10)])  # type: ignore[arg-type]
+    return float(figure(np.array(values))), 2.262 * float(batches.std(ddof=1)) / math.sqrt(10)  # type: ignore[arg-type]
 
 
 def simulated(case: Case, num_runs: int, seed: int = 1) -> float:

@@ -70,7 +70,8 @@ class Bursts:
         busy = np.clip(utilisation, 0.0, 1.0)
         alone = 1.0 - self.pair_gap
         full, follow = self._full(1.0), self._full(self.rounds)
-        one = alone + (full - alone) * busy**2 + (follow - full) * busy
+        bend = 1.0 + 1.0 / max(self.rounds, 1.0)
+        one = alone + (full - alone) * busy**bend + (follow - full) * busy
         spread = (1.0 - 1.0 / num_replicas) * np.sqrt(num_replicas / self.size) * (1.0 - busy)
         part = one + (1.0 - one) * np.minimum(_SPREAD_OVER_REPLICAS * spread, 1.0)
         return np.asarray(1.0 + (self.size - 1.0) * part)

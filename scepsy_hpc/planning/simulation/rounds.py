@@ -89,11 +89,13 @@ class States:
         )
         mean = float(weights @ calls)
         variance = float(weights @ (calls - mean) ** 2) * load.num_replicas**2
-        middle = np.cumsum(weights) - 0.5 * weights
+        order = np.argsort(calls)
+        up_to = np.cumsum(weights[order])
         # Calls that differ leave one by one: the state of their lots is forgotten sooner.
         lots_rps = max(load.arrivals_rps * load.bursts.size, 1e-12)
         memory_s = _MEMORY * variance / lots_rps
-        table = np.interp(_normal_cells(), middle, calls)
+        place = np.searchsorted(up_to, _normal_cells() * up_to[-1])
+        table = calls[order][np.minimum(place, len(calls) - 1)]
         return cls(load, table, mean, memory_s, load.latency_s)
 
     def found(self, rounds: Rounds, draws: Floats) -> Floats:

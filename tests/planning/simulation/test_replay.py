@@ -98,7 +98,7 @@ def test_fixed_latencies_give_exact_figures() -> None:
 
 
 def test_draws_follow_the_load() -> None:
-    """Single calls have the mean and percentiles of the curve's distribution at the load."""
+    """Single calls have the mean latency of the curve at the load."""
     server = curve((1.0, 4.0), (1.0, 2.0))
     replay = Replay.of({"w": run_graphs([call("r", "s", 0.0, 1.0)])}, NAMES)
     means = []
@@ -106,9 +106,6 @@ def test_draws_follow_the_load() -> None:
         loads = {"A": GroupLoad(server, load_rps, 1, bursts)}
         drawn = replay.draw(loads, seed=1, num_draws=40_000)[0]
         assert drawn.mean() == pytest.approx(server.latency_s(load_rps, 1, bursts), rel=0.02)
-        weights, latency_s, _ = server.call_times(load_rps, 1, bursts)
-        median = latency_s[np.searchsorted(np.cumsum(weights), 0.5)]
-        assert np.median(drawn) == pytest.approx(median, rel=0.02)
         means.append(drawn.mean())
     assert means == sorted(means)
 
