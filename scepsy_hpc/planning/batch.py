@@ -39,9 +39,9 @@ MOST_BUDGETS = 12
 
 MOST_BATCHES = 6
 _RATES = (MAX_UTILISATION, 0.6, 0.25)  # of the highest: allocations of low latency at these
-_MOST_OTHERS = 6  # numbers of GPUs that the frontier shows beside those that may be best
+_MOST_OTHERS = 4  # numbers of GPUs that the frontier shows beside those that may be best
 _MOST_WORK = 2e6  # stages x population^2 of a closed network; above, rates of an open one are taken
-_OPEN_RATES = (0.5, 0.7, 0.8, 0.9, MAX_UTILISATION)  # of capacity
+_OPEN_RATES = (0.85, MAX_UTILISATION)  # of capacity
 _MOST_IN_FLIGHT = 4096
 _WORTH = 0.002  # of the makespan: less is not worth more runs in flight
 _IDLE = 1e-6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from planning_cases import calls, demand, workflow
 from span_cases import call, run_span
@@ -66,3 +68,14 @@ def test_shared_limits_must_meet() -> None:
     needs = {name: demand({"a": calls(1.0)}) for name in "xy"}
     with pytest.raises(InputError, match="tp_degrees"):
         pipeline_of(flows, needs, {"x": 1.0, "y": 1.0})
+
+
+def test_another_engine_version_or_precision_is_another_deployment() -> None:
+    """Two workflows share what agrees in model, engine, version, precision and arguments only."""
+    one = Llm(model="org/m", engine="vllm", engine_version="0.24.0", precision="bf16")
+    others = ({}, {"engine": "other"}, {"engine_version": "0.25.0"}, {"precision": "fp8"})
+    shared = [
+        deployments_of([workflow("v", {"a": one}), workflow("w", {"b": replace(one, **changes)})])
+        for changes in others
+    ]
+    assert [found["v"]["a"] == found["w"]["b"] for found in shared] == [True, False, False, False]
