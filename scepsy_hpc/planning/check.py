@@ -45,6 +45,7 @@ _FEWEST_BATCHES = 5
 _MOST_BATCHES = 200
 _PILE_PART, _PILE_RUNS = 0.01, 50
 _FILLED = 4.0  # mean runs after which a system without overload is full
+_AS_TRACED = 4.0
 _BEYOND = 1.25
 """Calls beyond the most that may be sent while the last wanted runs end."""
 
@@ -222,8 +223,11 @@ def _growth(case: Case, simulation: Simulation, tally: Tally) -> str | None:
     if tally.is_done and in_flight < max(_PILE_PART * come, _PILE_RUNS):
         return None
     size = tally.flush()
-    ended = float(tally.all_runs.counts.sum())
-    if tally.is_done and simulation.now_s * ended < _FILLED * float(tally.all_runs.sums.sum()):
+    ended = max(float(tally.all_runs.counts.sum()), 1.0)
+    # Runs that wait without end take long, too: only such as are about as long as traced ones fill.
+    longest_s = _AS_TRACED * sum(lengths) / len(lengths)
+    length_s = min(float(tally.all_runs.sums.sum()) / ended, longest_s)
+    if tally.is_done and simulation.now_s < _FILLED * length_s:
         return None  # as many runs come as are in flight in the end: they do not pile up, they fill
     last = come // size
     counts, sums = tally.seen.counts[:last], tally.seen.sums[:last]
