@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from scepsy_hpc.formats.figures import Figures, RunFigures
-from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.plan import Plan, Routing
 from scepsy_hpc.planning.check import HALF_WIDTH_PCT, Case, checked, replications
 from scepsy_hpc.planning.offers import Offers
 from scepsy_hpc.planning.outline import outline
@@ -47,6 +47,7 @@ class Checker:
     graphs: Mapping[str, Sequence[RunGraph]]
     offers: Mapping[str, Offers]
     max_calls: int
+    routing: Routing = Routing()  # noqa: RUF009 (it is frozen)
     known: dict[object, Figures] = field(default_factory=dict)
 
     def at_rates(
@@ -71,9 +72,9 @@ class Checker:
         part: float,
     ) -> Figures:
         kinds = tuple((h.stage.name, h.curve.kind, h.num_replicas) for h in hosted)
-        key = (kinds, tuple(load.items()), part, pipeline.agent_cores)
+        key = (kinds, tuple(load.items()), part, pipeline.agent_cores, self.routing)
         if key not in self.known:
-            plan = outline(pipeline, hosted, self.offers)
+            plan = outline(pipeline, hosted, self.offers, self.routing)
             self.known[key] = checked(
                 plan,
                 self.graphs,
@@ -95,7 +96,7 @@ class Checker:
         then that part's, times what the prediction says of the whole against the part.
         """
         (name,) = self.graphs
-        graphs, plan = self.graphs[name], outline(pipeline, hosted, self.offers)
+        graphs, plan = self.graphs[name], outline(pipeline, hosted, self.offers, self.routing)
         calls = sum(n.llm is not None for graph in graphs for n in graph.nodes) / len(graphs)
         most = max(int(self.max_calls / 2 / max(calls, 1.0)), 2 * batch.max_runs_in_flight, 1)
         part = replace(batch, num_tasks=min(batch.num_tasks, most))

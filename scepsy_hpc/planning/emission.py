@@ -26,6 +26,7 @@ from scepsy_hpc.planning.pipeline.predict import ClosedBatch, predict_batch, pre
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.rests_on import rests_on
+from scepsy_hpc.planning.routing_choice import routed
 from scepsy_hpc.planning.simulation.tails import with_tails
 from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Target
 
@@ -33,6 +34,7 @@ from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Target
 def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan:
     """The plan of a choice: what it hosts where, what it asks for, what it should reach."""
     searched, choice = choice, _with_cores(problem, choice, request.target)
+    problem, choice, routing_notes = routed(request, problem, choice)
     predicted = _predicted(problem, choice, request.target)
     in_flight = {flow.name: _in_flight(choice, predicted, flow.name) for flow in request.flows}
     simulated = _simulated(problem, choice, request.target, predicted, in_flight)
@@ -58,6 +60,7 @@ def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan
         allocation=allocation_of(
             placed, problem.topology, _time_min(request.target, choice, predicted)
         ),
+        routing=problem.routing,
         predicted=predicted,
         simulated=simulated,
         demand={flow.name: request.demands[flow.name].summary for flow in request.flows},
@@ -66,6 +69,7 @@ def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan
         explanation=(
             *explain(searched, problem.offers, predicted, request.demands),
             *choice.pipeline.cores_said,
+            *routing_notes,
         ),
     )
 

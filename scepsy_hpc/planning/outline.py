@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from scepsy_hpc.formats.plan import Deployment, Plan, PlanWorkflow
+from scepsy_hpc.formats.plan import Deployment, Plan, PlanWorkflow, Routing
 from scepsy_hpc.formats.workflow import EngineArgs
 from scepsy_hpc.planning.offers import Offer, Offers
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
 
 
 def outline(
-    pipeline: Pipeline, hosted: Sequence[HostedStage], offers: Mapping[str, Offers]
+    pipeline: Pipeline,
+    hosted: Sequence[HostedStage],
+    offers: Mapping[str, Offers],
+    routing: Routing | None = None,
 ) -> Plan:
     """The plan of stages on what they are hosted by, at the pipeline's rates; nothing is placed."""
     rates, aliases = pipeline.rates_rps, pipeline.aliases
@@ -21,6 +24,7 @@ def outline(
             for name, rate in rates.items()
         ),
         llms=deployments_on(hosted, offers),
+        routing=routing or Routing(),
     )
 
 

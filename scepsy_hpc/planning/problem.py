@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.plan import Plan, Routing
 from scepsy_hpc.formats.spans import spans_of_workflow
 from scepsy_hpc.formats.topology import Topology
 from scepsy_hpc.planning.aggregate import offers_of
@@ -97,6 +97,11 @@ class PlanningProblem:
         hosted = self.pipeline.hosted_by(solution.chosen)
         found = self.checker.at_rates(self.placed(solution), hosted, part).per_workflow.values()
         return max(f.latency_p95_s if f.latency_p95_s is not None else math.inf for f in found)
+
+    @property
+    def routing(self) -> Routing:
+        """The dispatcher's rule that choices are simulated under."""
+        return self.checker.routing if self.checker else Routing()
 
     @property
     def p95_limit_s(self) -> float:

@@ -6,6 +6,7 @@ figure that the target asks for is better by more than both intervals: they do n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,8 +14,16 @@ from typing import Literal
 from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.plan import Plan, Routing
 from scepsy_hpc.formats.spans import BLOCK_TOKENS, Span
+from scepsy_hpc.planning.choice import Choice
+from scepsy_hpc.planning.outline import outline
+from scepsy_hpc.planning.pipeline.predict import ClosedBatch
+from scepsy_hpc.planning.problem import PlanningProblem
+from scepsy_hpc.planning.request import PlanRequest
+from scepsy_hpc.planning.targets import Deadline
+from scepsy_hpc.tracing.demand.hits import hit_flag
 
 Metric = Literal["latency_mean_s", "throughput_rps", "makespan_s"]
+LATENCY: Metric = "latency_mean_s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,62 @@ def choose_routing(
         return RoutingChoice(least, found, f"{why} {_text(before)} and {_text(after)}")
     why = f"routing: sticky_prefix, since calls of {', '.join(names)} repeat prompts: {metric}"
     return RoutingChoice(sticky, found_sticky, f"{why} {_text(before)} becomes {_text(after)}")
+
+
+def routed(
+    request: PlanRequest, problem: PlanningProblem, choice: Choice
+) -> tuple[PlanningProblem, Choice, tuple[str, ...]]:
+    """A choice under the rule that is better for it, the problem that checks by it, and why.
+
+    A rule that breaks the limit on the 95th percentile is not taken.
+    """
+    checker, batch = problem.checker, choice.batch
+    if checker is None:
+        return problem, choice, ()
+    tasks = request.target.num_tasks if isinstance(request.target, Deadline) else 0
+
+    def simulate(plan: Plan) -> Figures:
+        under = replace(checker, routing=plan.routing)
+        if batch is None:
+            return under.at_rates(choice.pipeline, choice.hosted)
+        closed = ClosedBatch(tasks, batch.max_runs_in_flight, problem.run_lengths_s)
+        return under.batch(choice.pipeline, choice.hosted, closed).figures
+
+    plan = outline(choice.pipeline, choice.hosted, problem.offers)
+    found = choose_routing(plan, request.spans, simulate, "makespan_s" if batch else LATENCY)
+    if found.simulated is None or found.why is None:
+        return problem, choice, _hits(request, plan)
+    if (
+        found.plan.routing.rule != plan.routing.rule
+        and _p95_s(found.simulated) > problem.p95_limit_s
+    ):
+        return (
+            problem,
+            choice,
+            (f"{found.why}, but not the limit on the 95th percentile: not taken",),
+        )
+    checked_by = replace(checker, routing=found.plan.routing)
+    return (
+        replace(problem, checker=checked_by),
+        replace(choice, simulated=found.simulated),
+        (found.why, *_hits(request, found.plan)),
+    )
+
+
+def _p95_s(figures: Figures) -> float:
+    known = [runs.latency_p95_s for runs in figures.per_workflow.values()]
+    return max((math.inf if p95_s is None else p95_s for p95_s in known), default=math.inf)
+
+
+def _hits(request: PlanRequest, plan: Plan) -> tuple[str, ...]:
+    """What of each LLM's input is counted as cached."""
+    found: list[str] = []
+    for flow in plan.workflows:
+        for alias, name in flow.llms.items():
+            demand = request.demands[flow.name].summary.llms[alias]
+            said = hit_flag(demand, plan.llms[name].num_replicas, plan.routing)
+            found += [f"{flow.name}, {alias}: {said}"] if said else []
+    return tuple(found)
 
 
 def repeating(plan: Plan, spans_by_workflow: Mapping[str, Sequence[Span]]) -> list[str]:

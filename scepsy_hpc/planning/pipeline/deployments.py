@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.plan import DemandSummary, Plan
+from scepsy_hpc.formats.plan import DemandSummary, Plan, Routing
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curves.bursts import Bursts, gap_of
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage, Use, WorkflowLoad, use_of
 from scepsy_hpc.tracing.demand.demand import Demand
+from scepsy_hpc.tracing.demand.hits import expected_hit_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,9 @@ class WorkflowDemand:
     def use(self, workflow: str, alias: str) -> Use:
         """One LLM's use.
 
-        Where the fan-out is unknown it is taken to be the parallelism, and calls of unknown spread
-        to be exponential.
+        Its cached input is what one replica finds, or several under sticky routing: which rule a
+        plan gets is decided by simulation, once its replicas are known. Where the fan-out is
+        unknown it is taken to be the parallelism, and calls of unknown spread to be exponential.
         """
         demand = self.summary.llms[alias]
         cv = 1.0 if demand.work_cv is None else demand.work_cv
@@ -45,7 +47,7 @@ class WorkflowDemand:
             pair_gap=gap_of(cv) if demand.fan_out_work_gap is None else demand.fan_out_work_gap,
             rounds=1.0 + follow,
         )
-        return use_of(workflow, alias, demand, bursts, demand.cached_tokens_mean or 0.0)
+        return use_of(workflow, alias, demand, bursts, expected_hit_tokens(demand, 1, Routing()))
 
 
 def demands_in(plan: Plan) -> dict[str, WorkflowDemand]:

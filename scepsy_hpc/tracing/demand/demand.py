@@ -279,7 +279,7 @@ def _flags(llms: Mapping[str, TracedLlm], num_runs: int) -> tuple[str, ...]:
         if llm.repeated_input > 0:
             flags.append(
                 f"{alias}: {100 * llm.repeated_input:.0f}% of its input repeats an earlier prompt "
-                "(prefix_of); planned without cache hits, since no cached_tokens were recorded"
+                "(prefix_of); plans count it as cached, though no cached_tokens were recorded"
             )
     return tuple(flags)
 

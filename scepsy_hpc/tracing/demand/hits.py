@@ -38,19 +38,28 @@ def expected_hit_tokens(demand: LlmDemand, num_replicas: float, routing: Routing
     return found - own + own / num_replicas
 
 
-def hit_flag(demand: LlmDemand, num_replicas: float, routing: Routing) -> str | None:
-    """What of the input is counted as found, where that rests on more than an engine's word."""
+def hit_flag(demand: LlmDemand, num_replicas: int, routing: Routing) -> str | None:
+    """What of the input a plan counts as found, where that rests on more than an engine's word.
+
+    A plan counts what one replica finds, or several under sticky routing.
+    """
     repeated, inputs = demand.prefix_tokens_mean or 0.0, demand.input_tokens_mean or 0.0
     if repeated <= 0.0 or inputs <= 0.0:
         return None
-    counted = expected_hit_tokens(demand, num_replicas, routing)
+    counted = expected_hit_tokens(demand, 1, routing)
+    least = expected_hit_tokens(demand, num_replicas, routing)
     said = (
         "no engine said what it cached"
         if demand.cached_tokens_mean is None
-        else (f"engines found {100 * demand.cached_tokens_mean / inputs:.0f}% in the trace")
+        else f"engines found {100 * demand.cached_tokens_mean / inputs:.0f}% in the trace"
     )
+    rest = ""
+    if least < counted:
+        rest = (
+            f"; {num_replicas} replicas under {routing.rule} may find as little as "
+            f"{100 * least / inputs:.0f}%, which the simulation counts"
+        )
     return (
-        f"cached prefix: {100 * counted / inputs:.0f}% of the input is counted as cached under "
-        f"{routing.rule} on {num_replicas:g} replica{'s' if num_replicas != 1 else ''}; "
-        f"{100 * repeated / inputs:.0f}% repeats an earlier prompt of its run, {said}"
+        f"cached prefix: {100 * counted / inputs:.0f}% of the input is counted as cached; "
+        f"{100 * repeated / inputs:.0f}% repeats an earlier prompt of its run, {said}{rest}"
     )

@@ -249,8 +249,8 @@ def test_repeated_prompts_are_told_not_assumed() -> None:
     assert silent.llms["m"].repeated_input == pytest.approx(30 / 40)
     assert silent.llms["m"].cached_tokens_mean is None
     assert silent.flags == (
-        "m: 75% of its input repeats an earlier prompt (prefix_of); planned without cache hits, "
-        "since no cached_tokens were recorded",
+        "m: 75% of its input repeats an earlier prompt (prefix_of); plans count it as cached, "
+        "though no cached_tokens were recorded",
     )
     told = demand_of([first, _continued(15, 20, cached=0)], "w")
     assert (told.flags, told.llms["m"].repeated_input) == ((), 0)

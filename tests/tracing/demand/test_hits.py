@@ -75,10 +75,11 @@ def test_the_flag_says_what_was_counted_and_on_what_it_rests() -> None:
     """Nothing to say where nothing repeats."""
     assert hit_flag(demand(300.0, None), 4, LEAST) is None
     assert hit_flag(demand(None, 800.0), 4, LEAST) == (
-        "cached prefix: 20% of the input is counted as cached under least_in_flight on 4 replicas; "
-        "80% repeats an earlier prompt of its run, no engine said what it cached"
+        "cached prefix: 80% of the input is counted as cached; 80% repeats an earlier prompt of "
+        "its run, no engine said what it cached; 4 replicas under least_in_flight may find as "
+        "little as 20%, which the simulation counts"
     )
-    assert hit_flag(demand(900.0, 800.0), 1, STICKY) == (
-        "cached prefix: 90% of the input is counted as cached under sticky_prefix on 1 replica; "
-        "80% repeats an earlier prompt of its run, engines found 90% in the trace"
+    assert hit_flag(demand(900.0, 800.0), 4, STICKY) == (
+        "cached prefix: 90% of the input is counted as cached; 80% repeats an earlier prompt of "
+        "its run, engines found 90% in the trace"
     )
