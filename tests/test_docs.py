@@ -90,6 +90,25 @@ def test_committed_figures_are_what_the_bench_says(monkeypatch: pytest.MonkeyPat
         )
 
 
+def test_readme_shows_the_committed_runs() -> None:
+    """The tables of real runs and of replica groups are those of bench/*.json, row by row."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    runs = json.loads((ROOT / "bench" / "real_vllm.json").read_text(encoding="utf-8"))["runs"]
+    for number, run in enumerate(runs, start=1):
+        mean, p95 = run["mean latency"], run["p95 latency"]
+        row = (
+            f"| {number} | {mean['measured']:.2f} s | {100 * mean['pipeline_error']:+.1f} % | "
+            f"{100 * mean['simulation_error']:+.1f} % | {p95['measured']:.2f} s | "
+            f"{100 * p95['simulation_error']:+.1f} % |"
+        )
+        assert row in page
+    cases = json.loads((ROOT / "bench" / "queueing.json").read_text(encoding="utf-8"))["rows"]
+    for load in sorted({case["utilisation"] for case in cases}):
+        mine = [case for case in cases if case["utilisation"] == load]
+        kept = [sum(case[key] for case in mine) for key in ("call_met", "run_p95_met")]
+        assert f"| {100 * load:.0f}% | {len(mine)} | {kept[0]} | {kept[1]} |" in page
+
+
 def test_the_glossary_says_where_each_noun_lives() -> None:
     """Every module of the glossary exists and defines the name that stands beside it."""
     rows = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").splitlines()
