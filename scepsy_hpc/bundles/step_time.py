@@ -145,10 +145,11 @@ class EngineModel:
         """Seconds of one step; zero when there is nothing to do."""
         if prefill_tokens <= 0 and num_decoding <= 0:
             return 0.0
-        woken = 0.0 if self.experts is None else self.experts.woken(prefill_tokens + num_decoding)
+        step_s = self.step_s
+        if self.experts is not None:
+            step_s += self.expert_s * self.experts.woken(prefill_tokens + num_decoding)
         return (
-            self.step_s
-            + self.expert_s * woken
+            step_s
             + self.prefill_token_s * prefill_tokens
             + self.sequence_s * num_decoding
             + self.context_token_s * context_tokens

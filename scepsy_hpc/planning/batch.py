@@ -186,14 +186,14 @@ def shortest(
 
     def time_s(num: int) -> float:
         if num not in known:
-            state, _ = closed_state(problem.pipeline, hosted, num)
+            state, _ = closed_state(problem.pipeline, hosted, num, with_calls=False)
             batch = ClosedBatch(target.num_tasks, num, problem.run_lengths_s)
             is_short = state.run_s <= limit_s
             known[num] = makespan(state, batch)[0] if is_short else math.inf
         return known[num]
 
     if math.isinf(time_s(1)):
-        return 0, closed_state(problem.pipeline, hosted, 1)[0].run_s
+        return 0, closed_state(problem.pipeline, hosted, 1, with_calls=False)[0].run_s
     most = min(target.num_tasks, _MOST_IN_FLIGHT, int(math.sqrt(_MOST_WORK / len(hosted))))
     num, before_s = 1, math.inf
     while time_s(num) < before_s * (1.0 - _WORTH) and num < most:

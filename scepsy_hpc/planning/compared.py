@@ -106,7 +106,7 @@ class Checker:
         made, flags = replications(case, HALF_WIDTH_PCT, self.max_calls, SEED)
         factor = 1.0
         if part.num_tasks < batch.num_tasks:
-            state, _ = closed_state(pipeline, hosted, batch.max_runs_in_flight)
+            state, _ = closed_state(pipeline, hosted, batch.max_runs_in_flight, with_calls=False)
             factor = makespan(state, batch)[0] / makespan(state, part)[0]
             flags.append(
                 f"{name}: makespan_s: scaled: {part.num_tasks} of {batch.num_tasks} tasks were "

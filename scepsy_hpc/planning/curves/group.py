@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,7 @@ class Lanes:
 
 def group_latencies_s(servers: Sequence[Server], lanes: Lanes) -> Floats:
     """Mean latency of a call (s) in each lane; infinite where it cannot keep up."""
-    tables = _Tables.of(servers)
+    tables = _tables_of(tuple(servers))
     limits = tables.limit_rps[lanes.which] * lanes.num_replicas
     found = np.full(len(limits), np.inf)
     # So close to the limit the mean is unbounded in practice and loses its digits.
@@ -74,7 +75,7 @@ def group_states(server: Server, lanes: Lanes) -> tuple[Floats, Floats, Floats]:
     The parts sum to 1, and the mean of state / rate under them is the mean latency. Raises
     ValueError where the group cannot keep up.
     """
-    tables = _Tables.of([server])
+    tables = _tables_of((server,))
     load, limit = float(lanes.loads_rps[0]), float(tables.limit_rps[0] * lanes.num_replicas[0])
     if load >= limit * (1.0 - 1e-9):
         raise ValueError(f"arrivals_rps ({load:g}) must be below the limit ({limit:g})")
@@ -140,6 +141,12 @@ class _Tables:
         return cls(
             rates, bend, log, first, second, floor, np.maximum.accumulate(rates, axis=0), last
         )
+
+
+@lru_cache(maxsize=128)
+def _tables_of(servers: tuple[Server, ...]) -> _Tables:
+    """Kept: a search asks the same servers at one load after another."""
+    return _Tables.of(servers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ tilted to near the answer, so that nothing overflows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -59,9 +60,11 @@ def closed_batch(
     overlap: float,
     tool_time_s: float,
     host: ClosedStage | None = None,
+    with_calls: bool = True,
 ) -> ClosedState:
     """Steady state with ``num_runs`` runs in flight, by Little's law.
 
+    Without ``with_calls`` the latencies of calls, which take the most work, are left out.
     ``host``: the cores that agents share, whose CPU time is part of the tool time.
     Different LLMs of one run overlap: while it is at any of them it stands at 1 / ``overlap``
     stages at once. So the network holds the population at which throughput x run length equals
@@ -73,9 +76,11 @@ def closed_batch(
     cpu_s = float(1.0 / host.runs_rps(np.ones(1))[0]) if host else 0.0
     delay_s = max(tool_time_s - cpu_s, 0.0)
     llms, stages = len(stages), [*stages, *([host] if host else [])]
+    # Steps that come close to each other lie between the same whole populations.
+    at: _At = cache(lambda whole: _throughput(stages, whole, delay_s))
     for _ in range(40):
-        rate_rps = _between(stages, population, delay_s)
-        host_s = _time_at_last(stages, population, delay_s) if host else 0.0
+        rate_rps = _between(at, population)
+        host_s = _time_at_last(at, population, llms) if host else 0.0
         waiting_s = max(host_s - cpu_s, 0.0)
         llm_s = max(population / rate_rps - delay_s - host_s, 0.0)
         run_s = run_latency_s(llm_s, tool_time_s + waiting_s, overlap)
@@ -83,8 +88,10 @@ def closed_batch(
         if abs(num_now - num_runs) < 1e-6 * num_runs:
             break
         population *= 1.0 + 0.8 * (num_runs / num_now - 1.0)
+    if not with_calls:
+        return ClosedState(rate_rps, run_s, (), waiting_s)
     whole = max(round(population), 1)
-    times_s = closed_times(stages, whole, delay_s)[1][:llms]
+    times_s = [_time_s(at, whole, index) for index in range(llms)]
     # Queues at the nearest whole population, stretched to the length at the one between.
     stretch = llm_s / sum(times_s)
     latencies = tuple(
@@ -94,21 +101,30 @@ def closed_batch(
     return ClosedState(rate_rps, run_s, latencies, waiting_s)
 
 
-def _time_at_last(stages: Sequence[ClosedStage], population: float, delay_s: float) -> float:
+_At = Callable[[int], tuple[float, list[Floats]]]
+
+
+def _time_s(at: _At, population: int, index: int) -> float:
+    """Seconds of a run at a stage."""
+    rate_rps, weights = at(population)
+    return _mean_queue(weights, index, population) / rate_rps
+
+
+def _time_at_last(at: _At, population: float, index: int) -> float:
     """Seconds of a run at the last stage, linear between whole populations."""
     low = max(int(population), 1)
-    times_s = [closed_times(stages, n, delay_s)[1][-1] for n in (low, low + 1)]
+    times_s = [_time_s(at, n, index) for n in (low, low + 1)]
     return times_s[0] + min(population - low, 1.0) * (times_s[1] - times_s[0])
 
 
-def _between(stages: Sequence[ClosedStage], population: float, tool_time_s: float) -> float:
+def _between(at: _At, population: float) -> float:
     """Throughput, linear between whole populations."""
     low = max(int(population), 1)
     part = min(max(population - low, 0.0), 1.0)
-    rate_rps = _throughput(stages, low, tool_time_s)[0]
+    rate_rps = at(low)[0]
     if part < 1e-9:
         return rate_rps
-    return rate_rps + part * (_throughput(stages, low + 1, tool_time_s)[0] - rate_rps)
+    return rate_rps + part * (at(low + 1)[0] - rate_rps)
 
 
 def closed_times(

@@ -119,9 +119,12 @@ def predict_batch(pipeline: Pipeline, hosted: Sequence[HostedStage], batch: Clos
 
 
 def closed_state(
-    pipeline: Pipeline, hosted: Sequence[HostedStage], num_runs: int
+    pipeline: Pipeline, hosted: Sequence[HostedStage], num_runs: int, with_calls: bool = True
 ) -> tuple[ClosedState, list[str]]:
-    """Steady state with ``num_runs`` runs of the only workflow in flight, and its flags."""
+    """Steady state with ``num_runs`` runs of the only workflow in flight, and its flags.
+
+    Latencies of calls only ``with_calls``: a makespan does not ask for them.
+    """
     load = pipeline.workflows[0]
     stages, flags = [], []
     for host in hosted:
@@ -135,7 +138,8 @@ def closed_state(
             )
     cpu_s = load.cpu_s or 0.0
     cores = ClosedStage(pipeline.host.server, 1, cpu_s, 1.0) if pipeline.host else None
-    return closed_batch(stages, num_runs, load.overlap, load.tool_time_s, cores), flags
+    state = closed_batch(stages, num_runs, load.overlap, load.tool_time_s, cores, with_calls)
+    return state, flags
 
 
 def makespan(state: ClosedState, batch: ClosedBatch) -> tuple[float, list[str]]:

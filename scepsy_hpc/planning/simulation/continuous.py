@@ -77,6 +77,9 @@ class ContinuousBatching:
     def __init__(self, engine: Engine) -> None:
         """Idle."""
         self.engine = engine
+        self._model = engine.model
+        self._seats = engine.max_num_seqs
+        self._stretch = engine.stretch
         self.in_flight = 0
         self.end_s = math.inf
         self.num_preempted = 0
@@ -114,7 +117,7 @@ class ContinuousBatching:
         if self.end_s == math.inf:
             self._start(now_s)
             return
-        gone = 0 if self._chunks else self._steps_by(now_s)
+        gone = 0 if self._chunks or self._num_steps == 1 else self._steps_by(now_s)
         since_s = now_s - self._start_s - self._length_s(gone)
         if since_s <= self.engine.join_window_s:
             self._go_on(gone)
@@ -135,7 +138,8 @@ class ContinuousBatching:
                 self._leave(job)
                 self.in_flight -= 1
                 ended.append(job.call)
-        self._end_prompts(ended)
+        if self._chunks:
+            self._end_prompts(ended)
         self._start(now_s)
         return ended
 
@@ -145,7 +149,7 @@ class ContinuousBatching:
         self._chunks = []
         if self._counts_blocks and self._grown_step < self._step and self._decoding:
             self._grow()
-        model = self.engine.model
+        model = self._model
         budget = model.max_num_batched_tokens - self._decoding
         left = budget
         if self._joining:
@@ -153,7 +157,7 @@ class ContinuousBatching:
                 left -= self._take_chunk(job, left)
         while self._waiting and left > 0 and self._preempted_step < self._step:
             job = self._waiting[0]
-            if len(self._running) >= self.engine.max_num_seqs or not self._look_up(job):
+            if len(self._running) >= self._seats or not self._look_up(job):
                 break
             self._waiting.popleft()
             self._running[job] = None
@@ -163,14 +167,17 @@ class ContinuousBatching:
         if not self._decoding and not prefill:
             self.end_s = math.inf
             return
-        stretch = self.engine.stretch
-        factor = stretch[min(self.in_flight, len(stretch) - 1)]
+        stretch = self._stretch
+        factor = stretch[self.in_flight] if self.in_flight < len(stretch) else stretch[-1]
         self._first_s = factor * model.step_time_s(prefill, self._decoding, self._context)
         self._growth_s = factor * model.context_token_s * self._decoding
         # Nobody joins in a step that preempted, but somebody may in the next.
-        is_short = self._chunks or (self._waiting and self._preempted_step == self._step)
-        self._num_steps = 1 if is_short else self._alike()
-        self.end_s = now_s + self._length_s(self._num_steps)
+        if self._chunks or (self._waiting and self._preempted_step == self._step):
+            self._num_steps = 1
+            self.end_s = now_s + self._first_s
+        else:
+            self._num_steps = self._alike()
+            self.end_s = now_s + self._length_s(self._num_steps)
 
     def _alike(self) -> int:
         """Steps, this one first, until a call ends or blocks run out."""
@@ -263,6 +270,8 @@ class ContinuousBatching:
         return chunk
 
     def _length_s(self, num_steps: int) -> float:
+        if num_steps == 0:
+            return 0.0
         return num_steps * self._first_s + self._growth_s * num_steps * (num_steps - 1) / 2.0
 
     def _steps_by(self, now_s: float) -> int:
@@ -280,7 +289,12 @@ class ContinuousBatching:
         """Let so many steps without a change pass."""
         if not num_steps:
             return
-        if self._counts_blocks and num_steps > 1:
+        if num_steps == 1:
+            self._start_s += self._first_s
+            self._step += 1
+            self._context += self._decoding
+            return
+        if self._counts_blocks:
             # The first one's blocks are taken; those of the step that comes then are not.
             rounds, rest = divmod(num_steps - 1, BLOCK_TOKENS)
             more = rounds * self._decoding

@@ -230,8 +230,11 @@ class Simulation:
         if not self._has_begun:
             self._begin()
         handlers, events, recorder = self.handlers, self.events, self.recorder
-        while events and not recorder.is_done and self.num_calls < self.most_calls:
+        versions, most_calls = self.versions, self.most_calls
+        while events and not recorder.is_done and self.num_calls < most_calls:
             now_s, _, kind, one, other = heappop(events)
+            if kind == _REPLICA and other != versions[one]:
+                continue  # the replica's next end has changed since
             self.now_s = now_s
             handlers[kind](now_s, one, other)
 
@@ -345,22 +348,20 @@ class Simulation:
         server = group.replicas[index]
         server.add(_Call(run, node, name, now_s), size, now_s, run.number, path)
         group.rank(index)
-        self._schedule(replica)
+        self._schedule(replica, server.end_s)
 
-    def _schedule(self, replica: int) -> None:
-        self.versions[replica] += 1
-        end_s = self.replicas[replica][0].end_s
+    def _schedule(self, replica: int, end_s: float) -> None:
+        version = self.versions[replica] = self.versions[replica] + 1
         if end_s < math.inf:
-            self._push(end_s, _REPLICA, replica, self.versions[replica])
+            self.num_events += 1
+            heappush(self.events, (end_s, self.num_events, _REPLICA, replica, version))
 
-    def _advance(self, now_s: float, replica: int, version: int) -> None:
-        if version != self.versions[replica]:
-            return  # the replica's next end has changed since
+    def _advance(self, now_s: float, replica: int, _: int) -> None:
         server, group = self.replicas[replica]
         ended = server.pop()
         if ended:
             group.rank(replica - group.first)
-        self._schedule(replica)
+        self._schedule(replica, server.end_s)
         for run, node, name, start_s in ended:
             self.recorder.end_call(name, run.script.deployments[node], start_s, now_s)
         for run, node, _, _ in ended:

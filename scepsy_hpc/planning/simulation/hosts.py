@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -112,12 +113,19 @@ def engine_on(model: EngineModel, curve: Curve, sizes: Sequence[Size]) -> Engine
         tokens = curve.tokens.inputs + curve.tokens.outputs + BLOCK_TOKENS
         kv_tokens = max(kv_tokens, curve.server.concurrency[-1] * tokens)
     plain = Engine(replace(model, kv_tokens=kv_tokens))
-    known: list[tuple[int, float]] = []
-    for k in _held(curve):
-        known.append((k, closed_load_rps(plain, sizes, k) / float(curve.server.rate_rps(k))))
+    loads_rps = _closed_loads_rps(plain, tuple(sizes), tuple(_held(curve)))
+    known = [(k, rps / float(curve.server.rate_rps(k))) for k, rps in loads_rps]
     whole = np.log(np.maximum(np.arange(known[-1][0] + 1), 1))
     stretch = np.interp(whole, np.log([k for k, _ in known]), [factor for _, factor in known])
     return replace(plain, stretch=tuple(stretch.tolist()))
+
+
+@lru_cache(maxsize=256)
+def _closed_loads_rps(
+    engine: Engine, sizes: tuple[Size, ...], held: tuple[int, ...]
+) -> tuple[tuple[int, float], ...]:
+    """Kept: a plan is checked several times over, by the same engines."""
+    return tuple((k, closed_load_rps(engine, sizes, k)) for k in held)
 
 
 def _held(curve: Curve) -> list[int]:
