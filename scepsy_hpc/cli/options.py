@@ -98,9 +98,22 @@ class WholeNumber(click.ParamType[int]):
         return int(text)
 
 
+class Seed(click.ParamType[int]):
+    """A whole number from 0 on."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """The number."""
+        text = str(value).strip()
+        if not text.isascii() or not text.isdigit():
+            self.fail(f"{value!r} is no whole number from 0 on")
+        return int(text)
+
+
 PROFILES_HELP = "Folder of bundles.  [default: those the plan names]"
 DURATION, MINUTES, PERCENT = Duration(), Minutes(), Percent()
-POSITIVE, COUNT = PositiveNumber(), WholeNumber()
+POSITIVE, COUNT, ANY_SEED = PositiveNumber(), WholeNumber(), Seed()
 
 
 def json_option(function: F) -> F:

@@ -8,6 +8,7 @@ import click
 
 from scepsy_hpc.cli.hosting import host_plan, show_status
 from scepsy_hpc.cli.options import (
+    ANY_SEED,
     COUNT,
     DURATION,
     FILE,
@@ -31,7 +32,7 @@ from scepsy_hpc.cluster.jobs.submit import ClusterName
 @click.option("--resume", is_flag=True, help="Go on with the tasks not recorded in the folder.")
 @click.option("--runs-in-flight", type=COUNT, help="Runs at a time.  [default: the plan's, or 8]")
 @click.option("--rate", type=POSITIVE, help="Runs per second instead, Poisson arrivals.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the arrivals.")
+@click.option("--seed", type=ANY_SEED, default=0, show_default=True, help="Seed of the arrivals.")
 @click.option("--task-timeout", type=DURATION, help="Limit for one attempt, such as 30min.")
 @click.option("--time", "time_min", type=MINUTES, help="Time limit of the job, such as 8h.")
 @json_option

@@ -8,6 +8,7 @@ import click
 
 from scepsy_hpc.cli.inputs import spans_files
 from scepsy_hpc.cli.options import (
+    ANY_SEED,
     COUNT,
     FILE,
     FOLDER,
@@ -17,6 +18,8 @@ from scepsy_hpc.cli.options import (
     json_option,
     print_json,
 )
+
+_LEAST_RATE_RPS = 1e-6
 
 
 @click.command(epilog=example("scepsy simulate plan.yaml --rate 5 --seed 1"))
@@ -34,7 +37,9 @@ from scepsy_hpc.cli.options import (
     help="Runs to simulate; with --runs-in-flight a batch of so many, fill and drain included.  "
     "[default: as many as the interval needs]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of arrivals and draws.")
+@click.option(
+    "--seed", type=ANY_SEED, default=0, show_default=True, help="Seed of arrivals and draws."
+)
 @click.option(
     "--cores",
     type=COUNT,
@@ -76,6 +81,8 @@ def simulate(
         raise click.UsageError("give one of --rate, --runs-in-flight and --arrivals")
     if arrivals is not None and runs is not None:
         raise click.UsageError("--runs: the file of --arrivals says how many; leave it out")
+    if rate is not None and rate < _LEAST_RATE_RPS:
+        raise click.UsageError(f"--rate: must be at least {_LEAST_RATE_RPS:g} runs/s; is {rate:g}")
     made = load_plan(plan_path)
     recorded = spans_of(made, spans_files(spans, made.workflows) if spans else None)
     load: Arrivals | dict[str, Arrivals]

@@ -17,6 +17,8 @@ from typing import Any
 from scepsy_hpc.errors import InputError
 
 _KEYS = ("time_s", "workflow", "count")
+_LATEST_S = 1e11
+_MOST_AT_ONCE = 1_000_000
 
 
 def load_arrival_times(path: Path | str, workflows: Sequence[str]) -> dict[str, Sequence[float]]:
@@ -66,6 +68,10 @@ def _json_rows(path: Path | str, lines: Any) -> Iterator[tuple[int, dict[str, An
 def _csv_rows(path: Path | str, lines: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     table = csv.DictReader(lines)
     try:
+        if table.fieldnames and "time_s" not in table.fieldnames:
+            raise InputError(
+                f"{path} line 1: must name the columns: time_s, and workflow and count where needed"
+            )
         for row in table:
             yield table.line_num, {key: _cell(key, value) for key, value in row.items() if value}
     except csv.Error as error:
@@ -84,11 +90,26 @@ def _checked(row: dict[Any, Any], where: str, workflows: Sequence[str]) -> tuple
     if unknown:
         raise InputError(f"{where}: {unknown[0]}: unknown key; known: {', '.join(_KEYS)}")
     time_s, count = row.get("time_s"), row.get("count", 1)
-    if isinstance(time_s, bool) or not isinstance(time_s, int | float) or not math.isfinite(time_s):
+    if isinstance(time_s, bool) or not isinstance(time_s, int | float) or math.isnan(time_s):
         raise InputError(f"{where}: time_s: must be a finite number; is {time_s!r}")
+    if not -_LATEST_S <= time_s <= _LATEST_S:
+        raise InputError(
+            f"{where}: time_s: must be a finite number of seconds, {_LATEST_S:g} at most; "
+            f"is {_short(time_s)}"
+        )
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"{where}: count: must be a whole number of at least 1; is {count!r}")
+    if count > _MOST_AT_ONCE:
+        raise InputError(f"{where}: count: must be at most {_MOST_AT_ONCE}; is {_short(count)}")
     name = row.get("workflow", workflows[0] if len(workflows) == 1 else None)
     if name not in workflows:
-        raise InputError(f"{where}: workflow: must be one of {', '.join(workflows)}; is {name!r}")
+        raise InputError(
+            f"{where}: workflow: must be one of {', '.join(workflows)}; is {_short(name)}"
+        )
     return str(name), float(time_s), count
+
+
+def _short(value: Any) -> str:
+    """A value as one screen line takes it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

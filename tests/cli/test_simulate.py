@@ -102,6 +102,8 @@ def test_runs_that_come_at_given_times(tmp_path, capsys):
     [
         (["--rate", "1", "--runs-in-flight", "2"], "give one of --rate, --runs-in-flight"),
         ([], "give one of --rate, --runs-in-flight"),
+        (["--rate", "1e-300"], "--rate: must be at least 1e-06 runs/s; is 1e-300"),
+        (["--rate", "1", "--seed", "-1"], "'-1' is no whole number from 0 on"),
         (["--arrivals", "TIMES", "--runs", "3"], "--runs: the file of --arrivals says how many"),
     ],
 )

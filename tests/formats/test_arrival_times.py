@@ -32,6 +32,11 @@ def test_csv_and_json_lines_say_the_same(tmp_path):
         ('{"time_s": 1, "count": 0}\n', "line 1: count: must be a whole number of at least 1"),
         ('{"time": 1}\n', "line 1: time: unknown key; known: time_s, workflow, count"),
         ('{"time_s": 1, "workflow": "v"}\n', "line 1: workflow: must be one of w; is 'v'"),
+        ('{"time_s": 1, "count": 1000000000000}\n', "line 1: count: must be at most 1000000"),
+        (
+            '{"time_s": 1e308}\n',
+            "line 1: time_s: must be a finite number of seconds, 1e+11",
+        ),
         ("[1]\n", "line 1: must be an object"),
         ("{\n", "line 1: not JSON"),
         ("", "no run of workflow w comes"),
@@ -44,3 +49,15 @@ def test_what_makes_no_sense_is_refused(text, message, tmp_path):
     with pytest.raises(InputError) as caught:
         load_arrival_times(path, ["w"])
     assert message in str(caught.value)
+
+
+def test_a_table_without_header_and_a_long_value_are_told_in_one_screen_line(tmp_path):
+    """No "no run comes" where the first run was read as header, and no line of megabytes."""
+    csv, jsonl = tmp_path / "t.csv", tmp_path / "t.jsonl"
+    csv.write_text("1,w,1\n")
+    with pytest.raises(InputError, match=r"line 1: must name the columns: time_s"):
+        load_arrival_times(csv, ["w"])
+    jsonl.write_text('{"time_s": 1, "workflow": "' + "x" * 100_000 + '"}\n')
+    with pytest.raises(InputError) as caught:
+        load_arrival_times(jsonl, ["w"])
+    assert len(str(caught.value)) < 500
