@@ -39,8 +39,10 @@ class Duration(click.ParamType[float]):
         if isinstance(value, float):
             return value
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", str(value))
-        if match is None or match[2] not in _UNITS_S or float(match[1]) == 0:
+        if match is None or match[2] not in _UNITS_S:
             self.fail(f"{value!r} is no time with its unit; write 500ms, 30s, 90min, 8h or 2d")
+        if float(match[1]) == 0:
+            self.fail(f"{value!r} must be more than nothing; write 500ms, 30s, 90min, 8h or 2d")
         return float(match[1]) * _UNITS_S[match[2]]
 
 

@@ -19,8 +19,6 @@ from scepsy_hpc.cli.options import (
     print_json,
 )
 
-_LEAST_RATE_RPS = 1e-6
-
 
 @click.command(epilog=example("scepsy simulate plan.yaml --rate 5 --seed 1"))
 @click.argument("plan_path", metavar="PLAN", type=FILE)
@@ -74,6 +72,7 @@ def simulate(
     from scepsy_hpc.formats.plan import load_plan
     from scepsy_hpc.planning.forecast import simulated
     from scepsy_hpc.planning.inputs import bundles_of, spans_of
+    from scepsy_hpc.planning.request import LEAST_RATE_RPS
     from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open, Timed
     from scepsy_hpc.report import tables
 
@@ -81,8 +80,8 @@ def simulate(
         raise click.UsageError("give one of --rate, --runs-in-flight and --arrivals")
     if arrivals is not None and runs is not None:
         raise click.UsageError("--runs: the file of --arrivals says how many; leave it out")
-    if rate is not None and rate < _LEAST_RATE_RPS:
-        raise click.UsageError(f"--rate: must be at least {_LEAST_RATE_RPS:g} runs/s; is {rate:g}")
+    if rate is not None and rate < LEAST_RATE_RPS:
+        raise click.UsageError(f"--rate: must be at least {LEAST_RATE_RPS:g} runs/s; is {rate:g}")
     made = load_plan(plan_path)
     recorded = spans_of(made, spans_files(spans, made.workflows) if spans else None)
     load: Arrivals | dict[str, Arrivals]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import uuid
 from collections.abc import Iterable, Sequence
@@ -94,6 +95,11 @@ def _problem(span: Span, seen: set[tuple[str, str]]) -> str | None:
         return f"span {span.span_id!r}: end_s ({span.end_s}) is before start_s ({span.start_s})"
     if span.kind == "llm" and not span.llm:
         return f"span {span.span_id!r}: llm: missing; an LLM span names its LLM"
+    if (span.cached_tokens or 0) > (span.input_tokens or math.inf):
+        return (
+            f"span {span.span_id!r}: cached_tokens ({span.cached_tokens}) must be at most "
+            f"input_tokens ({span.input_tokens})"
+        )
     if (span.run_id, span.span_id) in seen:
         return f"span_id: {span.span_id!r} stands twice in run {span.run_id!r}; ids must differ"
     return None

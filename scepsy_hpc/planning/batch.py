@@ -38,7 +38,8 @@ MOST_BUDGETS = 12
 """Numbers of GPUs that are tried, those of the lowest bound first."""
 
 MOST_BATCHES = 6
-_RATES = (MAX_UTILISATION, 0.6, 0.25)  # of the highest: allocations of low latency at these
+_RATES = (MAX_UTILISATION, 0.6, 0.25, 0.001)
+"""Of the highest: allocations of low latency at these. A batch of few tasks is hardly a load."""
 _MOST_OTHERS = 4  # numbers of GPUs that the frontier shows beside those that may be best
 _MOST_WORK = 2e6  # stages x population^2 of a closed network; above, rates of an open one are taken
 _OPEN_RATES = (0.85, MAX_UTILISATION)  # of capacity
@@ -146,7 +147,7 @@ def _tried(
     others = sorted(set(most_rps) - seen)
     step = max(-(-len(others) // _MOST_OTHERS), 1)
     for gpus in others[::-1][::step]:
-        rates = _RATES if math.isinf(best_h) else _RATES[:1]
+        rates = _RATES if math.isinf(best_h) else (_RATES[0], _RATES[-1])
         found += _on(unit, target, most_rps[gpus], gpus, rates)
     return found
 
@@ -244,7 +245,12 @@ def _first_in_time(
 ) -> Choice:
     """The first whose simulated batch meets the deadline; its certificate in predicted figures."""
     missed: list[float] = []
-    for one in ranked[:MOST_BATCHES]:
+    # A deadline that few predictions meet may be met by the shortest alone.
+    shortest_one = min(ranked, key=lambda one: one.makespan_s)
+    candidates = [*ranked[: MOST_BATCHES - 1], shortest_one]
+    for number, one in enumerate(candidates):
+        if one in candidates[:number]:
+            continue
         choice = _choice(unit, target, one, bound_h, len(missed), _frontier(target, tried))
         if unit.checker is None:
             return choice

@@ -18,6 +18,9 @@ from scepsy_hpc.planning.check import MAX_CALLS
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.targets import Deadline, Limits, Rate, Target
 
+LEAST_RATE_RPS = 1e-6
+"""A run in eleven days; at lower rates a clock in seconds loses its digits."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
@@ -75,6 +78,12 @@ class PlanRequest:
     def _rate(self, name: str, own: float | None) -> float:
         """The workflow's own rate, the target's, or one run per second where rates are a mix."""
         rate = own
+        given = self.target.rps if isinstance(self.target, Rate) else None
+        if own is not None and given is not None:
+            raise InputError(
+                f"workflow {name}: has a rate of its own ({own:g} in NAME=FILE@RATE) beside --rate "
+                f"{given:g}; give one of them"
+            )
         if rate is None and isinstance(self.target, Rate):
             rate = self.target.rps if len(self.workflows) == 1 else None
             if rate is None:
@@ -83,6 +92,9 @@ class PlanRequest:
                     "--workflow NAME=FILE@RATE"
                 )
         rate = 1.0 if rate is None else rate
-        if not (math.isfinite(rate) and rate > 0):
-            raise InputError(f"workflow {name}: rate ({rate}) must be greater than 0")
+        if not (math.isfinite(rate) and rate >= LEAST_RATE_RPS):
+            raise InputError(
+                f"workflow {name}: rate ({rate:g}) must be finite and at least {LEAST_RATE_RPS:g} "
+                "runs/s"
+            )
         return rate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -126,15 +127,29 @@ def launch(
     return jobs
 
 
+def _equal_nodes(components: Sequence[Component]) -> Component:
+    """Nodes that all have what the largest needs: one job asks for equal nodes."""
+    most = max(components, key=lambda c: c.gpus_per_node)
+    number = sum(c.num_nodes for c in components)
+    idle = sum(c.num_nodes * (most.gpus_per_node - c.gpus_per_node) for c in components)
+    if idle:
+        print(
+            f"note: the job asks for {most.gpus_per_node} GPUs on each of {number} nodes, since "
+            f"one job has equal nodes: {idle} of them stay idle",
+            file=sys.stderr,
+        )
+    return replace(most, num_nodes=number)
+
+
 def _resources(plan: Plan, site: Site, time_min: int | None, pretended: bool) -> Resources:
     components = plan.allocation.components if plan.allocation else _components(plan)
-    if len(components) > 1 and not pretended:
+    if len({c.gpu_type for c in components}) > 1 and not pretended:
         kinds = "; ".join(f"{c.num_nodes} x {c.gpus_per_node} {c.gpu_type}" for c in components)
         raise InputError(
             f"plan: allocation has {len(components)} kinds of nodes ({kinds}); one job asks for "
             "one kind here. Plan with a topology of equal nodes"
         )
-    one = components[0]
+    one = components[0] if pretended else _equal_nodes(components)
     cpus = (one.cpus_per_gpu or site.cpus_per_gpu or 4) * one.gpus_per_node
     return Resources(
         num_nodes=1 if pretended else one.num_nodes,

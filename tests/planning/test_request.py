@@ -17,8 +17,10 @@ from scepsy_hpc.planning.targets import Deadline, Rate, Target
     ("target", "rate", "message"),
     [
         (Rate(), None, "has no rate"),
-        (Rate(), -1.0, "greater than 0"),
-        (Rate(float("nan")), None, "greater than 0"),
+        (Rate(), -1.0, "at least 1e-06"),
+        (Rate(1e-320), None, "at least 1e-06"),
+        (Rate(2.0), 5.0, "a rate of its own"),
+        (Rate(float("nan")), None, "at least 1e-06"),
         (Deadline(0, 10.0), None, "at least 1"),
         (Deadline(10, 0.0), None, "greater than 0"),
     ],

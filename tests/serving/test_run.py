@@ -12,7 +12,7 @@ import pytest
 import serving_cases as cases
 
 from scepsy_hpc.cli.main import run_line as scepsy
-from scepsy_hpc.formats.plan import load_plan, save_plan
+from scepsy_hpc.formats.plan import Component, load_plan, save_plan
 from scepsy_hpc.formats.spans import load_spans
 from scepsy_hpc.serving import node_agent
 from scepsy_hpc.serving import run as runs
@@ -227,3 +227,17 @@ def test_runs_in_flight_of_several_workflows_add_up(tmp_path):
         settings = RunSettings(max_runs_in_flight=asked)
         folder = runs.prepare(path, None, tmp_path / f"out{asked}", settings)
         assert load_settings(folder.settings).max_runs_in_flight == wanted
+
+
+def test_unequal_nodes_of_one_type_are_asked_for_as_equal_ones(capsys):
+    """Two GPUs on one node and one on another: a job of two nodes with two each, and it is said."""
+
+    def component(num_nodes, gpus):
+        return Component(num_nodes=num_nodes, gpus_per_node=gpus, gpu_type="h100_sxm")
+
+    unequal = (component(1, 2), component(1, 1))
+    assert runs._equal_nodes(unequal) == component(2, 2)
+    assert "2 GPUs on each of 2 nodes" in (said := capsys.readouterr().err)
+    assert "1 of them stay idle" in said
+    assert runs._equal_nodes(unequal[:1]) == unequal[0]
+    assert not capsys.readouterr().err

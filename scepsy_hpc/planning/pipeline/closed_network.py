@@ -14,6 +14,7 @@ from functools import cache
 
 import numpy as np
 
+from scepsy_hpc.errors import InputError
 from scepsy_hpc.metrics import Floats
 from scepsy_hpc.planning.curves.queueing import Server
 from scepsy_hpc.planning.pipeline.pipeline import run_latency_s
@@ -144,7 +145,9 @@ def _throughput(
 ) -> tuple[float, list[Floats]]:
     """Throughput, and the weights of each station at a tilt close to it."""
     if population > _MAX_POPULATION:
-        raise ValueError(f"population ({population}) must be at most {_MAX_POPULATION}")
+        raise InputError(
+            f"{population} runs in flight are more than can be predicted: at most {_MAX_POPULATION}"
+        )
     tilt = _first_guess(stages, population, tool_time_s)
     found = tilt
     for _ in range(_NUM_TILTS):

@@ -215,6 +215,13 @@ def curve_of(
         except NoCurveError as error:
             reasons.append(f"{evidence.label}: {error}")
     if not reasons:
+        known = {b.header.precision for b in bundles if b.header.model == deployment.model}
+        if deployment.precision is not None and deployment.precision not in known and known:
+            raise InputError(
+                f"plan: llms.{name}.precision: no profile of {deployment.model} is of "
+                f"{deployment.precision!r}; there are: {', '.join(sorted(known))}. Correct it, or "
+                "leave it out for whichever was measured"
+            )
         raise no_evidence(deployment.model, [deployment.gpu_type], bundles, deployment.engine)
     raise InputError(
         f"plan: llms.{name}: TP {kind.tp_degree} at {kind.gpu_share_pct}% of {kind.gpu_type} has "
@@ -230,7 +237,8 @@ def _evidence(deployment: Deployment, bundles: Sequence[Bundle]) -> list[Evidenc
     if deployment.memory_gib is not None:
         memory_gib = gpu_memory_of_gib(deployment.memory_gib, deployment.gpu_share_pct)
     model, gpu_type = deployment.model, deployment.gpu_type
-    found = list(evidence_for(model, gpu_type, bundles, engine, memory_gib))
+    mine = [b for b in bundles if deployment.precision in (None, b.header.precision)]
+    found = list(evidence_for(model, gpu_type, mine, engine, memory_gib))
     if deployment.bundle_sha256 is None:
         return found
     sha256 = deployment.bundle_sha256

@@ -90,7 +90,7 @@ def _finite(value: float) -> float | None:
 
 def predict_batch(pipeline: Pipeline, hosted: Sequence[HostedStage], batch: ClosedBatch) -> Figures:
     """Figures of one workflow's batch, a fixed number of runs in flight, with its makespan."""
-    state, flags = closed_state(pipeline, hosted, batch.max_runs_in_flight)
+    state, flags = closed_state(pipeline, hosted, min(batch.max_runs_in_flight, batch.num_tasks))
     makespan_s, more = makespan(state, batch)
     called = [h for h in hosted if h.stage.uses[0].calls_per_run > 0]
     latency_s = {h.stage.name: h.curve.latency_s(0.0) for h in hosted}

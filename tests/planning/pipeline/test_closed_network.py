@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from scepsy_hpc.errors import InputError
 from scepsy_hpc.planning.curves.queueing import Server
 from scepsy_hpc.planning.pipeline.closed_network import ClosedStage, closed_batch, closed_times
 
@@ -74,5 +75,5 @@ def test_bad_populations_are_refused() -> None:
     """No run in flight, or more than can be computed, is refused by value."""
     with pytest.raises(ValueError, match="num_runs"):
         closed_batch([ClosedStage(ONE, 1, 1.0, 1.0)], 0, 1.0, 0.0)
-    with pytest.raises(ValueError, match="population"):
+    with pytest.raises(InputError, match="more than"):
         closed_times([ClosedStage(ONE, 1, 1.0, 1.0)], 10**6, 0.0)

@@ -91,3 +91,16 @@ def test_no_rate_at_all() -> None:
         predict_plan(plan, NEEDS, BUNDLES)
     with pytest.raises(InputError, match="greater than 0"):
         predict_plan(plan, NEEDS, BUNDLES, rate_rps=-1.0)
+
+
+def test_another_precision_is_refused() -> None:
+    """A plan of a precision that nobody measured gets no figures of another one."""
+    known = BUNDLES[0].header.precision
+    for precision, fits in ((known, True), ("fp9", False)):
+        llm = replace(DEPLOYMENT, precision=precision)
+        plan = replace(PLAN, llms={"a": llm})
+        if fits:
+            assert predict_plan(plan, NEEDS, BUNDLES, rate_rps=2.0).latency_mean_s
+        else:
+            with pytest.raises(InputError, match=r"llms\.a\.precision: no profile"):
+                predict_plan(plan, NEEDS, BUNDLES, rate_rps=2.0)
