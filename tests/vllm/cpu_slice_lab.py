@@ -195,7 +195,7 @@ def make_plan(
     lab: Lab,
     num_traced: int = 8,
     runs_in_flight: int = 2,
-    target: Sequence[str] = ("--rate", "2", "--within", "0%"),
+    target: Sequence[str] = ("--rate", "1", "--within", "0%"),
 ) -> None:
     """The pipeline up to the plan for ``target``: topology, trace, profile, plan."""
     lab.scepsy("topology", "--slurm", "gpu", "-o", "topology.yaml")
