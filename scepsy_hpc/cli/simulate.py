@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -18,6 +19,7 @@ from scepsy_hpc.cli.options import (
     json_option,
     print_json,
 )
+from scepsy_hpc.formats.figures import ReplicaServer
 
 
 @click.command(epilog=example("scepsy simulate plan.yaml --rate 5 --seed 1"))
@@ -44,6 +46,12 @@ from scepsy_hpc.cli.options import (
     help="Cores of the agents, where the spans say their CPU seconds; by default the plan's.",
 )
 @click.option(
+    "--server",
+    type=click.Choice(get_args(ReplicaServer)),
+    help="What a replica is: one that shares X(k) evenly among k calls, or an engine, step by "
+    "step.  [default: an engine where prompts repeat others of their run, else shared]",
+)
+@click.option(
     "--spans",
     multiple=True,
     metavar="[NAME=]FILE",
@@ -59,6 +67,7 @@ def simulate(
     runs: int | None,
     seed: int,
     cores: int | None,
+    server: ReplicaServer | None,
     spans: tuple[str, ...],
     profiles: Path | None,
     as_json: bool,
@@ -93,7 +102,7 @@ def simulate(
         load, wanted = Open(None, rate), runs
     else:
         load = Closed(runs, runs_in_flight or 1)
-    found = simulated(made, recorded, bundles_of(made, profiles), load, seed, wanted, cores)
+    found = simulated(made, recorded, bundles_of(made, profiles), load, seed, wanted, cores, server)
     if as_json:
         print_json(found)
         return

@@ -38,6 +38,9 @@ class RunFigures:
         return (self.num_runs or 0) - (self.num_failed or 0)
 
 
+ReplicaServer = Literal["processor_sharing", "continuous_batching"]
+
+
 @record
 class LlmFigures:
     """The calls of one deployment, or of one alias of a workflow.
@@ -57,7 +60,7 @@ class LlmFigures:
     num_replicas: int | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
-    server: Literal["continuous_batching", "processor_sharing"] | None = None
+    server: ReplicaServer | None = None
 
 
 @record

@@ -18,13 +18,13 @@ import numpy as np
 
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.figures import Figures, LlmFigures, RunFigures
+from scepsy_hpc.formats.figures import Figures, LlmFigures, ReplicaServer, RunFigures
 from scepsy_hpc.formats.plan import Plan, Routing
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage
 from scepsy_hpc.planning.simulation.arrivals import Arrivals, arrivals_of
 from scepsy_hpc.planning.simulation.events import Simulation, flags_of, scripts_of
 from scepsy_hpc.planning.simulation.flows import Flow, Script, aliases_of
-from scepsy_hpc.planning.simulation.hosts import Host, hosts_of
+from scepsy_hpc.planning.simulation.hosts import Host, engines_used, hosts_of
 from scepsy_hpc.planning.simulation.offered import Offered, offered_by
 from scepsy_hpc.planning.simulation.outcome import (
     SimulatedBatch,
@@ -63,6 +63,7 @@ def checked(
     cores: float | None = None,
     engine_models: Mapping[str, EngineModel] | None = None,
     profiled_on_spans: Collection[str] = (),
+    server: ReplicaServer | None = None,
 ) -> Figures:
     """Simulated figures of traced runs on a plan. Raises InputError.
 
@@ -70,9 +71,12 @@ def checked(
     own, else that of ``engine_models``. ``load``: `Open(None, rate)` and `Closed(None, in_flight)`
     are steady states, with a number of runs whole batches; open ones for all workflows are split by
     the plan's mix of rates. ``num_runs``: of a steady state so many runs, whatever the interval.
-    ``cores``: those of the agents, where waiting for them is to be simulated.
+    ``cores``: those of the agents, where waiting for them is to be simulated. ``server``: what a
+    replica is (see ``hosts.engines_used``).
     """
-    case = Case.of(plan, graphs, hosted, load, engine_models or {}, profiled_on_spans, cores)
+    case = Case.of(
+        plan, graphs, hosted, load, engine_models or {}, profiled_on_spans, cores, server
+    )
     endless = {mine.num_runs is None for mine in case.arrivals.values()}
     if len(endless) > 1:
         raise InputError("arrivals: some workflows have a number of runs and some go on for ever")
@@ -106,6 +110,7 @@ class Case:
         engine_models: Mapping[str, EngineModel],
         profiled_on_spans: Collection[str],
         cores: float | None,
+        server: ReplicaServer | None = None,
     ) -> Case:
         """Raises InputError."""
         arrivals = arrivals_of(plan, load, graphs)
@@ -113,6 +118,7 @@ class Case:
         curves = {host.stage.name: host.curve for host in hosted}
         engines = {n: e for n, e in engine_models.items() if n in curves}
         engines |= {name: c.engine for name, c in curves.items() if c.engine is not None}
+        engines = engines_used(server, engines, names, graphs)
         hosts = hosts_of(plan, names, graphs, curves, engines, profiled_on_spans)
         scripts = {name: scripts_of(mine, names[name], hosts) for name, mine in graphs.items()}
         offered = offered_by(arrivals, scripts, hosts)

@@ -10,7 +10,7 @@ from scepsy_hpc.bundles.engine_model import BadFitError, fit_bundle
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle
-from scepsy_hpc.formats.figures import Figures
+from scepsy_hpc.formats.figures import Figures, ReplicaServer
 from scepsy_hpc.formats.plan import Plan, PlanWorkflow
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.workflow import Llm, Workflow
@@ -76,10 +76,12 @@ def simulated(
     seed: int = 0,
     num_runs: int | None = None,
     cores: float | None = None,
+    server: ReplicaServer | None = None,
 ) -> Figures:
     """Discrete-event simulation of the traced runs on the plan (see ``check``).
 
-    ``cores`` of the agents; without them those that the plan counts on. Raises InputError.
+    ``cores`` of the agents; without them those that the plan counts on. ``server``: what a replica
+    is (see ``hosts.engines_used``). Raises InputError.
     """
     demands = demands_in_spans(plan, spans)
     pipeline, hosted = hosted_of(plan, demands, bundles, 1.0)
@@ -95,6 +97,7 @@ def simulated(
         cores=cores,
         engine_models=engine_models(plan, bundles),
         profiled_on_spans=_profiled_on_spans(plan, bundles),
+        server=server,
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 
 from scepsy_hpc.bundles.step_time import EngineModel
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.figures import ReplicaServer
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.formats.spans import BLOCK_TOKENS
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
@@ -32,7 +32,7 @@ class Host:
     engine: Engine | None = None
 
     @property
-    def server(self) -> Literal["continuous_batching", "processor_sharing"]:
+    def server(self) -> ReplicaServer:
         """What its replicas are taken for."""
         return "processor_sharing" if self.engine is None else "continuous_batching"
 
@@ -88,6 +88,42 @@ def hosts_of(
             host = replace(host, engine=engine_on(engine_models[name], host.curve, sizes))
         found[name] = host
     return found
+
+
+def engines_used(
+    server: ReplicaServer | None,
+    engine_models: Mapping[str, EngineModel],
+    names: Mapping[str, Mapping[str, str]],
+    graphs: Mapping[str, Sequence[RunGraph]],
+) -> dict[str, EngineModel]:
+    """Engine models of the deployments whose replicas are engines; the others share X(k).
+
+    None: only where a call repeats the prompt of another to the same deployment, as hits are a
+    state that a shared processor does not have. Raises InputError where an engine is asked for and
+    has no model.
+    """
+    if server == "processor_sharing":
+        return {}
+    called, repeated = set(), set()
+    for workflow, mine in graphs.items():
+        for graph in mine:
+            to = [None if n.llm is None else names[workflow][n.llm] for n in graph.nodes]
+            called.update(name for name in to if name is not None)
+            pairs = zip(to, graph.nodes, strict=True)
+            repeated.update(n for n, node in pairs if n and _repeats(node, n, to))
+    if server is None:
+        return {name: model for name, model in engine_models.items() if name in repeated}
+    lacking = sorted(called - set(engine_models))
+    if lacking:
+        raise InputError(
+            f"{', '.join(lacking)}: --server continuous_batching: has no engine model that passed "
+            "its hold-out; take processor_sharing"
+        )
+    return dict(engine_models)
+
+
+def _repeats(node: RunNode, name: str, called: Sequence[str | None]) -> bool:
+    return node.prefix_of is not None and called[node.prefix_of[0]] == name
 
 
 def size_of(curve: Curve, inputs: int | None, outputs: int | None, cached: int | None) -> Size:

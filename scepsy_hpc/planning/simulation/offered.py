@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from scepsy_hpc.formats.spans import BLOCK_TOKENS
 from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open
 from scepsy_hpc.planning.simulation.flows import Script
 from scepsy_hpc.planning.simulation.hosts import Host, closed_load_rps
@@ -13,7 +14,7 @@ from scepsy_hpc.planning.simulation.replicas import Size
 _LOOKED_AT = 0.8
 """Part of the curve's capacity from which on an engine's own capacity is measured."""
 _MOST_SIZES = 256
-_MOST_IN_FLIGHT = 512
+_MOST_IN_FLIGHT = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,14 @@ def offered_by(
         weight = load.rate_rps if isinstance(load, Open) else 1.0
         called = 0
         for script in mine:
-            for deployment, size in zip(script.deployments, script.sizes, strict=True):
+            for node, (deployment, size) in enumerate(
+                zip(script.deployments, script.sizes, strict=True)
+            ):
                 if size is None:
                     continue
                 called += 1
                 name = names[deployment]
-                sizes[name].append(size)
+                sizes[name].append(_at_best(script, node, size))
                 if isinstance(load, Open):
                     calls_rps[name] += weight / len(mine)
                     work_rps[name] += weight / len(mine) * size.work
@@ -76,8 +79,22 @@ def offered_by(
 
 
 def _engine_rps(host: Host, sizes: Sequence[Size]) -> float:
-    """Calls per second of an engine with as many of these calls waiting as it can take at once."""
+    """Calls per second of an engine with as many of these calls as it can take at once.
+
+    Calls that share a prefix share room in the KV cache, too: it is no limit here.
+    """
     assert host.engine is not None
     step = max(len(sizes) // _MOST_SIZES, 1)
-    in_flight = min(2 * host.engine.max_num_seqs, _MOST_IN_FLIGHT)
-    return closed_load_rps(host.engine, sizes[::step], in_flight)
+    in_flight = min(host.engine.max_num_seqs, _MOST_IN_FLIGHT)
+    shared = replace(host.engine, model=replace(host.engine.model, kv_tokens=None))
+    return closed_load_rps(shared, sizes[::step], in_flight)
+
+
+def _at_best(script: Script, node: int, size: Size) -> Size:
+    """A call that finds all of the prefix that it repeats: only what is certain is an overload."""
+    if script.paths is None or script.holders[node] < 0:
+        return size
+    found = script.paths[node][-1].first * BLOCK_TOKENS
+    return size._replace(
+        prefill_tokens=max(min(size.prefill_tokens, size.input_tokens - found), 1)
+    )
