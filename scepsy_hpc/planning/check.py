@@ -21,7 +21,7 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.figures import Figures, LlmFigures, ReplicaServer, RunFigures
 from scepsy_hpc.formats.plan import Plan, Routing
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage
-from scepsy_hpc.planning.simulation.arrivals import Arrivals, arrivals_of
+from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, arrivals_of
 from scepsy_hpc.planning.simulation.events import Simulation, flags_of, scripts_of
 from scepsy_hpc.planning.simulation.flows import Flow, Script, aliases_of
 from scepsy_hpc.planning.simulation.hosts import Host, engines_used, hosts_of
@@ -153,6 +153,17 @@ class Case:
         ]
         return found + [f"{name}: no_cpu_time: --cores has no effect" for name in without]
 
+    def in_flight(self, workflow: str) -> int | None:
+        """Runs that are always in flight, all sent at the start; None: they come by themselves."""
+        load = self.arrivals[workflow]
+        return load.max_in_flight if isinstance(load, Closed) else None
+
+    @property
+    def all_in_flight(self) -> int | None:
+        """The same of all workflows together."""
+        known = [self.in_flight(name) for name in self.arrivals]
+        return None if None in known else sum(number or 0 for number in known)
+
     @property
     def calls_per_run(self) -> float:
         """Mean over the runs that come."""
@@ -183,6 +194,8 @@ def _targets(case: Case, max_calls: int) -> Iterator[int]:
     most = max(int(max_calls / max(case.calls_per_run, 1e-9)), 1)
     most = min(most, max_calls)
     target = _FEWEST_RUNS
+    while target < _FILLED * (case.all_in_flight or 0):
+        target *= 2
     while target * case.calls_per_run < _FEWEST_CALLS and target < _FEWEST_CALLS:
         target *= 2
     while target < most:
@@ -200,7 +213,7 @@ def _steady(
     tally = case.tally(targets[0])
     simulation = case.simulation(tally, seed)
     most = _BEYOND * max(max_calls, (num_runs or 0) * case.calls_per_run)
-    simulation.most_calls = most + 1000.0
+    simulation.most_calls = most + 1000.0 + 2.0 * (case.all_in_flight or 0) * case.calls_per_run
     narrow = 0
     for number, target in enumerate(targets):
         if number:
@@ -222,6 +235,8 @@ def _steady(
 def _growth(case: Case, simulation: Simulation, tally: Tally) -> str | None:
     """Whether runs pile up, although no deployment's capacity says so."""
     in_flight, come = tally.num_in_flight, tally.num_runs
+    if tally.is_done and case.all_in_flight is not None:
+        return None  # as many as were sent at the start
     said = f"{in_flight} of {come} runs were in flight after {simulation.num_calls} calls"
     lengths = [graph.traced_s for mine in case.graphs.values() for graph in mine]
     if not tally.is_done and simulation.now_s < 2.0 * sum(lengths) / len(lengths):
@@ -251,12 +266,13 @@ def _steady_figures(
 ) -> Figures:
     window = SteadyWindow.of(tally)
     runs = {
-        name: steady_runs(window, series, ended)
+        name: steady_runs(window, series, ended, case.in_flight(name))
         for name, series, ended in zip(case.graphs, tally.runs, tally.ended, strict=True)
     }
     ended = Series()
     for one in tally.ended:
         ended.counts += one.counts
+        ended.sums += one.sums
     flags = case.flags()
     if not window.settled:
         flags.append(
@@ -265,7 +281,7 @@ def _steady_figures(
         )
     for name, series in zip(case.graphs, tally.runs, strict=True):
         flags += _wide(name, window.estimate(series).half_width, wanted, simulation.num_calls)
-    overall = steady_runs(window, tally.all_runs, ended)
+    overall = steady_runs(window, tally.all_runs, ended, case.all_in_flight)
     return Figures.of(
         overall,
         how="simulated",

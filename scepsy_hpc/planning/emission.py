@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from scepsy_hpc.formats.figures import Figures
@@ -16,6 +16,7 @@ from scepsy_hpc.formats.points import POINTS_FILE
 from scepsy_hpc.planning.allocation import allocation_of
 from scepsy_hpc.planning.choice import Choice
 from scepsy_hpc.planning.compared import with_closed_throughput, with_differences
+from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
 from scepsy_hpc.planning.explain import explain
 from scepsy_hpc.planning.inputs import input_of
 from scepsy_hpc.planning.offers import Offer
@@ -34,9 +35,12 @@ from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Target
 def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan:
     """The plan of a choice: what it hosts where, what it asks for, what it should reach."""
     searched, choice = choice, _with_cores(problem, choice, request.target)
-    problem, choice, routing_notes = routed(request, problem, choice)
     predicted = _predicted(problem, choice, request.target)
     in_flight = {flow.name: _in_flight(choice, predicted, flow.name) for flow in request.flows}
+    problem, choice, routing_notes = routed(request, problem, choice, in_flight)
+    choice, carried_notes = _carried(problem, choice, request.target, in_flight)
+    if carried_notes:
+        predicted = _predicted(problem, choice, request.target)
     simulated = _simulated(problem, choice, request.target, predicted, in_flight)
     names = deployments_of(request.flows)
     placed = choice.solution.instances
@@ -70,6 +74,7 @@ def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan
             *explain(searched, problem.offers, predicted, request.demands),
             *choice.pipeline.cores_said,
             *routing_notes,
+            *carried_notes,
         ),
     )
 
@@ -86,6 +91,40 @@ def _with_cores(problem: PlanningProblem, choice: Choice, target: Target) -> Cho
     return replace(choice, pipeline=pipeline)
 
 
+def _carried(
+    problem: PlanningProblem, choice: Choice, target: Target, in_flight: Mapping[str, int | None]
+) -> tuple[Choice, tuple[str, ...]]:
+    """The highest rate, lowered where a closed load shows that less is carried, and why."""
+    closed = _closed(problem, choice, target, in_flight)
+    if closed is None:
+        return choice, ()
+    parts, most = [], []
+    for name, rate_rps in choice.pipeline.rates_rps.items():
+        runs = closed.per_workflow[name]
+        if runs.throughput_rps is not None:
+            parts.append(runs.throughput_rps / rate_rps)
+            most.append(runs.intervals.get("throughput_rps", (0.0, math.inf))[1] / rate_rps)
+    if not parts or min(most) >= 1.0:
+        return choice, ()
+    pipeline = choice.pipeline.at_rates(MAX_UTILISATION * min(parts))
+    said = (
+        f"rate: {pipeline.total_rps:.4g} instead of {choice.pipeline.total_rps:.4g} runs/s, "
+        f"{100 * MAX_UTILISATION:.0f}% of what a closed load reaches in simulation"
+    )
+    return replace(choice, pipeline=pipeline, simulated=None), (said,)
+
+
+def _closed(
+    problem: PlanningProblem, choice: Choice, target: Target, in_flight: Mapping[str, int | None]
+) -> Figures | None:
+    """Simulated figures of a closed load, where throughput is asked for."""
+    runs = {name: number for name, number in in_flight.items() if number is not None}
+    asked = isinstance(target, MaxThroughput) and choice.certificate is not None
+    if problem.checker is None or not asked or len(runs) < len(in_flight):
+        return None
+    return problem.checker.in_flight(choice.pipeline, choice.hosted, runs)
+
+
 def _simulated(
     problem: PlanningProblem,
     choice: Choice,
@@ -99,12 +138,10 @@ def _simulated(
     found = choice.simulated
     if found is None:
         found = problem.checker.at_rates(choice.pipeline, choice.hosted)
-    if isinstance(target, MaxThroughput) and choice.certificate is not None:
-        runs = {name: number for name, number in in_flight.items() if number is not None}
-        if len(runs) == len(in_flight):
-            closed = problem.checker.in_flight(choice.pipeline, choice.hosted, runs)
-            rates = choice.pipeline.rates_rps
-            found = with_closed_throughput(found, closed, rates, sum(runs.values()))
+    closed = _closed(problem, choice, target, in_flight)
+    if closed is not None:
+        number = sum(runs or 0 for runs in in_flight.values())
+        found = with_closed_throughput(found, closed, choice.pipeline.rates_rps, number)
     return with_differences(predicted, found)
 
 

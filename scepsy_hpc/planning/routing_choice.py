@@ -19,11 +19,10 @@ from scepsy_hpc.planning.outline import outline
 from scepsy_hpc.planning.pipeline.predict import ClosedBatch
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.request import PlanRequest
-from scepsy_hpc.planning.targets import Deadline
+from scepsy_hpc.planning.targets import Deadline, MaxThroughput
 from scepsy_hpc.tracing.demand.hits import hit_flag
 
 Metric = Literal["latency_mean_s", "throughput_rps", "makespan_s"]
-LATENCY: Metric = "latency_mean_s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +61,38 @@ def choose_routing(
 
 
 def routed(
-    request: PlanRequest, problem: PlanningProblem, choice: Choice
+    request: PlanRequest,
+    problem: PlanningProblem,
+    choice: Choice,
+    in_flight: Mapping[str, int | None],
 ) -> tuple[PlanningProblem, Choice, tuple[str, ...]]:
     """A choice under the rule that is better for it, the problem that checks by it, and why.
 
-    A rule that breaks the limit on the 95th percentile is not taken.
+    Where throughput is asked for, that of a closed load of ``in_flight`` runs decides. A rule that
+    breaks the limit on the 95th percentile is not taken.
     """
     checker, batch = problem.checker, choice.batch
     if checker is None:
         return problem, choice, ()
     tasks = request.target.num_tasks if isinstance(request.target, Deadline) else 0
 
+    runs = {name: number for name, number in in_flight.items() if number is not None}
+    by_throughput = isinstance(request.target, MaxThroughput) and len(runs) == len(in_flight)
+
     def simulate(plan: Plan) -> Figures:
         under = replace(checker, routing=plan.routing)
+        if by_throughput:
+            return under.in_flight(choice.pipeline, choice.hosted, runs)
         if batch is None:
             return under.at_rates(choice.pipeline, choice.hosted)
         closed = ClosedBatch(tasks, batch.max_runs_in_flight, problem.run_lengths_s)
         return under.batch(choice.pipeline, choice.hosted, closed).figures
 
     plan = outline(choice.pipeline, choice.hosted, problem.offers)
-    found = choose_routing(plan, request.spans, simulate, "makespan_s" if batch else LATENCY)
+    metric: Metric = "makespan_s" if batch else "latency_mean_s"
+    if by_throughput:
+        metric = "throughput_rps"
+    found = choose_routing(plan, request.spans, simulate, metric)
     if found.simulated is None or found.why is None:
         return problem, choice, _hits(request, plan)
     if (
@@ -96,7 +107,7 @@ def routed(
     checked_by = replace(checker, routing=found.plan.routing)
     return (
         replace(problem, checker=checked_by),
-        replace(choice, simulated=found.simulated),
+        replace(choice, simulated=None if by_throughput else found.simulated),
         (found.why, *_hits(request, found.plan)),
     )
 

@@ -48,6 +48,9 @@ class SteadyWindow:
             means = sums[known] / counts[known]
             first = int(np.flatnonzero(known)[warm_up_batches(means)]) if len(means) > 1 else 0
         starts_s = tally.starts.sums / np.maximum(tally.starts.counts, 1.0)
+        # Runs that were all sent at once, at the start of a closed load, say nothing of its rate.
+        at_once = int(np.count_nonzero(starts_s[:last] == 0.0))
+        first = max(first, min(at_once, last - 1))
         duration_s = np.diff(starts_s[first:last])
         duration_s = np.append(duration_s, duration_s.mean() if len(duration_s) else math.nan)
         return cls(first, last, size, duration_s, first < last // 2 or last < 4)
@@ -60,6 +63,13 @@ class SteadyWindow:
     def estimate(self, series: Series) -> Estimate:
         """Mean latency."""
         return estimate(series.sums[self.first : self.last], series.counts[self.first : self.last])
+
+    def gap(self, series: Series, ended: Series, in_flight: int | None) -> Estimate:
+        """Mean time (s) between runs that end well."""
+        took_s = self.duration_s
+        if in_flight is not None:
+            took_s = ended.sums[self.first : self.last] / in_flight
+        return estimate(took_s, series.counts[self.first : self.last])
 
     def count(self, series: Series) -> int:
         """How many there were, those of the warm-up too."""
@@ -86,16 +96,21 @@ class SteadyWindow:
         return values, intervals
 
 
-def steady_runs(window: SteadyWindow, series: Series, ended: Series) -> RunFigures:
-    """Figures of runs in a steady state; their numbers count the warm-up too."""
+def steady_runs(
+    window: SteadyWindow, series: Series, ended: Series, in_flight: int | None = None
+) -> RunFigures:
+    """Figures of runs in a steady state; their numbers count the warm-up too.
+
+    ``in_flight``: so many runs are always in flight, and Little's law says how many end a second:
+    they start in waves, so the times between starts say it less well.
+    """
     mean = window.estimate(series)
     if not math.isfinite(mean.mean):
         return RunFigures(num_runs=window.count(ended), num_failed=window.count(ended))
     values, intervals = window.percentiles_s(series)
     if mean.interval is not None:
         intervals = {"latency_mean_s": mean.interval, **intervals}
-    counts = series.counts[window.first : window.last]
-    gap = estimate(window.duration_s, counts)
+    gap = window.gap(series, ended, in_flight)
     if gap.interval is not None and gap.interval[0] > 0:
         intervals["throughput_rps"] = (1.0 / gap.interval[1], 1.0 / gap.interval[0])
     num_runs = window.count(ended)
