@@ -104,6 +104,7 @@ class ContinuousBatching:
         self._first_s = 0.0  # length of the next step, and by how much each grows over the last
         self._growth_s = 0.0
         self._num_added = 0
+        self._left = 0  # prompt tokens that the step has room for
 
     def add(
         self, call: Any, size: Size, now_s: float, run: int = 0, path: Sequence[Stretch] = ()
@@ -121,7 +122,10 @@ class ContinuousBatching:
         since_s = now_s - self._start_s - self._length_s(gone)
         if since_s <= self.engine.join_window_s:
             self._go_on(gone)
-            self._start(self._start_s)
+            if self._chunks:
+                self._fill()  # what the step holds already stays as it is
+            else:
+                self._start(self._start_s)
             self.end_s = max(self.end_s, now_s)
         elif not self._chunks and gone + 1 < self._num_steps:
             self._num_steps = gone + 1
@@ -149,12 +153,14 @@ class ContinuousBatching:
         self._chunks = []
         if self._counts_blocks and self._grown_step < self._step and self._decoding:
             self._grow()
-        model = self._model
-        budget = model.max_num_batched_tokens - self._decoding
-        left = budget
-        if self._joining:
-            for job in tuple(self._joining):
-                left -= self._take_chunk(job, left)
+        self._left = self._model.max_num_batched_tokens - self._decoding
+        for job in tuple(self._joining):
+            self._left -= self._take_chunk(job, self._left)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Let those who wait join the step, and see when it ends."""
+        left = self._left
         while self._waiting and left > 0 and self._preempted_step < self._step:
             job = self._waiting[0]
             if len(self._running) >= self._seats or not self._look_up(job):
@@ -163,7 +169,9 @@ class ContinuousBatching:
             self._running[job] = None
             self._joining.append(job)
             left -= self._take_chunk(job, left)
-        prefill = budget - left
+        self._left = left
+        model = self._model
+        prefill = model.max_num_batched_tokens - self._decoding - left
         if not self._decoding and not prefill:
             self.end_s = math.inf
             return
@@ -174,10 +182,10 @@ class ContinuousBatching:
         # Nobody joins in a step that preempted, but somebody may in the next.
         if self._chunks or (self._waiting and self._preempted_step == self._step):
             self._num_steps = 1
-            self.end_s = now_s + self._first_s
+            self.end_s = self._start_s + self._first_s
         else:
             self._num_steps = self._alike()
-            self.end_s = now_s + self._length_s(self._num_steps)
+            self.end_s = self._start_s + self._length_s(self._num_steps)
 
     def _alike(self) -> int:
         """Steps, this one first, until a call ends or blocks run out."""
