@@ -195,10 +195,11 @@ def with_closed_throughput(
     flags, flows = list(simulated.flags), dict(simulated.per_workflow)
     for name, runs in closed.per_workflow.items():
         reached, wanted = runs.throughput_rps, planned_rps[name]
-        if reached is None:
-            continue
         intervals = {**flows[name].intervals}
         intervals.pop("throughput_rps", None)
+        if reached is None:
+            flows[name] = replace(flows[name], throughput_rps=None, intervals=intervals)
+            continue
         if "throughput_rps" in runs.intervals:
             intervals["throughput_rps"] = runs.intervals["throughput_rps"]
         flows[name] = replace(flows[name], throughput_rps=reached, intervals=intervals)
@@ -209,9 +210,12 @@ def with_closed_throughput(
                 f"{name}: throughput_rps: differs: planned {wanted:.4g} runs/s, a closed load "
                 f"reaches {reached:.4g} runs/s in simulation",
             )
+    said = f"simulated with {num_runs} runs always in flight"
+    if any(runs.throughput_rps is None for runs in closed.per_workflow.values()):
+        said = f"not {said}: that takes more calls (--check-calls)"
     flags.append(
-        f"throughput_rps: closed: simulated with {num_runs} runs always in flight; latencies are "
-        "those of Poisson arrivals at the planned rates"
+        f"throughput_rps: closed: {said}; latencies are those of Poisson arrivals at the planned "
+        "rates"
     )
     total = [runs.throughput_rps for runs in flows.values()]
     whole = sum(x for x in total if x is not None) if None not in total else None

@@ -31,6 +31,9 @@ from scepsy_hpc.planning.routing_choice import routed
 from scepsy_hpc.planning.simulation.tails import with_tails
 from scepsy_hpc.planning.targets import Deadline, MaxThroughput, Target
 
+_ABOUT = 0.02
+"""A closed load whose throughput is so near the rate carries it."""
+
 
 def emit(request: PlanRequest, problem: PlanningProblem, choice: Choice) -> Plan:
     """The plan of a choice: what it hosts where, what it asks for, what it should reach."""
@@ -104,7 +107,7 @@ def _carried(
         if runs.throughput_rps is not None:
             parts.append(runs.throughput_rps / rate_rps)
             most.append(runs.intervals.get("throughput_rps", (0.0, math.inf))[1] / rate_rps)
-    if not parts or min(most) >= 1.0:
+    if not parts or min(most) >= 1.0 - _ABOUT:
         return choice, ()
     pipeline = choice.pipeline.at_rates(MAX_UTILISATION * min(parts))
     said = (

@@ -273,3 +273,29 @@ def test_a_time_limit_is_flagged(topology, tmp_path):
         assert run_line(plan_line(topology, out, "--rate", "0.5", *more)) == 0
         explanation = load_plan(out).explanation
         assert any("time_limit: " in line for line in explanation) == flagged
+
+
+def test_the_highest_rate_is_one_that_simulation_carries(tmp_path, capsys):
+    """Four GPUs for beam search: caches lose prefixes that the search counts on.
+
+    The rate is below what a closed load reaches, the rule is that of the higher throughput, and at
+    that rate latencies have a mean.
+    """
+    topology, out = tmp_path / "topology.yaml", tmp_path / "plan.yaml"
+    node = "  - {name: a, gpu_type: h100_sxm, gpu_memory_gib: 80, nvlink_domains: [[0, 1, 2, 3]]}\n"
+    topology.write_text("schema: scepsy/topology/v1\nnodes:\n" + node)
+    flow = FLOW.parent / "beam_search"
+    line = ["plan", "--workflow", str(flow / "workflow.yaml"), "--spans", str(flow / "spans.jsonl")]
+    line += ["--profiles", str(H100), "--topology", str(topology), "-o", str(out)]
+    assert run_line([*line, "--max-throughput", "--check-calls", "160000"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    plan = load_plan(out)
+    (flows,) = plan.workflows
+    assert plan.simulated is not None
+    assert plan.certificate is not None
+    reached = plan.simulated.throughput_rps
+    assert flows.rate_rps == pytest.approx(0.95 * reached, rel=1e-6)
+    assert flows.rate_rps < 0.9 * plan.certificate.value
+    assert "95% of what a closed load reaches in simulation" in said
+    assert plan.routing.rule == "sticky_prefix"
+    assert plan.simulated.latency_mean_s is not None

@@ -94,6 +94,18 @@ def test_a_closed_load_has_the_throughput_of_the_curve() -> None:
     assert found.makespan_s is None
 
 
+@pytest.mark.parametrize("in_flight", [40, 300])
+def test_runs_sent_at_once_say_nothing_of_the_rate(in_flight: int) -> None:
+    """A closed load begins with all its runs at one time: they are not what ends a second."""
+    spans = exponential(200)
+    served = one_server(spans, (1.0, 8.0), (1.0, 3.0))
+    found = simulated(spans, Closed(None, in_flight), served)
+    assert found.throughput_rps == pytest.approx(3.0, rel=0.03)
+    low, high = found.intervals["throughput_rps"]
+    assert low <= 3.0 <= high or found.throughput_rps == pytest.approx(3.0, rel=0.005)
+    assert not any("no_steady_state" in flag for flag in found.flags)
+
+
 @pytest.mark.parametrize("load", [1.0, 1.3])
 def test_overload_is_said_and_has_no_figures(load: float) -> None:
     """At and above capacity latencies have no mean: nulls, and a flag with the load."""
@@ -196,7 +208,7 @@ def test_sticky_routing_finds_more_of_its_prefix() -> None:
     known = MODEL.closed_loop
     rates = tuple(known(k, 650.0, 4.0, 500.0).throughput_rps for k in at)
     served = curve(at, rates, TokenLengths(650.0, 4.0, 500.0))
-    latency_s = {}
+    latency_s, servers = {}, set()
     for rule in ("least_in_flight", "sticky_prefix"):
         plan = plan_of("a", num_replicas=4, routing=Routing(rule=rule))  # type: ignore[arg-type]
         found = simulated(
@@ -204,4 +216,28 @@ def test_sticky_routing_finds_more_of_its_prefix() -> None:
         )
         assert found.latency_mean_s is not None
         latency_s[rule] = found.per_llm["a"].latency_mean_s
+        servers.add(found.per_llm["a"].server)
+    assert servers == {"continuous_batching"}  # prompts repeat: a shared processor has no cache
     assert latency_s["sticky_prefix"] < 0.95 * latency_s["least_in_flight"]
+
+
+def test_a_replica_is_what_was_asked_for() -> None:
+    """Without prompts that repeat it shares X(k); an engine must have a model."""
+    spans = [call(f"r{i}", "s", 0.0, 1.0, input_tokens=100, output_tokens=4) for i in range(4)]
+    at = (1.0, 4.0)
+    rates = tuple(MODEL.closed_loop(k, 100.0, 4.0).throughput_rps for k in at)
+    served = curve(at, rates, TokenLengths(100.0, 4.0))
+    more: dict[str, Any] = {"engine_models": {"a": MODEL}, "max_calls": 3000}
+    kinds = {
+        asked: simulated(spans, Open(None, 0.3 * rates[0]), served, server=asked, **more)
+        .per_llm["a"]
+        .server
+        for asked in (None, "processor_sharing", "continuous_batching")
+    }
+    assert kinds == {
+        None: "processor_sharing",
+        "processor_sharing": "processor_sharing",
+        "continuous_batching": "continuous_batching",
+    }
+    with pytest.raises(InputError, match="a: --server continuous_batching: has no engine model"):
+        simulated(spans, Open(None, 0.1), served, server="continuous_batching")

@@ -50,10 +50,11 @@ class SteadyWindow:
         starts_s = tally.starts.sums / np.maximum(tally.starts.counts, 1.0)
         # Runs that were all sent at once, at the start of a closed load, say nothing of its rate.
         at_once = int(np.count_nonzero(starts_s[:last] == 0.0))
+        settled = (first < last // 2 and at_once <= last // 2) or last < 4
         first = max(first, min(at_once, last - 1))
         duration_s = np.diff(starts_s[first:last])
         duration_s = np.append(duration_s, duration_s.mean() if len(duration_s) else math.nan)
-        return cls(first, last, size, duration_s, first < last // 2 or last < 4)
+        return cls(first, last, size, duration_s, settled)
 
     @property
     def length_s(self) -> float:
@@ -111,12 +112,13 @@ def steady_runs(
     if mean.interval is not None:
         intervals = {"latency_mean_s": mean.interval, **intervals}
     gap = window.gap(series, ended, in_flight)
-    if gap.interval is not None and gap.interval[0] > 0:
+    known = in_flight is None or window.settled
+    if known and gap.interval is not None and gap.interval[0] > 0:
         intervals["throughput_rps"] = (1.0 / gap.interval[1], 1.0 / gap.interval[0])
     num_runs = window.count(ended)
     return RunFigures(
         latency_mean_s=mean.mean,
-        throughput_rps=1.0 / gap.mean if gap.mean > 0 else None,
+        throughput_rps=1.0 / gap.mean if known and gap.mean > 0 else None,
         num_runs=num_runs,
         num_failed=num_runs - window.count(series),
         intervals=intervals,
