@@ -14,7 +14,8 @@ import numpy as np
 
 from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.plan import Plan, Routing
-from scepsy_hpc.planning.check import HALF_WIDTH_PCT, Case, checked, replications
+from scepsy_hpc.planning.case import Case
+from scepsy_hpc.planning.check import HALF_WIDTH_PCT, checked, replications
 from scepsy_hpc.planning.offers import Offers
 from scepsy_hpc.planning.outline import outline
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
