@@ -105,7 +105,8 @@ def trace(
     found = demand_of(spans, checked.name, tuple(checked.llms))
     if as_json:
         summary = asdict(found.summary())  # with what is unknown, as null
-        print_json({"num_runs": len(chosen), "failures": failures, "demand": summary})
+        runs = {"num_runs": len(chosen), "num_warm_up": len(first), "failures": failures}
+        print_json({**runs, "demand": summary})
     else:
         tables.show(*tables.demand_parts(found))
         say(f"wrote {output}: {len(spans)} spans of {len(chosen)} runs{_warmed(len(first), cold)}")
