@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -394,6 +395,33 @@ def test_a_wrong_task_is_refused_by_name_and_value(
     with pytest.raises(ValueError, match=f"{task['task_id']}: {key}: .*"):
         driver.run(workflow, endpoint, [task])
     assert not endpoint.bodies
+
+
+@pytest.mark.parametrize(
+    ("workflow", "used"),
+    [
+        ("rag_rerank", "client.completions, client.chat.completions"),
+        ("beam_search", "client.completions"),
+    ],
+)
+def test_workers_fork_from_an_agent_whose_client_is_loaded(workflow: str, used: str) -> None:
+    """What the client imports on first use is there once the agent's module is: a first run is no
+    longer than the next."""
+    code = (
+        f"import sys, {MODULES[workflow]} as agent; before = set(sys.modules)\n"
+        f"client = agent.make_client(); {used}\n"
+        "print(sorted(set(sys.modules) - before))"
+    )
+    env = {**os.environ, "OPENAI_BASE_URL": "http://localhost", "OPENAI_API_KEY": "none"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=WORKFLOWS / workflow,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
 
 
 async def run_command(workflow: str, stdin: str, url: str) -> tuple[int | None, str, str]:

@@ -74,7 +74,9 @@ def seats_seen(points: Sequence[Point], limits: Sequence[BatchLimits]) -> float 
     Once it has its first token a call is in the batch: by Little's law so many are, of those in
     flight, as is the part of the latency after it. Where half of the time and more is spent before
     that, though all prompts together do not fill the steps of one answer and the KV cache has
-    room (``limits`` of each point), seats were short. The median of such points; None without any.
+    room (``limits`` of each point), seats were short. Half, that is, of what a call that waits for
+    none would have: a call of one token has nothing after its first. The median of such points;
+    None without any.
     """
     seen = []
     for point, known in zip(points, limits, strict=True):
@@ -84,9 +86,17 @@ def seats_seen(points: Sequence[Point], limits: Sequence[BatchLimits]) -> float 
         if point.ttft_mean_s is None or prompts > outputs or not fits:
             continue
         after = 1.0 - point.ttft_mean_s / point.latency_mean_s
-        if 0.0 < after <= _MOSTLY_WAITING:
+        if 0.0 < after <= _MOSTLY_WAITING * _part_after_first(outputs):
             seen.append(in_flight * after)
     return float(np.median(seen)) if seen else None
+
+
+def _part_after_first(output_tokens: float) -> float:
+    """Part of a call's steps that follow its first token, if it never waits for a seat.
+
+    Before that are half a step under way, on average, and its own first.
+    """
+    return max(output_tokens - 1.0, 0.0) / (max(output_tokens, 1.0) + 0.5)
 
 
 def prefill_tokens(point: Point) -> float:

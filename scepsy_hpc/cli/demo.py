@@ -95,8 +95,8 @@ def _steps(out: Path, workflow: Path) -> list[tuple[str, str]]:
     flow, shipped = shlex.quote(str(workflow / "workflow.yaml")), shlex.quote(str(_shipped_h100()))
     return [
         (
-            "1. Trace: 12 runs of the agent, on one small instance of each LLM",
-            f"trace {flow} {tasks} -o {spans} -n 12 --runs-in-flight 3 --rehearse "
+            "1. Trace: 48 runs of the agent, on one small instance of each LLM",
+            f"trace {flow} {tasks} -o {spans} -n 48 --runs-in-flight 4 --rehearse "
             f"--profiles {shipped} --topology {topology}",
         ),
         (

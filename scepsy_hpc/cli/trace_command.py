@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=FILE, required=True, help="spans.jsonl to write.")
 @click.option("-n", "--num-tasks", type=COUNT, default=20, show_default=True, help="First N tasks.")
 @click.option("--runs-in-flight", type=COUNT, default=1, show_default=True, help="Runs at a time.")
+@click.option(
+    "--warm-up",
+    "num_warm_up",
+    type=click.IntRange(min=0),
+    help="So many of the tasks after those run first and are not recorded. Default: one for each "
+    "worker of a `python` agent, whose first run also loads what it uses.",
+)
 @click.option("--task-timeout", type=DURATION, help="Limit for one run, such as 30min.")
 @click.option(
     "--endpoint",
@@ -59,6 +66,7 @@ def trace(
     output: Path,
     num_tasks: int,
     runs_in_flight: int,
+    num_warm_up: int | None,
     task_timeout: float | None,
     endpoints: tuple[str, ...],
     plan_path: Path | None,
@@ -79,25 +87,43 @@ def trace(
     from scepsy_hpc.formats.workflow import load_workflow
     from scepsy_hpc.report import tables
     from scepsy_hpc.tracing.demand.demand import demand_of
+    from scepsy_hpc.tracing.warm_up import num_cold, warm_up_tasks, without_runs_of
 
     checked = load_workflow(workflow)
-    chosen = load_tasks(tasks, (checked.name,))[:num_tasks]
+    known = load_tasks(tasks, (checked.name,))
+    chosen = known[:num_tasks]
+    cold = min(num_cold(checked.agent, runs_in_flight), len(chosen))
+    first = warm_up_tasks(known, num_tasks, cold if num_warm_up is None else num_warm_up)
+    sent = [*first, *chosen]
     if endpoints:
-        spans, failures = _by_endpoints(checked, chosen, endpoints, runs_in_flight, task_timeout)
+        spans, failures = _by_endpoints(checked, sent, endpoints, runs_in_flight, task_timeout)
     else:
         plan = _plan_to_host(checked, plan_path, profiles, topology, rehearse)
-        spans, failures = _hosted(plan, chosen, cluster, site, runs_in_flight, task_timeout)
+        spans, failures = _hosted(plan, sent, cluster, site, runs_in_flight, task_timeout)
+    spans = without_runs_of(spans, first)
     save_spans(output, spans)
     found = demand_of(spans, checked.name, tuple(checked.llms))
     if as_json:
         summary = asdict(found.summary())  # with what is unknown, as null
-        print_json({"num_runs": len(chosen), "failures": failures, "demand": summary})
+        runs = {"num_runs": len(chosen), "num_warm_up": len(first), "failures": failures}
+        print_json({**runs, "demand": summary})
     else:
         tables.show(*tables.demand_parts(found))
-        say(f"wrote {output}: {len(spans)} spans of {len(chosen)} runs")
+        say(f"wrote {output}: {len(spans)} spans of {len(chosen)} runs{_warmed(len(first), cold)}")
     for task_id, error in failures.items():
         say(f"error: task {task_id}: {error}")
     return int(bool(failures))
+
+
+def _warmed(num_first: int, num_cold: int) -> str:
+    """How many runs are left out, and how many are in that were the first of their worker."""
+    left_out = f", after {num_first} to warm up" if num_first else ""
+    if num_first >= num_cold:
+        return left_out
+    return (
+        f"{left_out}; {num_cold - num_first} of them the first of their worker, which take longer: "
+        "give more tasks than -n"
+    )
 
 
 def _by_endpoints(

@@ -142,5 +142,9 @@ def spans_of_workflow(spans: Sequence[Span], workflow: str, *, needed: bool = Tr
 
 def new_run_id(task_id: str, attempt: int = 1) -> str:
     """A run id that shows its task and attempt, is unique, and is safe in a URL."""
-    shown = re.sub(r"[^A-Za-z0-9._-]", "_", task_id)[:80]
-    return f"{shown}.{attempt}.{uuid.uuid4().hex[:8]}"
+    return f"{shown_in_run_id(task_id)}.{attempt}.{uuid.uuid4().hex[:8]}"
+
+
+def shown_in_run_id(task_id: str) -> str:
+    """What of its task's id a run id begins with."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", task_id)[:80]

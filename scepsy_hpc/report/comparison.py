@@ -19,7 +19,7 @@ from scepsy_hpc.formats.plan import Plan, PlanWorkflow, load_plan
 from scepsy_hpc.planning.forecast import Forecast, forecast
 from scepsy_hpc.planning.inputs import bundles_of, spans_of
 from scepsy_hpc.planning.simulation.arrivals import Closed, Open
-from scepsy_hpc.report.notes import engine_notes, share_notes
+from scepsy_hpc.report.notes import engine_notes, sample_note, share_notes
 from scepsy_hpc.serving.measured import MeasuredRun
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
 from scepsy_hpc.serving.settings import RunSettings, load_settings
@@ -76,8 +76,8 @@ def compare_run(root: Path, again: Sequence[Path] = ()) -> Comparison:
     measured = _measured(folder)
     others = [_again(path, plan) for path in again]
     bundles = _bundles(plan)
-    forecasts, problem = _forecasts(plan, settings, measured, bundles)
-    notes = [*engine_notes(plan, bundles), *share_notes(folder), *([problem] if problem else [])]
+    forecasts, told = _forecasts(plan, settings, measured, bundles)
+    notes = [*engine_notes(plan, bundles), *share_notes(folder), *told]
     rows, llms = [], []
     for name, one in measured.items():
         pipeline, simulation = _expected(plan, name, one, settings, forecasts.get(name))
@@ -108,17 +108,18 @@ def _bundles(plan: Plan) -> list[Bundle]:
 
 def _forecasts(
     plan: Plan, settings: RunSettings, measured: Mapping[str, Figures], bundles: Sequence[Bundle]
-) -> tuple[dict[str, Forecast], str | None]:
-    """Predictions for this run's own load by workflow, or why there are none."""
+) -> tuple[dict[str, Forecast], list[str]]:
+    """Predictions for this run's own load by workflow, and what they rest on or lack."""
     if len(plan.workflows) != 1:
-        return {}, "several workflows at once: predicted figures are those stored in the plan"
+        return {}, ["several workflows at once: predicted figures are those stored in the plan"]
     try:
         load, spans = _load(settings, next(iter(measured.values()))), spans_of(plan)
         found = forecast(plan, spans, bundles or bundles_of(plan), load, settings.seed)
     except ScepsyError as error:
         why = str(error).partition(";")[0]
-        return {}, f"no new prediction for this load, figures are the plan's own: {why}"
-    return {plan.workflows[0].name: found}, None
+        return {}, [f"no new prediction for this load, figures are the plan's own: {why}"]
+    name = plan.workflows[0].name
+    return {name: found}, sample_note(spans[name], name)
 
 
 def _again(path: Path, plan: Plan) -> dict[str, Figures]:

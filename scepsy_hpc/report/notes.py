@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from scepsy_hpc.bundles.library import resolve_bundle
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle, load_bundle
 from scepsy_hpc.formats.parallelism import CPU_TYPE, is_cpu_type
 from scepsy_hpc.formats.plan import Deployment, Plan
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.status import RunStatus
 from scepsy_hpc.serving.run_folder import RunFolder, read_json
+from scepsy_hpc.tracing.demand.demand import demand_of
+from scepsy_hpc.tracing.demand.stability import length_text
 
 FLAG_WORDS = {
     "above_95_percent": "above 95% of its capacity",
@@ -77,6 +82,12 @@ def share_notes(folder: RunFolder) -> list[str]:
         for i in (status.instances if status else ())
         if i.time_sliced
     ]
+
+
+def sample_note(spans: Sequence[Span], workflow: str) -> list[str]:
+    """Says how far the traced runs, as a sample of all, may be off by themselves."""
+    text = length_text(np.array(demand_of(spans, workflow).run_lengths_s))
+    return [f"{text}: an error of that size may be the sample's."] if text else []
 
 
 def _timing(llm: Deployment) -> str:

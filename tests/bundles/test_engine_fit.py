@@ -159,6 +159,16 @@ def test_a_batch_limit_shows_in_first_tokens() -> None:
     assert seats_seen([_with_ttft(point(512, 10.0, output_tokens_mean=20.0), 0.8)], limits) is None
 
 
+@pytest.mark.parametrize("output_tokens", [1, 2, 3])
+def test_a_short_answer_is_no_wait_for_a_seat(output_tokens: int) -> None:
+    """Steps of equal length and no queue: one and a half of them until the first token."""
+    steps = output_tokens + 0.5
+    # Seen by a client the last byte comes a little after the first token, even of one.
+    after = max(output_tokens - 1.0, 0.002) / steps
+    waits_for_none = _with_ttft(point(8, 0.1, output_tokens_mean=output_tokens), 1.0 - after)
+    assert seats_seen([waits_for_none], [BatchLimits(BUDGET)]) is None
+
+
 def _with_ttft(made: Point, part: float) -> Point:
     from dataclasses import replace
 

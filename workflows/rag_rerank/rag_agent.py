@@ -206,8 +206,15 @@ def main() -> None:
         sys.exit(f"rag_agent: {error}")
 
 
-# Indexed while the module loads, so that workers forked from here share the index.
+def load_client() -> None:
+    """Have the client load what it loads on first use, a tenth of a second of CPU."""
+    client = AsyncOpenAI(base_url="http://localhost", api_key="none")
+    _ = client.completions, client.chat.completions
+
+
+# While the module loads, so that workers forked from here share both and their first run is as any.
 load_index()
+load_client()
 
 if __name__ == "__main__":
     main()

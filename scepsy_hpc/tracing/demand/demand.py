@@ -20,7 +20,12 @@ from scepsy_hpc.tracing.demand.bursts import burst_sizes, fan_out_of, spread_of
 from scepsy_hpc.tracing.demand.call_table import CallTable, read_calls
 from scepsy_hpc.tracing.demand.hits import in_blocks
 from scepsy_hpc.tracing.demand.merge import merge
-from scepsy_hpc.tracing.demand.stability import runs_needed
+from scepsy_hpc.tracing.demand.stability import (
+    RELATIVE_HALF_WIDTH,
+    length_text,
+    relative_half_width,
+    runs_needed,
+)
 
 QUANTILES_PCT = (5, 50, 95)
 UNSTABLE_CV = 0.3
@@ -141,7 +146,7 @@ def demand_of_parts(parts: Sequence[CallTable], workflow: str) -> Demand:
         run_length_mean_s=float(calls.run_length_s.mean()),
         overlap=float(any_busy_s.sum()) / total_busy_s if total_busy_s > 0 else 1.0,
         llms=llms,
-        flags=_flags(llms, num_runs),
+        flags=(*_flags(llms, num_runs), *_length_flags(calls.run_length_s)),
         run_lengths_s=tuple(calls.run_length_s.tolist()),
         cpu_s=_known_mean(calls.cpu_s),
     )
@@ -282,6 +287,12 @@ def _flags(llms: Mapping[str, TracedLlm], num_runs: int) -> tuple[str, ...]:
                 "(prefix_of); plans count it as cached, though no cached_tokens were recorded"
             )
     return tuple(flags)
+
+
+def _length_flags(lengths_s: Floats) -> tuple[str, ...]:
+    """Every predicted latency and throughput is off by what the traced runs are, as a sample."""
+    half, text = relative_half_width(lengths_s), length_text(lengths_s)
+    return () if half is None or text is None or half <= RELATIVE_HALF_WIDTH else (text,)
 
 
 def _unstable(alias: str, llm: TracedLlm, num_runs: int) -> str:

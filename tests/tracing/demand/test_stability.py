@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scepsy_hpc.tracing.demand.stability import runs_needed
+from scepsy_hpc.tracing.demand.stability import length_text, relative_half_width, runs_needed
 
 
 @pytest.mark.parametrize("cv", [0.3, 0.6])
@@ -44,3 +44,22 @@ def test_what_cannot_be_told() -> None:
     assert runs_needed(np.array([0.4, 0.6])) is None
     assert runs_needed(np.zeros(5)) is None
     assert runs_needed(np.array([0.4, 0.5, 0.6])) is not None
+
+
+def test_the_half_width_is_that_of_a_normal_mean() -> None:
+    """1.96 cv / sqrt(n) of 400 runs; two runs tell nothing."""
+    drawn = np.random.default_rng(2).standard_normal((50, 400))
+    found = [relative_half_width(3.0 * (1 + 0.5 * row)) or 0.0 for row in drawn]
+    assert np.mean(found) == pytest.approx(1.96 * 0.5 / 20.0, rel=0.04)
+    assert relative_half_width(np.array([1.0, 2.0])) is None
+
+
+def test_few_runs_of_unequal_length_say_so() -> None:
+    """Twelve runs of cv 0.5: 28% by the normal approximation, and about 96 runs for 10%."""
+    lengths_s = np.array([0.5, 1.5] * 6) * 0.958
+    text = length_text(lengths_s)
+    assert text is not None
+    assert text.startswith("12 traced runs tell the mean length of a run within 2")
+    assert "would within 10%" in text
+    assert "would" not in str(length_text(np.tile(lengths_s, 20)))
+    assert length_text(lengths_s[:2]) is None
