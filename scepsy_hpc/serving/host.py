@@ -65,6 +65,7 @@ def host(start: Start) -> None:
     """
     rank_here, num_ranks = (0, 1) if start.pretended else rank()
     folder = RunFolder(Path(start.root))
+    folder.require_own()
     # A requeued job is a new attempt: it must not meet the endpoints of the one that was killed.
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     attempt = folder.attempt(f"{start.attempt}-{restarts}")

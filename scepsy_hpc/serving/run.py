@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scepsy_hpc.cluster.jobs.submit import ClusterName, submit
 from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources
+from scepsy_hpc.cluster.owned import check_folder
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.files import extended, read_jsonl_data, read_text, write_text
@@ -53,6 +54,7 @@ def prepare(
     plan = load_plan(plan_path)
     _check_runnable(plan, plan_path)
     folder = RunFolder(out.absolute())
+    check_folder(folder.root)
     check_idle(folder)
     if tasks_path is not None:
         _check_batch(plan, plan_path, tasks_path)

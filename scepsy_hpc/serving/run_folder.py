@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scepsy_hpc.errors import InputError
+from scepsy_hpc.cluster.owned import make_own_folder, open_own, open_own_folder
 from scepsy_hpc.files import check, to_plain, write_text
 
 _Record = TypeVar("_Record")
@@ -89,16 +89,14 @@ class RunFolder:
         """The folder of one start of the job."""
         return AttemptFolder(self.private / "attempts" / name)
 
+    def require_own(self) -> None:
+        """Refuse, as a node starts, what others could have swapped since. Raises InputError."""
+        os.close(open_own_folder(self.root))
+
     def create(self) -> None:
-        """Make the folders; a new key. Raises InputError when that is not possible."""
-        try:
-            for folder in (self.root, self.logs):
-                folder.mkdir(parents=True, exist_ok=True)
-            self.private.mkdir(mode=0o700, exist_ok=True)
-            self.jobs.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.root}: cannot be made: {error.strerror}") from None
-        os.chmod(self.private, 0o700)
+        """Make the folders, closed to all others, and a new key. Raises InputError."""
+        for folder in (self.root, self.logs, self.private, self.jobs):
+            make_own_folder(folder)
         if not self.key.exists():
             write_text(self.key, secrets.token_hex(24), mode=0o600)
 
@@ -147,12 +145,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, cls: type[_Record]) -> _Record | None:
-    """What another process writes, as a record; None while it is not there.
+    """What another process of this user writes, as a record; None while it is not there.
 
-    Raises InputError where it is no such record.
+    Raises InputError where it is no such record, or another user's.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with open_own(path) as stream:
+            data = json.loads(stream.read())
     except (OSError, ValueError):
         return None  # Network file systems show a renamed file late: the next look succeeds.
     return check(data, cls, str(path))

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import submitit
 from submitit.core import utils as submitit_utils
 
 from scepsy_hpc.cluster.jobs import slurm
+from scepsy_hpc.cluster.jobs.entry import entry_command, quoted_command
 from scepsy_hpc.cluster.jobs.tasks import (
     Board,
     Jobs,
@@ -125,7 +127,7 @@ def local_jobs(
     """Tasks as local processes. ``local_gpus`` are shared out; a rank stands for a node."""
 
     def launch(index: int, argument: Any, place: Sequence[int]) -> Launched:
-        executor = submitit.LocalExecutor(folder)
+        executor = submitit.LocalExecutor(folder, python=entry_command(shlex.quote(sys.executable)))
         executor.update_parameters(
             timeout_min=resources.time_min,
             tasks_per_node=resources.num_nodes,
@@ -204,11 +206,11 @@ def step_command(folder: Path, resources: Resources, site: Site) -> list[str]:
         "error": folder / "%j_%t_log.err",
     } | gpus
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-    python = shlex.split(slurm.python_command(site))
+    command = shlex.split(quoted_command(slurm.python_command(site), folder))
     kill = ["--no-kill"] if resources.no_kill else []
     return [
         *("srun", "--exact", "--unbuffered", *flags, *kill, *site.srun),
-        *(*python, "-u", "-m", "submitit.core._submit", str(folder)),
+        *command,
     ]
 
 

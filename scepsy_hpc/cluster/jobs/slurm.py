@@ -17,6 +17,7 @@ from typing import Any
 
 from submitit.slurm import slurm as submitit_slurm
 
+from scepsy_hpc.cluster.jobs.entry import quoted_command
 from scepsy_hpc.cluster.jobs.tasks import Resources
 from scepsy_hpc.cluster.site import Site, gpu_options
 from scepsy_hpc.errors import InputError
@@ -114,7 +115,7 @@ def python_command(site: Site) -> str:
 
 def sbatch_text(folder: Path, site: Site, parameters: Mapping[str, Any], num_tasks: int) -> str:
     """What would be given to sbatch: submitit's own text. Needs no Slurm on this machine."""
-    command = f"{python_command(site)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command = quoted_command(python_command(site), folder)
     array = {"map_count": num_tasks} if num_tasks > 1 else {}
     text: str = submitit_slurm._make_sbatch_string(
         command=command, folder=folder, **parameters, **array

@@ -7,13 +7,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core import utils as submitit_utils
+from submitit.slurm import slurm as submitit_slurm
 
 from scepsy_hpc.cluster.jobs import slurm
+from scepsy_hpc.cluster.jobs.entry import entry_command
 from scepsy_hpc.cluster.jobs.tasks import (
     Board,
     Jobs,
@@ -48,7 +51,7 @@ class SlurmJobs(Jobs):
         slurm.require_slurm()
         super().__init__(folder, len(arguments))
         self._site = site
-        executor = submitit.SlurmExecutor(folder, python=slurm.python_command(site))
+        executor = _Executor(folder, python=entry_command(slurm.python_command(site)))
         executor.update_parameters(**slurm.sbatch_parameters(resources, site, name))
         with _environ(slurm.environment_for_sbatch(os.environ, site)):
             try:
@@ -106,6 +109,18 @@ class SlurmJobs(Jobs):
             outcome = collect(i, job.job_id, paths, why)
             if outcome is not None:
                 board.add(outcome)
+
+
+class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
+    """submitit makes a new executor for an array and forgets which Python it was given."""
+
+    def _internal_process_submissions(self, delayed_submissions: Any) -> Any:
+        plain = submitit_slurm.SlurmExecutor
+        submitit_slurm.SlurmExecutor = partial(plain, python=self.python)
+        try:
+            return super()._internal_process_submissions(delayed_submissions)
+        finally:
+            submitit_slurm.SlurmExecutor = plain
 
 
 def _now() -> float:

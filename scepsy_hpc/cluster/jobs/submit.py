@@ -25,6 +25,7 @@ from scepsy_hpc.cluster.jobs.tasks import (
     in_process,
     readable,
 )
+from scepsy_hpc.cluster.owned import make_own_folder
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError
 
@@ -88,7 +89,7 @@ def submission_folder(folder: Path, name: str) -> Path:
     folder = folder.expanduser().absolute()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_own_folder(folder)
         return Path(tempfile.mkdtemp(prefix=f"{name}-{stamp}-", dir=folder))
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}") from None

@@ -15,6 +15,8 @@ from typing import Any
 import submitit
 from submitit.core import utils as submitit_utils
 
+from scepsy_hpc.cluster.owned import open_own
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -119,9 +121,9 @@ def readable(line: str) -> str:
 def read_result(path: Path) -> tuple[Any, str | None]:
     """(value, None) or (None, error) from a result file of submitit.
 
-    The file is a pickle: the folder must be the user's own and private.
+    The file is a pickle: one of another user's is refused (InputError).
     """
-    with path.open("rb") as stream:
+    with open_own(path) as stream:
         status, value = pickle.load(stream)
     if status == "success":
         return value, None

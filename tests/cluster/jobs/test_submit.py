@@ -25,7 +25,8 @@ SMALL = Resources(time_min=1)
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
     """Lets a task's process import the functions that these tests submit."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(task_functions.__file__).parent))
+    here = Path(task_functions.__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parent.parent}")
 
 
 @pytest.fixture
