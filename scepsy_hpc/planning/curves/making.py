@@ -138,7 +138,7 @@ def _filled(making: Making, closed: ClosedPoints) -> ClosedPoints:
             f"between points: fitted engine model, up to {100 * bend:.0f}% off straight lines"
         )
     best = max(rate for rate, _ in closed.values())
-    if closed[last][0] < _FALLEN * best:
+    if last <= making.end(last) and closed[last][0] < _FALLEN * best:
         making.flags.append(
             f"falls_after_peak: throughput at {last:g} calls in flight is below its best; not "
             "driven past"

@@ -112,15 +112,18 @@ def batch_of(
 ) -> tuple[int | None, float]:
     """Calls that the batch holds, and a bound that even measured points are cut at.
 
-    The latter is that of a ``max_num_seqs`` which the profile did not run with.
+    Past the bound calls wait for a seat. The default of an unknown version is a guess, which
+    measured points outweigh.
     """
-    batch = batch_limit(header, tp_degree, {**header.engine_args, **engine_args})
-    stated = engine_args.get("max_num_seqs")
-    if stated is not None and stated != header.engine_args.get("max_num_seqs"):
-        return batch, float(batch) if batch is not None else math.inf
+    args = {**header.engine_args, **engine_args}
+    batch = batch_limit(header, tp_degree, args)
+    told = "max_num_seqs" in args or any(map(str.isdigit, header.engine_version))
+    bound = float(batch) if batch is not None and told else math.inf
+    if args.get("max_num_seqs") != header.engine_args.get("max_num_seqs"):
+        return batch, bound
     seen = fit.limits_at(tp_degree).max_num_seqs if fit is not None else None
     known = [n for n in (batch, seen) if n is not None]
-    return min(known, default=None), math.inf
+    return min(known, default=None), bound
 
 
 @lru_cache(maxsize=256)

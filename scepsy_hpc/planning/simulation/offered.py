@@ -95,6 +95,4 @@ def _at_best(script: Script, node: int, size: Size) -> Size:
     if script.paths is None or script.holders[node] < 0:
         return size
     found = script.paths[node][-1].first * BLOCK_TOKENS
-    return size._replace(
-        prefill_tokens=max(min(size.prefill_tokens, size.input_tokens - found), 1)
-    )
+    return size._replace(prefill_tokens=max(min(size.prefill_tokens, size.input_tokens - found), 1))
