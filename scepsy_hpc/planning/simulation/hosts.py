@@ -104,7 +104,8 @@ def engines_used(
     """
     if server == "processor_sharing":
         return {}
-    called, repeated = set(), set()
+    called: set[str] = set()
+    repeated: set[str] = set()
     for workflow, mine in graphs.items():
         for graph in mine:
             to = [None if n.llm is None else names[workflow][n.llm] for n in graph.nodes]

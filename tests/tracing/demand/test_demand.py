@@ -240,11 +240,16 @@ def _continued(tokens: int, input_tokens: int | None, cached: int | None = None)
     return replace(made, prefix_of=Prefix(span_id="x", tokens=tokens))
 
 
+def _first(input_tokens: int = 5) -> Span:
+    """The call whose prompt ``_continued`` repeats."""
+    return replace(call("a", "m", 0.0, 1.0, input_tokens=input_tokens), span_id="x")
+
+
 def test_repeated_prompts_are_told_not_assumed() -> None:
     """Input that repeats a prompt is named where no engine said what it cached, never counted: 30
-    of 40 tokens here; no more than the input repeats, and a call of unknown input adds none."""
-    first = call("a", "m", 0.0, 1.0, input_tokens=5)
-    spans = [first, _continued(20, 25), _continued(99, 10), _continued(7, None)]
+    of 40 tokens here; a call of unknown input adds none."""
+    first = _first()
+    spans = [first, _continued(20, 25), _continued(10, 10), _continued(7, None)]
     silent = demand_of(spans, "w")
     assert silent.llms["m"].repeated_input == pytest.approx(30 / 40)
     assert silent.llms["m"].cached_tokens_mean is None
@@ -257,10 +262,10 @@ def test_repeated_prompts_are_told_not_assumed() -> None:
 
 
 def test_what_repeats_in_blocks_is_kept_by_the_plan() -> None:
-    """Of 40 tokens that repeat a cache has 32, of 99 in an input of 33 it has 32, of 5 none."""
-    first = call("a", "m", 0.0, 1.0, input_tokens=5)
+    """Of 40 tokens that repeat a cache has 32, of 33 in an input of 33 it has 32, of 5 none."""
+    first = _first()
     assert demand_of([first], "w").llms["m"].prefix_tokens_mean is None
-    spans = [first, _continued(40, 60), _continued(99, 33), _continued(5, 40)]
+    spans = [first, _continued(40, 60), _continued(33, 33), _continued(5, 40)]
     kept = demand_of(spans, "w").summary().llms["m"]
     assert (kept.prefix_tokens_mean, kept.cached_tokens_mean) == ((0 + 32 + 32 + 0) / 4, None)
 
@@ -268,7 +273,7 @@ def test_what_repeats_in_blocks_is_kept_by_the_plan() -> None:
 def test_a_zero_that_an_engine_left_out_is_a_zero() -> None:
     """One of two calls says 30: the other, with a usage, found nothing; one that failed says no
     more than before."""
-    spans = [_continued(40, 60, cached=30), call("a", "m", 0.0, 1.0, input_tokens=60)]
+    spans = [_continued(40, 60, cached=30), _first(60)]
     found = demand_of([*spans, call("a", "m", 3.0, 4.0, status="error_500")], "w").llms["m"]
     assert (found.cached_tokens_mean, found.cached_tokens.num_known) == (15.0, 2)
     assert found.repeated_input == 0
