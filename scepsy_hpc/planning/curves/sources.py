@@ -16,6 +16,7 @@ from scepsy_hpc.bundles.engine_model import (
     configuration_of,
     kv_tokens_at,
 )
+from scepsy_hpc.bundles.model_sizes import architecture_of
 from scepsy_hpc.bundles.shapes import SAME_SHAPE, Shape
 from scepsy_hpc.bundles.step_time import EngineModel, HalfWidths
 from scepsy_hpc.formats.bundle import Bundle, BundleHeader
@@ -184,11 +185,22 @@ def points_of(bundle: Bundle, kind: Parallelism) -> tuple[Parallelism, list[Poin
     whole = [p for p in linked if p.gpu_share_pct == 100]
     if not whole:
         raise NoCurveError(f"no points of whole GPUs to transfer to TP {kind.tp_degree}")
+    heads = architecture_of(bundle.header.model).num_kv_heads
+    if heads is not None and not divides_heads(kind.tp_degree, heads):
+        raise NoCurveError(
+            f"no points at TP {kind.tp_degree}, and engines refuse it: the model's {heads} KV "
+            f"heads do not divide by it; measured are TP {', '.join(map(str, sorted(degrees)))}"
+        )
     nearest = min(
         {p.tp_degree for p in whole}, key=lambda t: (abs(math.log(t / kind.tp_degree)), t)
     )
     at = kind._replace(tp_degree=nearest)
     return at, [p for p in whole if p.tp_degree == nearest]
+
+
+def divides_heads(tp_degree: int, num_kv_heads: int) -> bool:
+    """Whether KV heads spread evenly over a group, each on one GPU or a copy on several."""
+    return num_kv_heads % tp_degree == 0 or tp_degree % num_kv_heads == 0
 
 
 def _check_derivable(kind: Parallelism, whole: Sequence[Point]) -> None:

@@ -294,6 +294,17 @@ def test_a_falling_curve_is_not_driven_past_its_peak() -> None:
     assert has_flag(curve, "falls_after_peak") or has_flag(curve, "straight_lines")
 
 
+def test_a_tp_degree_that_heads_do_not_divide_by() -> None:
+    """Eight KV heads do not go over three GPUs; of unknown heads three are doubted."""
+    points = engine_points(SHAPES)
+    with pytest.raises(NoCurveError, match="8 KV heads do not divide by it; measured are TP 1"):
+        curve_of(bundle(points, model="Qwen/Qwen3-8B"), tp=3)
+    curve_of(bundle(points, model="Qwen/Qwen3-8B"), tp=4)
+    flag = "transferred: TP 3 from TP 1 by the fitted engine model; engines start only where"
+    assert has_flag(curve_of(bundle(points), tp=3), flag)
+    assert not any("engines start" in text for text in curve_of(bundle(points), tp=4).flags)
+
+
 def test_an_unmeasured_tp_degree_is_transferred() -> None:
     """TP 4 from TP 1 and 2 of an engine whose factors are halves: flagged, and about right."""
     points = []
