@@ -106,6 +106,7 @@ class Routing:
 class LlmDemand:
     """What the spans say about one LLM.
 
+    ``parallelism`` and ``share_mean`` are None where no call took any time.
     ``fan_out``: calls that start together, as a call sees it; the parallelism where unknown.
     ``cached_tokens_mean``: input that engines found in their caches; None where none said.
     ``prefix_tokens_mean``: input, in whole blocks of a cache, that repeats an earlier prompt of the
@@ -116,8 +117,8 @@ class LlmDemand:
     """
 
     calls_per_run: float
-    parallelism: float
-    share_mean: float
+    parallelism: float | None = None
+    share_mean: float | None = None
     share_cv: float | None = None
     input_tokens_mean: float | None = None
     output_tokens_mean: float | None = None
@@ -131,13 +132,21 @@ class LlmDemand:
 
 @record
 class DemandSummary:
-    """What the spans say about one workflow; ``cpu_s``: CPU seconds of its agent in a run."""
+    """What the spans say about one workflow; ``cpu_s``: CPU seconds of its agent in a run.
+
+    ``overlap`` None: no LLM call took any time.
+    """
 
     num_runs: int
     tool_time_s: float
-    overlap: float
+    overlap: float | None = None
     llms: dict[str, LlmDemand]
     cpu_s: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def overlap_or_one(self) -> float:
+        """1, one LLM after the other, where it is unknown."""
+        return 1.0 if self.overlap is None else self.overlap
 
 
 @record

@@ -174,7 +174,7 @@ def hosted_of(
         summary = demands[workflow.name].summary
         rate = rates[workflow.name]
         tool_s, cpu_s = summary.tool_time_s, summary.cpu_s
-        loads.append(WorkflowLoad(workflow.name, rate, summary.overlap, tool_s, cpu_s))
+        loads.append(WorkflowLoad(workflow.name, rate, summary.overlap_or_one, tool_s, cpu_s))
     hosted = []
     for stage in stages:
         curve = curve_of(stage.name, plan.llms[stage.name], stage.tokens(rates), bundles)

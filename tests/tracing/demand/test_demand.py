@@ -121,8 +121,13 @@ def test_calls_of_no_duration_are_calls() -> None:
     """They are busy for no time, so no share or parallelism can be made of them."""
     found = demand_of([run_span("a", 0.0, 1.0), call("a", "m", 0.5, 0.5)], "w")
     llm = found.llms["m"]
-    assert (llm.num_calls, llm.parallelism, llm.share_mean, llm.share_cv) == (1, 1.0, 0.0, None)
-    assert (found.overlap, found.tool_time_s, found.num_runs_without_calls) == (1.0, 1.0, 0)
+    assert (llm.num_calls, llm.parallelism, llm.share_mean, llm.share_cv) == (1, None, None, None)
+    assert (found.overlap, found.tool_time_s, found.num_runs_without_calls) == (None, 1.0, 0)
+    assert found.flags[0] == (
+        "m: no call of it took any time; its parallelism is unknown and taken as 1"
+    )
+    assert "inf" not in str(found)
+    assert "nan" not in str(found)
 
 
 def test_the_summary_is_what_a_plan_keeps() -> None:
@@ -153,8 +158,13 @@ def test_an_llm_that_is_never_called_is_flagged() -> None:
     """A declared LLM without a call has zero calls and a flag, and breaks nothing."""
     found = demand_of(two_runs(), "rag", ["generator", "reranker", "judge"])
     judge = found.llms["judge"]
-    assert (judge.num_calls, judge.calls_per_run, judge.parallelism) == (0, 0, 1)
-    assert (judge.share_mean, judge.share_cv, judge.burst_sizes, judge.fan_out) == (0, None, {}, 1)
+    assert (judge.num_calls, judge.calls_per_run, judge.parallelism) == (0, 0, None)
+    assert (judge.share_mean, judge.share_cv, judge.burst_sizes, judge.fan_out) == (
+        0,
+        None,
+        {},
+        None,
+    )
     assert (judge.roles, judge.repeated_input) == ({}, 0)
     assert [flag for flag in found.flags if flag.startswith("judge")] == [
         "judge: not called in the spans; its load is taken as zero"
@@ -164,7 +174,7 @@ def test_an_llm_that_is_never_called_is_flagged() -> None:
 def test_runs_without_any_call_have_a_demand() -> None:
     """Spans of runs that call no LLM give zero calls and the whole run as tool time."""
     found = demand_of([run_span("a", 0.0, 4.0), run_span("b", 0.0, 2.0)], "w", ["m"])
-    assert (found.tool_time_s, found.overlap, found.num_runs_without_calls) == (3.0, 1.0, 2)
+    assert (found.tool_time_s, found.overlap, found.num_runs_without_calls) == (3.0, None, 2)
     assert found.llms["m"].calls_per_run == 0
 
 
