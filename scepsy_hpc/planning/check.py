@@ -121,7 +121,7 @@ class Case:
         engines = engines_used(server, engines, names, graphs)
         hosts = hosts_of(plan, names, graphs, curves, engines, profiled_on_spans)
         scripts = {name: scripts_of(mine, names[name], hosts) for name, mine in graphs.items()}
-        offered = offered_by(arrivals, scripts, hosts)
+        offered = offered_by(arrivals, scripts, hosts, cores)
         return cls(graphs, arrivals, hosts, scripts, offered, plan.routing, cores)
 
     def simulation(self, tally: Tally, seed: int) -> Simulation:
@@ -279,10 +279,14 @@ def _steady_figures(
 def _wide(name: str, half_width: float, wanted: float, num_calls: int) -> list[str]:
     if half_width <= wanted:
         return []
-    said = f"within {100 * half_width:.1f}%" if math.isfinite(half_width) else "within nothing"
+    if not math.isfinite(half_width):
+        return [
+            f"{name}: wide_interval: no interval: too few runs to say how well the mean latency is "
+            f"known, after {num_calls} calls; simulate more"
+        ]
     return [
-        f"{name}: wide_interval: the mean latency is known {said}, not {100 * wanted:g}%, after "
-        f"{num_calls} calls"
+        f"{name}: wide_interval: the mean latency is known within {100 * half_width:.1f}%, not "
+        f"{100 * wanted:g}%, after {num_calls} calls"
     ]
 
 
