@@ -152,6 +152,14 @@ def test_one_run_has_no_interval_and_says_so() -> None:
     assert "latency_mean_s" not in found.intervals
     assert any("wide_interval: no interval: too few runs" in flag for flag in found.flags)
     assert not any("nothing" in flag for flag in found.flags)
+    # Percentiles are those of the runs asked for, not of whatever else has ended by then.
+    assert found.latency_p50_s == found.latency_p95_s == found.latency_mean_s
+    few = simulated(spans, Open(None, 0.5), one_server(spans), num_runs=10)
+    assert "latency_p50_s" not in few.intervals
+    assert few.latency_p50_s is not None
+    assert few.latency_mean_s is not None
+    assert few.latency_p95_s is not None
+    assert few.latency_p50_s < few.latency_mean_s < few.latency_p95_s <= 10 * few.latency_mean_s
 
 
 def test_equal_latencies_have_exact_percentiles() -> None:

@@ -78,7 +78,15 @@ class SteadyWindow:
         return number / self.length_s if self.length_s > 0 else 0.0
 
     def percentiles_s(self, series: Series) -> tuple[dict[str, float], Intervals]:
-        """Percentiles and their intervals, over sections that lie wholly in the window."""
+        """Percentiles and their intervals, over sections that lie wholly in the window.
+
+        Fewer runs than a section holds are known one by one, and no interval is.
+        """
+        counts = series.counts[self.first : self.last]
+        if self.last < PER_SECTION and counts.max(initial=0.0) == 1.0:
+            each_s = series.sums[self.first : self.last][counts > 0]
+            found_s = np.quantile(each_s, list(PERCENTILES.values()), method="inverted_cdf")
+            return dict(zip(PERCENTILES, found_s.tolist(), strict=True)), {}
         sections = slice(-(-self.first // PER_SECTION), max(self.last // PER_SECTION, 1))
         places = range(NUM_SECTIONS)[sections]
         if not len(places) or not series.histogram[sections].sum():
