@@ -21,7 +21,7 @@ PLAN_SCHEMA = "scepsy/plan/v1"
 InputRole = Literal["workflow", "spans", "profile", "topology"]
 
 
-MOST_REPLICAS = 100_000
+MOST_REPLICAS = 10_000
 """Of one LLM: more than the GPUs of any cluster is a slip of the pen."""
 
 Replicas = Annotated[int, Field(ge=1, le=MOST_REPLICAS)]
