@@ -81,6 +81,7 @@ def simulate(
     from scepsy_hpc.formats.plan import load_plan
     from scepsy_hpc.planning.forecast import simulated
     from scepsy_hpc.planning.inputs import bundles_of, spans_of
+    from scepsy_hpc.planning.pipeline.of_plan import check_complete
     from scepsy_hpc.planning.request import LEAST_RATE_RPS
     from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open, Timed
     from scepsy_hpc.report import tables
@@ -92,6 +93,7 @@ def simulate(
     if rate is not None and rate < LEAST_RATE_RPS:
         raise click.UsageError(f"--rate: must be at least {LEAST_RATE_RPS:g} runs/s; is {rate:g}")
     made = load_plan(plan_path)
+    check_complete(made)
     recorded = spans_of(made, spans_files(spans, made.workflows) if spans else None)
     load: Arrivals | dict[str, Arrivals]
     wanted = None

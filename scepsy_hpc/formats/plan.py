@@ -21,6 +21,12 @@ PLAN_SCHEMA = "scepsy/plan/v1"
 InputRole = Literal["workflow", "spans", "profile", "topology"]
 
 
+MOST_REPLICAS = 10_000
+"""Of one LLM: more than the GPUs of any cluster is a slip of the pen."""
+
+Replicas = Annotated[int, Field(ge=1, le=MOST_REPLICAS)]
+
+
 @record
 class PlanWorkflow:
     """One workflow of the plan; ``llms`` maps its aliases to deployments."""
@@ -44,7 +50,7 @@ class Deployment:
     gpu_type: str
     tp_degree: Count
     gpu_share_pct: SharePct
-    num_replicas: Count
+    num_replicas: Replicas
     engine_version: str | None = None
     engine_args: EngineArgs = field(default_factory=dict)
     bundle_sha256: str | None = None
@@ -100,6 +106,7 @@ class Routing:
 class LlmDemand:
     """What the spans say about one LLM.
 
+    ``parallelism`` and ``share_mean`` are None where no call took any time.
     ``fan_out``: calls that start together, as a call sees it; the parallelism where unknown.
     ``cached_tokens_mean``: input that engines found in their caches; None where none said.
     ``prefix_tokens_mean``: input, in whole blocks of a cache, that repeats an earlier prompt of the
@@ -110,8 +117,8 @@ class LlmDemand:
     """
 
     calls_per_run: float
-    parallelism: float
-    share_mean: float
+    parallelism: float | None = None
+    share_mean: float | None = None
     share_cv: float | None = None
     input_tokens_mean: float | None = None
     output_tokens_mean: float | None = None
@@ -125,13 +132,21 @@ class LlmDemand:
 
 @record
 class DemandSummary:
-    """What the spans say about one workflow; ``cpu_s``: CPU seconds of its agent in a run."""
+    """What the spans say about one workflow; ``cpu_s``: CPU seconds of its agent in a run.
+
+    ``overlap`` None: no LLM call took any time.
+    """
 
     num_runs: int
     tool_time_s: float
-    overlap: float
+    overlap: float | None = None
     llms: dict[str, LlmDemand]
     cpu_s: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def overlap_or_one(self) -> float:
+        """1, one LLM after the other, where it is unknown."""
+        return 1.0 if self.overlap is None else self.overlap
 
 
 @record
@@ -214,6 +229,7 @@ def _wrong_names(plan: Plan) -> Iterator[str]:
             if plan.llms and llm not in plan.llms:
                 key = f"workflows[{number}].llms.{alias}"
                 yield f"{key}: {llm!r} is not under llms; known: {known}"
+    yield from unused_llms(plan)
     names = [w.name for w in plan.workflows]
     for number, item in enumerate(plan.inputs):
         key = f"inputs[{number}].workflow"
@@ -227,6 +243,17 @@ def _wrong_names(plan: Plan) -> Iterator[str]:
             yield (
                 f"{key}: must be one of {', '.join(names)}, whose {item.role} it is; "
                 f"is {item.workflow}"
+            )
+
+
+def unused_llms(plan: Plan) -> Iterator[str]:
+    """Deployments that no workflow of the plan calls: they would hold GPUs for nothing."""
+    used = {llm for workflow in plan.workflows for llm in workflow.llms.values()}
+    for name in plan.llms if plan.workflows else ():
+        if name not in used:
+            yield (
+                f"llms.{name}: no workflow uses it; they use: {', '.join(sorted(used)) or 'none'}. "
+                "Take it out, or name it under `llms` of a workflow"
             )
 
 
@@ -268,6 +295,8 @@ def _wrong_places(plan: Plan) -> Iterator[str]:
     """Instances on what the topology of the plan does not have, where that is still at hand."""
     topology = _topology_of(plan)
     nodes = {node.name: node for node in topology.nodes} if topology is not None else {}
+    if topology is not None and not plan.instances:
+        yield from _too_many(plan, topology)
     for number, instance in enumerate(plan.instances if nodes else ()):
         key, node = f"instances[{number}]", nodes.get(instance.node)
         if node is None:
@@ -289,6 +318,23 @@ def _wrong_places(plan: Plan) -> Iterator[str]:
             yield (
                 f"{key}.node: {node.name} has GPUs of type {node.full_gpu_type}, but "
                 f"llms.{instance.llm}.gpu_type is {wanted}"
+            )
+
+
+def _too_many(plan: Plan, topology: Topology) -> Iterator[str]:
+    """More replicas than the free GPUs of their type hold, wherever they are put."""
+    free: Counter[str] = Counter()
+    for node in topology.nodes:
+        free[node.full_gpu_type] += len(node.free)
+    wanted: dict[str, float] = dict.fromkeys((llm.gpu_type for llm in plan.llms.values()), 0.0)
+    for llm in plan.llms.values():
+        wanted[llm.gpu_type] += llm.num_replicas * llm.tp_degree * llm.gpu_share_pct / 100.0
+    for gpu_type, number in wanted.items():
+        if number > free[gpu_type]:
+            mine = [name for name, llm in plan.llms.items() if llm.gpu_type == gpu_type]
+            yield (
+                f"llms.{mine[0]}.num_replicas: all replicas on {gpu_type} ({', '.join(mine)}) take "
+                f"{number:g} GPUs, and the topology has {free[gpu_type]} free"
             )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -105,6 +106,76 @@ def _problem(span: Span, seen: set[tuple[str, str]]) -> str | None:
     return None
 
 
+def check_references(spans: Sequence[Span]) -> None:
+    """Raise InputError, naming run and span, where `parents` or `prefix_of` say what cannot be.
+
+    A parent is a span of the run that starts no later, and no span waits for itself; a prefix is
+    that of an LLM call of the run that starts no later, of at most the call's own input tokens. A
+    run that was interrupted (no run span, where others have one) may name a call whose record was
+    lost with it as its prefix.
+    """
+    linked = {span.run_id for span in spans if span.parents or span.prefix_of}
+    runs: dict[str, dict[str, Span]] = {run_id: {} for run_id in linked}
+    for span in spans:
+        if span.run_id in linked:
+            runs[span.run_id][span.span_id] = span
+    ended = {span.run_id for span in spans if span.kind == "run"}
+    for run_id in dict.fromkeys(span.run_id for span in spans if span.run_id in linked):
+        mine = runs[run_id]
+        _refuse_circle(run_id, mine)
+        for span in mine.values():
+            may_lack = bool(ended) and run_id not in ended
+            problem = _wrong_parent(span, mine) or _wrong_prefix(span, mine, may_lack)
+            if problem:
+                raise InputError(f"run {run_id}: span {span.span_id}: {problem}")
+
+
+def _refuse_circle(run_id: str, mine: Mapping[str, Span]) -> None:
+    """Spans that wait for each other would never start."""
+    waits_for = {span.span_id: span.parents for span in mine.values() if span.parents}
+    try:
+        TopologicalSorter(waits_for).prepare()
+    except CycleError as error:
+        *circle, first = error.args[1]
+        shown = " -> ".join([first, *circle[1:], first][:6]) + (" ..." if len(circle) > 5 else "")
+        raise InputError(
+            f"run {run_id}: parents: spans wait for each other in a circle: {shown}; a parent is a "
+            "span that was waited for, which starts no later"
+        ) from None
+
+
+def _wrong_parent(span: Span, mine: Mapping[str, Span]) -> str | None:
+    for parent in span.parents or ():
+        if parent not in mine:
+            return f"parents: {parent!r} is no span of the run"
+        if mine[parent].start_s > span.start_s:
+            return f"parents: {parent!r} starts after it ({mine[parent].start_s} > {span.start_s})"
+    return None
+
+
+def _wrong_prefix(span: Span, mine: Mapping[str, Span], may_lack: bool) -> str | None:
+    if span.prefix_of is None:
+        return None
+    earlier, tokens = span.prefix_of.span_id, span.prefix_of.tokens
+    other, allowed = mine.get(earlier), "; it names an earlier LLM call of the run"
+    if span.kind != "llm":
+        return f"prefix_of: is of LLM calls, this is a {span.kind} span; take it out"
+    if earlier == span.span_id:
+        return f"prefix_of: {earlier!r} is the call itself{allowed}"
+    if other is None and not may_lack:
+        return f"prefix_of: {earlier!r} is no span of the run{allowed}"
+    if other is not None and other.kind != "llm":
+        return f"prefix_of: {earlier!r} is a {other.kind} span{allowed}"
+    if other is not None and other.start_s > span.start_s:
+        return f"prefix_of: {earlier!r} starts after it ({other.start_s} > {span.start_s}){allowed}"
+    if span.input_tokens is not None and tokens > span.input_tokens:
+        return (
+            f"prefix_of.tokens ({tokens}) must be at most the call's input_tokens "
+            f"({span.input_tokens})"
+        )
+    return None
+
+
 def _line_number(path: Path | str, index: int) -> int:
     """Line of the span at ``index``; blank lines hold none."""
     lines = read_text(path).split("\n")
@@ -120,8 +191,8 @@ def spans_of_workflow(spans: Sequence[Span], workflow: str, *, needed: bool = Tr
     """The spans of a workflow's runs.
 
     A run belongs to the workflow that any of its spans names; runs that name none belong to
-    whichever is asked for. Raises InputError for a run whose spans name two, and for no run where
-    one is ``needed``.
+    whichever is asked for. Raises InputError for a run whose spans name two, for no run where one
+    is ``needed``, and for what ``check_references`` refuses.
     """
     named: dict[str, str] = {}
     for span in spans:
@@ -137,6 +208,7 @@ def spans_of_workflow(spans: Sequence[Span], workflow: str, *, needed: bool = Tr
     if needed and not found:
         known = ", ".join(sorted(set(named.values()))) or "none"
         raise InputError(f"no run of workflow {workflow!r} in the spans; they name: {known}")
+    check_references(found)
     return found
 
 

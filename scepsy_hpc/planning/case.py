@@ -51,7 +51,7 @@ class Case:
         engines = engines_used(server, engines, names, graphs)
         hosts = hosts_of(plan, names, graphs, curves, engines, profiled_on_spans)
         scripts = {name: scripts_of(mine, names[name], hosts) for name, mine in graphs.items()}
-        offered = offered_by(arrivals, scripts, hosts)
+        offered = offered_by(arrivals, scripts, hosts, cores)
         return cls(graphs, arrivals, hosts, scripts, offered, plan.routing, cores)
 
     def simulation(self, tally: Tally, seed: int) -> Simulation:

@@ -210,10 +210,14 @@ def _steady_figures(
 def _wide(name: str, half_width: float, wanted: float, num_calls: int) -> list[str]:
     if half_width <= wanted:
         return []
-    said = f"within {100 * half_width:.1f}%" if math.isfinite(half_width) else "within nothing"
+    if not math.isfinite(half_width):
+        return [
+            f"{name}: wide_interval: no interval: too few runs to say how well the mean latency is "
+            f"known, after {num_calls} calls; simulate more"
+        ]
     return [
-        f"{name}: wide_interval: the mean latency is known {said}, not {100 * wanted:g}%, after "
-        f"{num_calls} calls"
+        f"{name}: wide_interval: the mean latency is known within {100 * half_width:.1f}%, not "
+        f"{100 * wanted:g}%, after {num_calls} calls"
     ]
 
 

@@ -173,7 +173,12 @@ def _differences(name: str, predicted: RunFigures, simulated: RunFigures) -> Ite
             continue
         low, high = simulated.intervals.get(key, (found, found))
         beyond = beyond_interval(said, found, (low, high))
-        if beyond > MOST_DIFFERENCE:
+        if beyond > MOST_DIFFERENCE and key not in simulated.intervals:
+            yield (
+                f"{name}: {key}: differs: predicted {said:.4g} s, simulated {found:.4g} s (no "
+                "interval: too few runs to say by how much); simulate more"
+            )
+        elif beyond > MOST_DIFFERENCE:
             yield (
                 f"{name}: {key}: differs: predicted {said:.4g} s, simulated {found:.4g} s (95% "
                 f"interval {low:.4g} to {high:.4g} s): {100 * beyond:.0f}% beyond it; trust the "

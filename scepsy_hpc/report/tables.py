@@ -117,7 +117,7 @@ def demand_parts(demand: Demand) -> list[Any]:
     title = (
         f"Demand of {demand.workflow}: {demand.num_runs} runs of "
         f"{number(demand.run_length_mean_s, 's')}, {number(demand.tool_time_s, 's')} of it outside "
-        f"LLMs, overlap {demand.overlap:.2f}{_agent_cpu(demand.cpu_s)}"
+        f"LLMs, overlap {number(demand.overlap)}{_agent_cpu(demand.cpu_s)}"
     )
     heads = (
         *("LLM", "calls\n/run", "paral-\nlelism", "share of\nLLM time", "CV\nof it"),

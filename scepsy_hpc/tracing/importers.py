@@ -12,7 +12,7 @@ from typing import Any
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import read_text
-from scepsy_hpc.formats.spans import Prefix, Span, checked_span
+from scepsy_hpc.formats.spans import Prefix, Span, check_references, checked_span
 
 UNFINISHED = "unfinished"
 # What plain data raises that is not of the shape wanted.
@@ -39,7 +39,15 @@ def import_agent_traces(
     if strange:
         raise InputError(f"model {strange[0]!r} is in no trace; they have {', '.join(models)}")
     seen: set[tuple[str, str]] = set()
-    return [checked_span(span, t.path, seen) for t in traces for span in t.spans()]
+    found = []
+    for trace in traces:
+        mine = [checked_span(span, trace.path, seen) for span in trace.spans()]
+        try:
+            check_references(mine)
+        except InputError as error:
+            raise InputError(f"{trace.path}: {error}") from None
+        found += mine
+    return found
 
 
 def import_summary(spans: Sequence[Span]) -> dict[str, Any]:

@@ -113,3 +113,40 @@ def test_a_topology_that_has_changed_says_nothing(tmp_path: Path) -> None:
     path = write(tmp_path, [instance(0, [7])])
     (tmp_path / "topology.yaml").write_text(TOPOLOGY.replace("80", "81"))
     assert load_plan(path).instances[0].gpus == (7,)
+
+
+def by_hand(folder: Path, topology: bool = True, **more: Any) -> Path:
+    """A plan of ``llms`` without instances."""
+    path = write(folder, [instance(0, [0])])
+    content = yaml.safe_load(path.read_text())
+    del content["instances"]
+    content["llms"] = {"a": {**content["llms"]["a"], "num_replicas": 3}}
+    if not topology:
+        del content["inputs"]
+    path.write_text(yaml.safe_dump(content | more))
+    return path
+
+
+def test_more_replicas_than_there_are_gpus(tmp_path: Path) -> None:
+    """Three GPUs are free: three replicas fit, not four of half a GPU and two of a whole one."""
+    assert load_plan(by_hand(tmp_path)).llms["a"].num_replicas == 3
+    whole = {**LLM, "tp_degree": 1, "num_replicas": 2}
+    both = {"a": whole, "b": {**whole, "gpu_share_pct": 50, "num_replicas": 4}}
+    assert (
+        "llms.a.num_replicas: all replicas on h100_sxm (a, b) take 4 GPUs, and the topology has 3"
+    ) in refusal(by_hand(tmp_path, llms=both))
+    assert load_plan(by_hand(tmp_path, topology=False, llms=both))
+    slip = {"a": {**whole, "num_replicas": 10**9}}
+    said = refusal(by_hand(tmp_path, topology=False, llms=slip))
+    assert "num_replicas" in said
+    assert "10000" in said
+
+
+def test_an_llm_that_no_workflow_uses(tmp_path: Path) -> None:
+    """It would hold GPUs and be in no figure; without workflows nobody can tell."""
+    one = {**LLM, "tp_degree": 1, "num_replicas": 1}
+    llms, flow = {"a": one, "idle": one}, {"name": "w", "llms": {"alias": "a"}}
+    assert "llms.idle: no workflow uses it; they use: a." in refusal(
+        by_hand(tmp_path, llms=llms, workflows=[flow])
+    )
+    assert load_plan(by_hand(tmp_path, llms=llms)).llms["idle"].num_replicas == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,11 +13,14 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.spans import (
     Prefix,
     Span,
+    check_references,
     load_spans,
     new_run_id,
     save_spans,
     spans_of_workflow,
 )
+from scepsy_hpc.planning.simulation.run_graph import run_graphs
+from scepsy_hpc.tracing.demand.demand import demand_of
 
 GOOD = '{"run_id":"r","span_id":"s1","kind":"run","start_s":0,"end_s":9.5,"status":"ok"}'
 LLM = (
@@ -115,3 +120,63 @@ def test_run_ids_show_their_task_and_differ():
     first, second = new_run_id("a/b c", 2), new_run_id("a/b c", 2)
     assert first != second
     assert re.fullmatch(r"a_b_c\.2\.[0-9a-f]{8}", first)
+
+
+def _linked(**changes: Any) -> list[Span]:
+    """A run with a tool and three calls, of which the second repeats the first."""
+    llm = {"kind": "llm", "llm": "m", "input_tokens": 50}
+    run = Span(run_id="r", span_id="run", kind="run", start_s=0, end_s=9, status="ok")
+    tool = replace(run, span_id="tool", kind="tool", end_s=1)
+    first = replace(run, **llm, span_id="first", end_s=2)
+    second = replace(first, span_id="second", start_s=3, end_s=4)
+    third = replace(first, span_id="third", start_s=5, end_s=6)
+    prefix = Prefix(span_id="first", tokens=50)
+    return [run, tool, first, replace(second, **{"prefix_of": prefix, **changes}), third]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "tokens", "says"),
+    [
+        ("second", 8, "'second' is the call itself; it names an earlier LLM call of the run"),
+        ("third", 8, r"'third' starts after it \(5 > 3\)"),
+        ("nobody", 8, "'nobody' is no span of the run"),
+        ("tool", 8, "'tool' is a tool span"),
+        ("first", 51, r"tokens \(51\) must be at most the call's input_tokens \(50\)"),
+    ],
+)
+def test_a_prefix_that_cannot_be_is_refused(earlier: str, tokens: int, says: str) -> None:
+    """Itself, a later call, an unknown one, a tool, more than the prompt: the line says which."""
+    assert spans_of_workflow(_linked(), "w") == _linked()
+    spans = _linked(prefix_of=Prefix(span_id=earlier, tokens=tokens))
+    for use in (check_references, run_graphs, lambda mine: demand_of(mine, "w")):
+        with pytest.raises(InputError, match=f"^run r: span second: prefix_of.*{says}") as caught:
+            use(spans)
+        assert "\n" not in str(caught.value)
+
+
+def test_only_calls_have_a_prefix() -> None:
+    """A tool that names one is refused."""
+    run, tool, *calls = _linked()
+    tool = replace(tool, prefix_of=Prefix(span_id="first", tokens=8))
+    with pytest.raises(InputError, match="span tool: prefix_of: is of LLM calls"):
+        check_references([run, tool, *calls])
+
+
+def test_an_interrupted_run_may_name_a_call_that_was_lost() -> None:
+    """A job was killed with the first call in flight: its other records are still read."""
+    whole = _linked()
+    lost = [replace(s, run_id="lost") for s in whole if s.span_id not in ("run", "first")]
+    check_references([*whole, *lost])
+    with pytest.raises(InputError, match="run lost: span second: prefix_of: 'first' is no span"):
+        check_references(lost)
+
+
+@pytest.mark.parametrize("parents", [("second",), ("third",)])
+def test_a_circle_of_parents_is_refused(parents: tuple[str, ...]) -> None:
+    """Spans that wait for each other never start: `demand` refuses them like `simulate`."""
+    *others, third = _linked(parents=parents)
+    spans = [*others, replace(third, start_s=3, parents=("second",))]
+    with pytest.raises(InputError, match="wait for each other in a circle") as e:
+        demand_of(spans, "w")
+    assert str(e.value).startswith("run r: parents: ")
+    assert "second" in str(e.value)

@@ -57,8 +57,14 @@ def test_parts_are_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_warnings_of_many_spans() -> None:
     """Above 40,000 spans (several parts) what makes demand doubtful is still said."""
     few = [
-        replace(s, status="failed", prefix_of=Prefix(span_id="s0", tokens=10), cached_tokens=None)
+        replace(
+            s, status="failed", prefix_of=Prefix(span_id="before", tokens=10), cached_tokens=None
+        )
         for s in _spans(1000)
+    ]
+    few += [
+        replace(few[0], run_id=run_id, span_id="before", prefix_of=None, start_s=-1.0, end_s=-0.5)
+        for run_id in {s.run_id: None for s in few}
     ]
     many = [replace(s, run_id=f"{s.run_id}-{copy}") for copy in range(7) for s in few]
     flow = workflow("w", {**FLOW.llms, "never": Llm(model="org/model")})

@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulation_cases import MODEL, call, curve, plan_of
+from simulation_cases import MODEL, call, curve, plan_of, run_span
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.plan import Routing
 from scepsy_hpc.formats.spans import Prefix
 from scepsy_hpc.formats.workflow import Llm
-from scepsy_hpc.planning.check import checked
+from scepsy_hpc.planning.check import Case, checked
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Stage
 from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open, Timed
+from scepsy_hpc.planning.simulation.offered import Offered
 from scepsy_hpc.planning.simulation.run_graph import run_graphs
 
 
@@ -117,22 +118,35 @@ def test_overload_is_said_and_has_no_figures(load: float) -> None:
     assert found.per_llm["a"].utilisation == pytest.approx(load)
 
 
-def test_overload_of_cores_is_seen_by_growth() -> None:
-    """2 s of CPU a run at one run a second need two cores; no deployment's capacity says so."""
-    from dataclasses import replace
+def test_overload_of_cores_is_known_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 s of CPU a run at one run a second need two cores; no deployment's capacity says so.
 
-    from simulation_cases import run_span
+    Where no verdict says so beforehand it is seen by growth.
+    """
+    from dataclasses import replace
 
     spans = [
         replace(run_span("r", 0.0, 3.0), cpu_s=2.0),
         call("r", "s", 2.0, 3.0, output_tokens=10),
     ]
     served = curve((1.0, 64.0), (1.0, 64.0))
-    over = simulated(spans, Open(None, 1.0), served, cores=1, max_calls=5000)
-    assert over.latency_mean_s is None
-    assert over.flags[0].startswith("overloaded: ")
     enough = simulated(spans, Open(None, 1.0), served, cores=8, max_calls=5000)
     assert enough.latency_mean_s == pytest.approx(3.0, rel=0.01)
+    # A closed load waits for its cores: six runs in step take 12 s on one, then 1 s for the calls.
+    closed = simulated(spans, Closed(None, 6), served, cores=1, max_calls=5000)
+    assert closed.throughput_rps == pytest.approx(6 / 13, rel=0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(Offered, "flags", ())
+        grown = simulated(spans, Open(None, 1.0), served, cores=1, max_calls=5000)
+    assert grown.latency_mean_s is None
+    assert grown.flags[0].startswith("overloaded: ")
+    monkeypatch.setattr(Case, "simulation", None)
+    over = simulated(spans, Open(None, 1.0), served, cores=2, max_calls=5000)
+    assert over.latency_mean_s is None
+    assert over.flags[0] == (
+        "cores: overloaded: agents need 2 cores at this rate and have 2; runs pile up, so "
+        "latencies have no mean"
+    )
 
 
 def test_too_few_calls_are_said() -> None:
@@ -141,6 +155,35 @@ def test_too_few_calls_are_said() -> None:
     found = simulated(spans, Open(None, 0.95), one_server(spans), max_calls=3000)
     assert any("wide_interval: " in flag or "no_steady_state: " in flag for flag in found.flags)
     assert found.num_runs == 3000
+
+
+def test_one_run_has_no_interval_and_says_so() -> None:
+    """Nothing is known of how far off the mean of one run is: in words."""
+    spans = exponential(100)
+    found = simulated(spans, Open(None, 0.5), one_server(spans), num_runs=1)
+    assert "latency_mean_s" not in found.intervals
+    assert any("wide_interval: no interval: too few runs" in flag for flag in found.flags)
+    assert not any("nothing" in flag for flag in found.flags)
+    # Percentiles are those of the runs asked for, not of whatever else has ended by then.
+    assert found.latency_p50_s == found.latency_p95_s == found.latency_mean_s
+    few = simulated(spans, Open(None, 0.5), one_server(spans), num_runs=10)
+    assert "latency_p50_s" not in few.intervals
+    assert few.latency_p50_s is not None
+    assert few.latency_mean_s is not None
+    assert few.latency_p95_s is not None
+    assert few.latency_p50_s < few.latency_mean_s < few.latency_p95_s <= 10 * few.latency_mean_s
+
+
+def test_equal_latencies_have_exact_percentiles() -> None:
+    """Calls of 3.3 s that never meet: every percentile is that, its interval too."""
+    spans = [run_span("r", 0.0, 3.3), call("r", "s", 0.0, 3.3, output_tokens=10)]
+    served = curve((1.0, 64.0), (1 / 3.3, 64 / 3.3))
+    for load in (Open(None, 0.5), Closed(200, 1)):
+        found = simulated(spans, load, served, max_calls=5000)
+        for key in ("latency_mean_s", "latency_p50_s", "latency_p95_s", "latency_p99_s"):
+            assert getattr(found, key) == pytest.approx(3.3, rel=1e-9)
+            low_s, high_s = found.intervals[key]
+            assert low_s * (1.0 - 1e-9) <= 3.3 <= high_s * (1.0 + 1e-9)
 
 
 def test_so_many_runs_are_so_many() -> None:

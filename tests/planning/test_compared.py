@@ -112,9 +112,12 @@ def test_difference_counts_from_the_interval(
 
 
 def test_unknown_figures_are_not_compared() -> None:
-    """A null on either side is no difference, and an interval that is missing is the figure."""
+    """A null on either side is no difference, and an interval that is missing is said to be."""
     said = Figures(per_workflow={"w": RunFigures(latency_mean_s=1.0, latency_p95_s=9.0)})
     found = Figures(per_workflow={"w": RunFigures(latency_mean_s=2.0)})
     flags = with_differences(said, found).flags
     assert len(flags) == 1
-    assert flags[0].startswith("w: latency_mean_s: differs: predicted 1 s, simulated 2 s")
+    assert flags[0] == (
+        "w: latency_mean_s: differs: predicted 1 s, simulated 2 s (no interval: too few runs to "
+        "say by how much); simulate more"
+    )

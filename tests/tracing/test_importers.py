@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,15 @@ def test_files_that_are_no_agent_traces_are_refused(tmp_path: Path, text: str, s
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(InputError, match=says):
         import_agent_traces([tmp_path / "x.json"])
+
+
+@pytest.mark.parametrize(("earlier", "tokens"), [(1, 5), (0, 6), (7, 5)])
+def test_a_prefix_that_cannot_be_is_not_imported(tmp_path: Path, earlier: int, tokens: int) -> None:
+    """The call itself, more than its prompt, no call of the session: the file is named."""
+    path = tmp_path / "t.json"
+    request = {"type": "n", "model": "m", "in": 5, "out": 10, "api_time": 2.0}
+    prefix = {"prefix_of": {"id": earlier, "tokens": tokens}}
+    requests = [{"t": 0, "id": 0, **request}, {"t": 4, "id": 1, **request, **prefix}]
+    path.write_text(json.dumps({"id": "t", "requests": requests}))
+    with pytest.raises(InputError, match=r"t\.json: run t: span t\.1: prefix_of"):
+        import_agent_traces([path])

@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from scepsy_hpc.bundles.engine_model import is_evidence, kv_tokens_at, read_s_of
+from scepsy_hpc.bundles.model_sizes import architecture_of
 from scepsy_hpc.bundles.shapes import SAME_SHAPE, shapes_of
 from scepsy_hpc.formats.parallelism import Parallelism, usable_memory_gib
 from scepsy_hpc.formats.workflow import EngineArgs
@@ -138,7 +139,7 @@ def _filled(making: Making, closed: ClosedPoints) -> ClosedPoints:
             f"between points: fitted engine model, up to {100 * bend:.0f}% off straight lines"
         )
     best = max(rate for rate, _ in closed.values())
-    if closed[last][0] < _FALLEN * best:
+    if last <= making.end(last) and closed[last][0] < _FALLEN * best:
         making.flags.append(
             f"falls_after_peak: throughput at {last:g} calls in flight is below its best; not "
             "driven past"
@@ -189,9 +190,13 @@ def _flag_transfer(making: Making, why: str) -> None:
             "model"
         )
     if at.tp_degree != making.kind.tp_degree:
+        wanted = making.kind.tp_degree
+        # Heads of most models are powers of 2 times a small number.
+        heads = architecture_of(making.evidence.merged.header.model).num_kv_heads
+        doubt = wanted & (wanted - 1) and heads is None
+        said = f"; engines start only where the attention heads divide by {wanted}" if doubt else ""
         making.flags.append(
-            f"transferred: TP {making.kind.tp_degree} from TP {at.tp_degree} by the fitted engine "
-            "model"
+            f"transferred: TP {wanted} from TP {at.tp_degree} by the fitted engine model{said}"
         )
     if at.gpu_share_pct != making.kind.gpu_share_pct:
         making.flags.append(

@@ -16,6 +16,7 @@ from scepsy_hpc.bundles.engine_model import (
     configuration_of,
     kv_tokens_at,
 )
+from scepsy_hpc.bundles.model_sizes import architecture_of
 from scepsy_hpc.bundles.shapes import SAME_SHAPE, Shape
 from scepsy_hpc.bundles.step_time import EngineModel, HalfWidths
 from scepsy_hpc.formats.bundle import Bundle, BundleHeader
@@ -112,15 +113,18 @@ def batch_of(
 ) -> tuple[int | None, float]:
     """Calls that the batch holds, and a bound that even measured points are cut at.
 
-    The latter is that of a ``max_num_seqs`` which the profile did not run with.
+    Past the bound calls wait for a seat. The default of an unknown version is a guess, which
+    measured points outweigh.
     """
-    batch = batch_limit(header, tp_degree, {**header.engine_args, **engine_args})
-    stated = engine_args.get("max_num_seqs")
-    if stated is not None and stated != header.engine_args.get("max_num_seqs"):
-        return batch, float(batch) if batch is not None else math.inf
+    args = {**header.engine_args, **engine_args}
+    batch = batch_limit(header, tp_degree, args)
+    told = "max_num_seqs" in args or any(map(str.isdigit, header.engine_version))
+    bound = float(batch) if batch is not None and told else math.inf
+    if args.get("max_num_seqs") != header.engine_args.get("max_num_seqs"):
+        return batch, bound
     seen = fit.limits_at(tp_degree).max_num_seqs if fit is not None else None
     known = [n for n in (batch, seen) if n is not None]
-    return min(known, default=None), math.inf
+    return min(known, default=None), bound
 
 
 @lru_cache(maxsize=256)
@@ -181,11 +185,22 @@ def points_of(bundle: Bundle, kind: Parallelism) -> tuple[Parallelism, list[Poin
     whole = [p for p in linked if p.gpu_share_pct == 100]
     if not whole:
         raise NoCurveError(f"no points of whole GPUs to transfer to TP {kind.tp_degree}")
+    heads = architecture_of(bundle.header.model).num_kv_heads
+    if heads is not None and not divides_heads(kind.tp_degree, heads):
+        raise NoCurveError(
+            f"no points at TP {kind.tp_degree}, and engines refuse it: the model's {heads} KV "
+            f"heads do not divide by it; measured are TP {', '.join(map(str, sorted(degrees)))}"
+        )
     nearest = min(
         {p.tp_degree for p in whole}, key=lambda t: (abs(math.log(t / kind.tp_degree)), t)
     )
     at = kind._replace(tp_degree=nearest)
     return at, [p for p in whole if p.tp_degree == nearest]
+
+
+def divides_heads(tp_degree: int, num_kv_heads: int) -> bool:
+    """Whether KV heads spread evenly over a group, each on one GPU or a copy on several."""
+    return num_kv_heads % tp_degree == 0 or tp_degree % num_kv_heads == 0
 
 
 def _check_derivable(kind: Parallelism, whole: Sequence[Point]) -> None:

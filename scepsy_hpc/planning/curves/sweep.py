@@ -23,6 +23,24 @@ def sweep_of(points: Sequence[Point]) -> ClosedPoints:
     An open one stands where its calls find the engine (``in_flight_of``). At one state latency is
     the mean over all calls, and throughput what these calls take in all.
     """
+    return {in_flight: _mean(in_flight, same) for in_flight, same in _states(points)}
+
+
+def measured_parts(points: Sequence[Point]) -> dict[float, float]:
+    """What was measured at each state of ``sweep_of``, as a part of the throughput there.
+
+    Below 1 for open points: a call that comes finds the engine busier than it is in the mean, and
+    what it does then is more than arrived.
+    """
+    found = {}
+    for in_flight, same in _states(points):
+        most_rps = max(p.throughput_rps for p in same)
+        found[in_flight] = min(most_rps / _mean(in_flight, same)[0], 1.0)
+    return found
+
+
+def _states(points: Sequence[Point]) -> list[tuple[float, list[Point]]]:
+    """Points by the calls in flight of their state, ascending."""
     states: list[tuple[float, list[Point]]] = []
     for point in sorted((p for p in points if is_evidence(p)), key=in_flight_of):
         in_flight = in_flight_of(point)
@@ -31,7 +49,7 @@ def sweep_of(points: Sequence[Point]) -> ClosedPoints:
             states[-1][1].append(point)
         else:
             states.append((in_flight, [point]))
-    return {in_flight: _mean(in_flight, same) for in_flight, same in states}
+    return states
 
 
 def ceiling_of(points: Sequence[Point]) -> float | None:

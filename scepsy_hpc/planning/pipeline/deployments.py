@@ -37,9 +37,9 @@ class WorkflowDemand:
         """
         demand = self.summary.llms[alias]
         cv = 1.0 if demand.work_cv is None else demand.work_cv
-        size = demand.fan_out or max(demand.parallelism, 1.0)
+        size = demand.fan_out or max(demand.parallelism or 1.0, 1.0)
         # What a run does at other LLMs in between sets its fan-outs here apart.
-        follow = max(demand.calls_per_run / max(size, 1.0) - 1.0, 0.0) * demand.share_mean
+        follow = max(demand.calls_per_run / max(size, 1.0) - 1.0, 0.0) * (demand.share_mean or 0.0)
         bursts = Bursts(
             size=size,
             work_cv=cv,
@@ -126,7 +126,7 @@ def pipeline_of(
         WorkflowLoad(
             w.name,
             rates_rps[w.name],
-            demands[w.name].summary.overlap,
+            demands[w.name].summary.overlap_or_one,
             demands[w.name].summary.tool_time_s,
             demands[w.name].summary.cpu_s,
         )

@@ -11,7 +11,7 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.bundle import Bundle
 from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.parallelism import Parallelism, gpu_memory_of_gib
-from scepsy_hpc.formats.plan import Deployment, Plan, PlanWorkflow
+from scepsy_hpc.formats.plan import Deployment, Plan, PlanWorkflow, unused_llms
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curves.curve import Curve, TokenLengths
 from scepsy_hpc.planning.curves.evidence import Evidence, evidence_for, no_evidence
@@ -78,12 +78,30 @@ def complete(plan: Plan, workflows: Sequence[Workflow], bundles: Sequence[Bundle
                     f"plan: llms: nothing hosts {alias!r} of workflow {workflow.name!r} (looked "
                     f"for {name!r}); it has: {known}"
                 )
-    return replace(
+    made = replace(
         plan,
         workflows=tuple(
             PlanWorkflow(name=w.name, llms=aliases[w.name], agent=w.agent) for w in workflows
         ),
     )
+    for error in unused_llms(made):
+        raise InputError(f"plan: {error}")
+    return made
+
+
+def check_complete(plan: Plan) -> None:
+    """Raise InputError that says what to add to a plan without workflows or without ``llms``."""
+    if not plan.llms:
+        raise InputError(
+            "plan: llms: missing; add each LLM with model, engine, gpu_type, tp_degree, "
+            "gpu_share_pct and num_replicas"
+        )
+    if not plan.workflows:
+        llms = ", ".join(f"{name}: {name}" for name in plan.llms)
+        raise InputError(
+            "plan: workflows: missing; add, with the name of the traced workflow and its alias of "
+            f"each LLM: `workflows: [{{name: NAME, llms: {{{llms}}}}}]`"
+        )
 
 
 def _llms_of_instances(
@@ -156,7 +174,7 @@ def hosted_of(
         summary = demands[workflow.name].summary
         rate = rates[workflow.name]
         tool_s, cpu_s = summary.tool_time_s, summary.cpu_s
-        loads.append(WorkflowLoad(workflow.name, rate, summary.overlap, tool_s, cpu_s))
+        loads.append(WorkflowLoad(workflow.name, rate, summary.overlap_or_one, tool_s, cpu_s))
     hosted = []
     for stage in stages:
         curve = curve_of(stage.name, plan.llms[stage.name], stage.tokens(rates), bundles)

@@ -329,4 +329,4 @@ def use_of(workflow: str, alias: str, demand: LlmDemand, bursts: Bursts, cached:
             )
         lengths.append(max(mean, 1.0))
     tokens = TokenLengths(lengths[0], lengths[1], cached)
-    return Use(workflow, alias, demand.calls_per_run, demand.parallelism, bursts, tokens)
+    return Use(workflow, alias, demand.calls_per_run, demand.parallelism or 1.0, bursts, tokens)

@@ -44,7 +44,8 @@ class Script:
 
     ``sizes`` is None where a node takes a fixed time, ``deployments`` (their index) is -1 there.
     ``paths`` are the calls' blocks among the run's, where a prompt repeats another's, and
-    ``holders`` the nodes they repeat (-1: none). ``cpu_part`` of think and tool times is CPU time.
+    ``holders`` the nodes they repeat (-1: none). ``cpu_part`` of think and tool times is CPU time,
+    ``cpu_s`` in all.
     """
 
     gaps_s: tuple[float, ...]
@@ -59,6 +60,7 @@ class Script:
     paths: tuple[tuple[Stretch, ...], ...] | None = None
     holders: tuple[int, ...] = ()
     cpu_part: float = 0.0
+    cpu_s: float = 0.0
 
     @classmethod
     def of(cls, graph: RunGraph, names: Mapping[str, str], hosts: Mapping[str, Host]) -> Script:
@@ -75,6 +77,7 @@ class Script:
         sizes = tuple(None if name is None else hosts[name].size(n) for n, name in pairs)
         if shares:
             sizes = _found_anyway(sizes, prefixes)
+        outside_s = _outside_s(graph)
         index = {name: i for i, name in enumerate(hosts)}
         return cls(
             gaps_s=tuple(node.gap_s for node in graph.nodes),
@@ -88,7 +91,8 @@ class Script:
             is_ok=graph.is_ok,
             paths=_paths(sizes, prefixes) if shares else None,
             holders=tuple(-1 if prefix is None else prefix[0] for prefix in prefixes),
-            cpu_part=_cpu_part(graph),
+            cpu_part=(graph.cpu_s or 0.0) / outside_s if outside_s > 0.0 else 0.0,
+            cpu_s=(graph.cpu_s or 0.0) if outside_s > 0.0 else 0.0,
         )
 
 
@@ -132,14 +136,11 @@ def _paths(
     return tuple(paths_of(prefixes, tokens))
 
 
-def _cpu_part(graph: RunGraph) -> float:
-    """CPU seconds by second of think and tool time; 0 where unknown."""
-    if not graph.cpu_s:
-        return 0.0
-    gaps_s = graph.tail_s + sum(
+def _outside_s(graph: RunGraph) -> float:
+    """Seconds of think and tool time, over which the agent's CPU time is spread."""
+    return graph.tail_s + sum(
         node.gap_s + (node.traced_s if node.llm is None else 0.0) for node in graph.nodes
     )
-    return graph.cpu_s / gaps_s if gaps_s > 0.0 else 0.0
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What the arrivals ask of each deployment, against what it can do: the first overload verdict."""
+"""What arrivals ask of deployments and cores, against what these can do: the first verdict."""
 
 from __future__ import annotations
 
@@ -21,17 +21,26 @@ _MOST_IN_FLIGHT = 2048
 class Offered:
     """Load by deployment; ``utilisation`` is work over what all replicas can do, where it is open.
 
-    ``calls_per_run`` is the mean over all workflows by their rates.
+    ``calls_per_run`` is the mean over all workflows by their rates. ``busy_cores`` are those that
+    the agents need, of ``cores``; None: no limit.
     """
 
     calls_per_run: float
     calls_rps: dict[str, float]
     utilisation: dict[str, float]
+    busy_cores: float = 0.0
+    cores: float | None = None
 
     @property
     def flags(self) -> list[str]:
-        """Deployments that cannot keep up."""
-        return [
+        """Deployments, and cores of the agents, that cannot keep up."""
+        short = []
+        if self.cores is not None and self.busy_cores >= self.cores:
+            short.append(
+                f"cores: overloaded: agents need {self.busy_cores:.4g} cores at this rate and have "
+                f"{self.cores:.4g}; runs pile up, so latencies have no mean"
+            )
+        return short + [
             f"{name}: overloaded: offered {self.calls_rps[name]:.4g} calls/s, {100 * part:.0f}% of "
             "capacity; calls pile up, so latencies have no mean"
             for name, part in self.utilisation.items()
@@ -43,16 +52,22 @@ def offered_by(
     arrivals: Mapping[str, Arrivals],
     scripts: Mapping[str, Sequence[Script]],
     hosts: Mapping[str, Host],
+    cores: float | None = None,
 ) -> Offered:
-    """Load of these arrivals; closed and timed ones weigh in calls per run alone."""
+    """Load of these arrivals; closed and timed ones weigh in calls per run alone.
+
+    ``cores``: those of the agents, if limited.
+    """
     names = list(hosts)
     calls_rps, work_rps = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     sizes: dict[str, list[Size]] = {name: [] for name in names}
-    calls, weights = 0.0, 0.0
+    calls, weights, busy_cores = 0.0, 0.0, 0.0
     for workflow, mine in scripts.items():
         load = arrivals[workflow]
         weight = load.rate_rps if isinstance(load, Open) else 1.0
         called = 0
+        if isinstance(load, Open):
+            busy_cores += weight * sum(script.cpu_s for script in mine) / len(mine)
         for script in mine:
             for node, (deployment, size) in enumerate(
                 zip(script.deployments, script.sizes, strict=True)
@@ -75,7 +90,9 @@ def offered_by(
                 most_rps = _engine_rps(host, sizes[name])
                 part = calls_rps[name] / (host.num_replicas * most_rps)
             utilisation[name] = part
-    return Offered(calls / weights, calls_rps, utilisation)
+    # Closed arrivals wait for their cores, and load them only as far as these go.
+    limit = cores if utilisation else None
+    return Offered(calls / weights, calls_rps, utilisation, busy_cores, limit)
 
 
 def _engine_rps(host: Host, sizes: Sequence[Size]) -> float:

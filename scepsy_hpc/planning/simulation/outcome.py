@@ -18,7 +18,14 @@ from scepsy_hpc.planning.simulation.steady import (
     sectioned,
     warm_up_batches,
 )
-from scepsy_hpc.planning.simulation.tally import PER_SECTION, Series, Tally, quantile_s
+from scepsy_hpc.planning.simulation.tally import (
+    NUM_SECTIONS,
+    PER_SECTION,
+    Seen,
+    Series,
+    Tally,
+    widened,
+)
 
 PERCENTILES = {"latency_p50_s": 0.50, "latency_p95_s": 0.95, "latency_p99_s": 0.99}
 
@@ -82,18 +89,27 @@ class SteadyWindow:
         return number / self.length_s if self.length_s > 0 else 0.0
 
     def percentiles_s(self, series: Series) -> tuple[dict[str, float], Intervals]:
-        """Percentiles and their intervals, over sections that lie wholly in the window."""
+        """Percentiles and their intervals, over sections that lie wholly in the window.
+
+        Fewer runs than a section holds are known one by one, and no interval is.
+        """
+        counts = series.counts[self.first : self.last]
+        if self.last < PER_SECTION and counts.max(initial=0.0) == 1.0:
+            each_s = series.sums[self.first : self.last][counts > 0]
+            found_s = np.quantile(each_s, list(PERCENTILES.values()), method="inverted_cdf")
+            return dict(zip(PERCENTILES, found_s.tolist(), strict=True)), {}
         sections = slice(-(-self.first // PER_SECTION), max(self.last // PER_SECTION, 1))
-        inside = series.histogram[sections]
-        if not len(inside) or not inside.sum():
-            inside = series.histogram
-        whole = inside.sum(axis=0)
+        places = range(NUM_SECTIONS)[sections]
+        if not len(places) or not series.histogram[sections].sum():
+            sections, places = slice(None), range(NUM_SECTIONS)
+        whole = Seen.of(series, sections)
+        rows = [Seen.of(series, slice(i, i + 1)) for i in places]
         values, intervals = {}, {}
         for key, part in PERCENTILES.items():
-            values[key] = quantile_s(whole, part)
-            found = sectioned(values[key], np.array([quantile_s(row, part) for row in inside]))
+            values[key] = whole.quantile_s(part)
+            found = sectioned(values[key], np.array([row.quantile_s(part) for row in rows]))
             if found is not None:
-                intervals[key] = found
+                intervals[key] = widened(found, whole.slack)
         return values, intervals
 
 
@@ -156,11 +172,12 @@ def _llm(
 
 @dataclass(frozen=True, slots=True)
 class SimulatedBatch:
-    """One simulated batch, fill and drain included."""
+    """One simulated batch, fill and drain included; ``slack``: that of its percentiles."""
 
     overall: RunFigures
     per_workflow: dict[str, RunFigures]
     per_llm: dict[str, LlmFigures]
+    slack: float = 0.0
 
     @classmethod
     def of(
@@ -182,16 +199,16 @@ class SimulatedBatch:
             rate_rps = number / (last_s - first_s) if last_s > first_s else 0.0
             calls[name] = _llm(host, number, rate_rps, mean_s, values)
         overall = _batch_runs([tally.all_runs], tally.ended, last_s - first_s)
-        return cls(overall, flows, calls)
+        return cls(overall, flows, calls, Seen.of(tally.all_runs).slack)
 
 
 def _of_series(series: Series) -> tuple[float, dict[str, float]]:
     number = float(series.counts.sum())
     if not number:
         return math.nan, {}
-    whole = series.histogram.sum(axis=0)
+    whole = Seen.of(series)
     return float(series.sums.sum()) / number, {
-        key: quantile_s(whole, part) for key, part in PERCENTILES.items()
+        key: whole.quantile_s(part) for key, part in PERCENTILES.items()
     }
 
 
@@ -211,13 +228,13 @@ def _batch_runs(runs: Sequence[Series], ended: Sequence[Series], makespan_s: flo
 
 def mean_of_batches(batches: Sequence[SimulatedBatch], seed: int, flags: Sequence[str]) -> Figures:
     """Means over batches of several seeds, with intervals."""
-    first = batches[0]
+    first, slack = batches[0], max(batch.slack for batch in batches)
     return Figures.of(
-        _mean_runs([batch.overall for batch in batches]),
+        _mean_runs([batch.overall for batch in batches], slack),
         how="simulated",
         seed=seed,
         per_workflow={
-            name: _mean_runs([batch.per_workflow[name] for batch in batches])
+            name: _mean_runs([batch.per_workflow[name] for batch in batches], slack)
             for name in first.per_workflow
         },
         per_llm={
@@ -230,7 +247,7 @@ def mean_of_batches(batches: Sequence[SimulatedBatch], seed: int, flags: Sequenc
 _OF_RUNS = ("throughput_rps", "latency_mean_s", *PERCENTILES, "makespan_s")
 
 
-def _mean_runs(many: Sequence[RunFigures]) -> RunFigures:
+def _mean_runs(many: Sequence[RunFigures], slack: float) -> RunFigures:
     values, intervals = {}, {}
     for key in _OF_RUNS:
         known = [v for v in (getattr(one, key) for one in many) if v is not None]
@@ -239,7 +256,8 @@ def _mean_runs(many: Sequence[RunFigures]) -> RunFigures:
         found = replicated(np.array(known))
         values[key] = found.mean
         if found.interval is not None:
-            intervals[key] = found.interval
+            binned = slack if key in PERCENTILES else 0.0
+            intervals[key] = widened(found.interval, binned)
     failed = round(float(np.mean([one.num_failed or 0 for one in many])))
     return replace(many[0], num_failed=failed, intervals=intervals, **values)  # type: ignore[arg-type]
 

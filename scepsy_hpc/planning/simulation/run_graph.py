@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.formats.spans import Span
+from scepsy_hpc.formats.spans import Span, check_references
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,15 @@ class _Piece:
 def run_graphs(spans: Iterable[Span]) -> list[RunGraph]:
     """One graph for each run, in the order in which the runs first appear.
 
-    Raises InputError naming run and span: an end before its start, a span id that stands twice, a
-    parent that is not in the run or starts after its child, two run spans.
+    Raises InputError naming run and span: an end before its start, a span id that stands twice,
+    two run spans, and what ``check_references`` refuses.
     """
     runs: dict[str, list[Span]] = {}
     for span in spans:
         runs.setdefault(span.run_id, []).append(span)
+    for run_id, mine in runs.items():
+        _check(run_id, mine)
+    check_references([span for mine in runs.values() for span in mine])
     return [_run_graph(run_id, mine) for run_id, mine in runs.items()]
 
 
@@ -97,7 +100,6 @@ def graph_flags(graphs: Sequence[RunGraph]) -> tuple[str, ...]:
 
 
 def _run_graph(run_id: str, spans: Sequence[Span]) -> RunGraph:
-    _check(run_id, spans)
     roots = [span for span in spans if span.kind == "run"]
     calls = [span for span in spans if span.kind != "run"]
     start_s = roots[0].start_s if roots else min(span.start_s for span in calls)
@@ -126,28 +128,17 @@ def _run_graph(run_id: str, spans: Sequence[Span]) -> RunGraph:
 
 
 def _check(run_id: str, spans: Sequence[Span]) -> None:
-    seen: dict[str, Span] = {}
+    seen: set[str] = set()
     for span in spans:
         where = f"run {run_id}: span {span.span_id}"
         if span.end_s < span.start_s:
             raise InputError(f"{where}: end_s ({span.end_s}) is before start_s ({span.start_s})")
         if span.span_id in seen:
             raise InputError(f"{where}: stands twice; span ids of one run must differ")
-        seen[span.span_id] = span
+        seen.add(span.span_id)
     roots = [span.span_id for span in spans if span.kind == "run"]
     if len(roots) > 1:
         raise InputError(f"run {run_id}: has {len(roots)} run spans ({', '.join(roots)}); one only")
-    for span in spans:
-        for parent in span.parents or ():
-            if parent not in seen:
-                raise InputError(
-                    f"run {run_id}: span {span.span_id}: parents: {parent!r} is no span of the run"
-                )
-            if seen[parent].start_s > span.start_s:
-                raise InputError(
-                    f"run {run_id}: span {span.span_id}: parents: {parent!r} starts after it "
-                    f"({seen[parent].start_s} > {span.start_s})"
-                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +245,7 @@ def _node(order: _Order, piece: _Piece, parents: tuple[int, ...], gap_s: float) 
 
 
 def _prefix_of(order: _Order, piece: _Piece) -> tuple[int, int] | None:
-    """The earlier call, by its index, and tokens; None where it is not in the run."""
+    """The earlier call, by its index, and tokens; None where its record was lost."""
     prefix = piece.span.prefix_of
     if prefix is None:
         return None

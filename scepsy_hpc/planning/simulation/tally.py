@@ -3,7 +3,8 @@
 Runs are numbered as they arrive. `Series` keeps counts and sums of latencies in at most
 ``MOST_SMALL`` batches of runs and their distribution in ``NUM_SECTIONS`` sections of 16 batches;
 when room runs out neighbours are put together. A histogram's bins are 1% wide, so a percentile is
-within 0.5%. Calls are filed under the number of their run.
+within 0.5%, and never outside what was seen: equal latencies have exact ones. Calls are filed under
+the number of their run.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ NUM_SECTIONS = 32
 PER_SECTION = MOST_SMALL // NUM_SECTIONS
 _LEAST_S = 1e-6
 _STEP = math.log(1.01)
+_HALF_BIN = math.expm1(0.5 * _STEP)
 _NUM_BINS = 2600  # up to 1e5 s
 _AT_ONCE = 4096
 
@@ -28,7 +30,8 @@ _AT_ONCE = 4096
 class Series:
     """Latencies (s) by number of their run; batches of ``size`` runs.
 
-    ``sums`` and ``counts`` have shape (MOST_SMALL,), ``histogram`` (NUM_SECTIONS, bins).
+    ``sums`` and ``counts`` have shape (MOST_SMALL,), ``histogram`` (NUM_SECTIONS, bins), ``least``
+    and ``most`` of what stands in it (NUM_SECTIONS,); infinite where nothing does.
     """
 
     size: int = 1
@@ -37,6 +40,8 @@ class Series:
     histogram: Ints = field(
         default_factory=lambda: np.zeros((NUM_SECTIONS, _NUM_BINS), dtype=np.int64)
     )
+    least: Floats = field(default_factory=lambda: np.full(NUM_SECTIONS, math.inf))
+    most: Floats = field(default_factory=lambda: np.full(NUM_SECTIONS, -math.inf))
     numbers: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
@@ -57,6 +62,8 @@ class Series:
         places += np.minimum(bins.astype(np.int64), _NUM_BINS - 1)
         filled = np.bincount(places, minlength=NUM_SECTIONS * _NUM_BINS)
         self.histogram += filled.reshape(NUM_SECTIONS, _NUM_BINS)
+        np.minimum.at(self.least, batch // PER_SECTION, value)
+        np.maximum.at(self.most, batch // PER_SECTION, value)
 
     def _halve(self) -> None:
         """Put neighbours together."""
@@ -64,6 +71,10 @@ class Series:
             half = len(column) // 2
             column[:half] = column[0::2] + column[1::2]
             column[half:] = 0
+        half = NUM_SECTIONS // 2
+        self.least[:half] = np.minimum(self.least[0::2], self.least[1::2])
+        self.most[:half] = np.maximum(self.most[0::2], self.most[1::2])
+        self.least[half:], self.most[half:] = math.inf, -math.inf
         self.size *= 2
 
     def file(self, number: int, value: float) -> None:
@@ -80,13 +91,39 @@ class Series:
             self._halve()
 
 
-def quantile_s(histogram: Ints, part: float) -> float:
-    """Quantile of a histogram of shape (bins,); NaN where it is empty."""
-    above = np.cumsum(histogram)
-    if above[-1] == 0:
-        return math.nan
-    place = int(np.searchsorted(above, part * above[-1]))
-    return _LEAST_S * math.exp((place + 0.5) * _STEP)
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """Distribution of some latencies (s): bins, and the ``least_s`` and ``most_s`` of them."""
+
+    histogram: Ints
+    least_s: float
+    most_s: float
+
+    @classmethod
+    def of(cls, series: Series, sections: slice = slice(None)) -> Seen:
+        """What these sections hold."""
+        least, most = series.least[sections], series.most[sections]
+        return cls(series.histogram[sections].sum(axis=0), float(least.min()), float(most.max()))
+
+    def quantile_s(self, part: float) -> float:
+        """A quantile; NaN where nothing was seen."""
+        above = np.cumsum(self.histogram)
+        if above[-1] == 0:
+            return math.nan
+        place = int(np.searchsorted(above, part * above[-1]))
+        return min(max(_LEAST_S * math.exp((place + 0.5) * _STEP), self.least_s), self.most_s)
+
+    @property
+    def slack(self) -> float:
+        """What bins leave open of a quantile, either way as a part of it: half a bin at most."""
+        if not 0.0 < self.least_s <= self.most_s:
+            return _HALF_BIN
+        return min(self.most_s / self.least_s - 1.0, _HALF_BIN)
+
+
+def widened(interval: tuple[float, float], slack: float) -> tuple[float, float]:
+    """An interval of a quantile with what bins leave open of it."""
+    return interval[0] * (1.0 - slack), interval[1] * (1.0 + slack)
 
 
 class Tally:

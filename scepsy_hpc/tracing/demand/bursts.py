@@ -89,11 +89,11 @@ def spread_of(calls: CallTable, mine: NDArray[np.bool_]) -> Spread:
     return Spread(cv, float(np.sqrt(square)) / mean, gap / mean)
 
 
-def fan_out_of(sizes: Mapping[int, int]) -> float:
-    """Size of the burst that a call picked at random is in, itself included; 1 without calls."""
+def fan_out_of(sizes: Mapping[int, int]) -> float | None:
+    """Size of the burst that a call picked at random is in, itself included; None without calls."""
     num_calls = sum(size * count for size, count in sizes.items())
     squares = sum(size * size * count for size, count in sizes.items())
-    return squares / num_calls if num_calls else 1.0
+    return squares / num_calls if num_calls else None
 
 
 def _sizes(run: list[int], start_s: list[float], end_s: list[float], window_s: float) -> list[int]:

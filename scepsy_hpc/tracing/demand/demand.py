@@ -59,7 +59,7 @@ class RoleDemand:
 class TracedLlm(LlmDemand):
     """One LLM of the workflow: what a plan keeps of it, and what its spans say beyond.
 
-    ``share_mean`` and ``share_cv`` are over the runs with any LLM call; ``share_cv`` is None with
+    ``share_mean`` and ``share_cv`` are over the runs with any LLM time; ``share_cv`` is None with
     fewer than two of them. ``num_runs_needed``: how many runs would know ``share_mean`` within
     10%; None where it cannot be told. ``num_failed`` counts the calls with a status other than
     `ok`; they are in ``num_calls`` and ``calls_per_run``. ``repeated_input`` is the part of its
@@ -94,7 +94,7 @@ class Demand:
     num_runs_without_calls: int
     tool_time_s: float
     run_length_mean_s: float
-    overlap: float
+    overlap: float | None
     llms: dict[str, TracedLlm]
     flags: tuple[str, ...]
     run_lengths_s: tuple[float, ...]
@@ -144,7 +144,7 @@ def demand_of_parts(parts: Sequence[CallTable], workflow: str) -> Demand:
         num_runs_without_calls=int((num_calls.sum(axis=1) == 0).sum()),
         tool_time_s=float(tool_s.mean()),
         run_length_mean_s=float(calls.run_length_s.mean()),
-        overlap=float(any_busy_s.sum()) / total_busy_s if total_busy_s > 0 else 1.0,
+        overlap=float(any_busy_s.sum()) / total_busy_s if total_busy_s > 0 else None,
         llms=llms,
         flags=(*_flags(llms, num_runs), *_length_flags(calls.run_length_s)),
         run_lengths_s=tuple(calls.run_length_s.tolist()),
@@ -178,8 +178,8 @@ def _traced_llm(calls: CallTable, index: int, busy_s: Floats, num_calls: Ints) -
     sizes, spread = burst_sizes(calls, mine), spread_of(calls, mine)
     return TracedLlm(
         calls_per_run=float(num_calls.mean()),
-        parallelism=float(duration_s.sum()) / own_busy_s if own_busy_s > 0 else 1.0,
-        share_mean=float(shares.mean()) if len(shares) else 0.0,
+        parallelism=float(duration_s.sum()) / own_busy_s if own_busy_s > 0 else None,
+        share_mean=float(shares.mean()) if len(shares) else None,
         share_cv=_cv(shares),
         input_tokens_mean=_known_mean(inputs),
         output_tokens_mean=_known_mean(outputs),
@@ -276,6 +276,10 @@ def _flags(llms: Mapping[str, TracedLlm], num_runs: int) -> tuple[str, ...]:
             flags.append(
                 f"{alias}: {llm.num_failed} of {llm.num_calls} calls did not end ok (failed, "
                 "retried, cut off); calls_per_run counts them"
+            )
+        if llm.num_calls and llm.parallelism is None:
+            flags.append(
+                f"{alias}: no call of it took any time; its parallelism is unknown and taken as 1"
             )
         if llm.num_calls and llm.input_tokens.num_known == 0:
             flags.append(f"{alias}: no call has token counts; its load cannot be predicted")

@@ -29,6 +29,7 @@ class EarlierCall:
     """A call as later ones see it; ``host`` took it last, None where nobody has."""
 
     span_id: str
+    start_s: float
     host: str | None = None
 
 
@@ -50,6 +51,9 @@ class Repeat:
         """As a span says it, once the prompt's tokens are known; None: repeats nothing."""
         if self.earlier is None or not input_tokens:
             return None
+        # Of two bodies on their way at once the later call's may be read first.
+        if self.earlier.start_s > self.mine.start_s:
+            return None
         tokens = self.num_bytes * input_tokens // len(self.prompt)
         return Prefix(span_id=self.earlier.span_id, tokens=tokens) if tokens else None
 
@@ -62,12 +66,14 @@ class Prompts:
     _runs: OrderedDict[str, dict[tuple[str, int], EarlierCall]] = field(default_factory=OrderedDict)
     _num_pieces: int = 0
 
-    def look_up(self, run_id: str, alias: str, prompt: bytes | None, span_id: str) -> Repeat:
+    def look_up(
+        self, run_id: str, alias: str, prompt: bytes | None, span_id: str, start_s: float = 0.0
+    ) -> Repeat:
         """What a call repeats; from now on later ones may repeat it.
 
         ``prompt``: see ``conversation.prompt_of``; None repeats nothing.
         """
-        repeat = Repeat(EarlierCall(span_id), prompt=prompt or b"")
+        repeat = Repeat(EarlierCall(span_id, start_s), prompt=prompt or b"")
         known = self._of_run(run_id)
         for end, piece in _pieces(repeat.prompt):
             earlier = known.get((alias, piece))

@@ -140,7 +140,9 @@ class RecordingProxy:
         prompt = prompt_of(call.path, call.body)
         for number in itertools.count(1):
             attempt = Attempt(start_s, f"{self._span_prefix}-{next(self._num_spans)}")
-            repeat = self._prompts.look_up(call.run_id, call.alias, prompt, attempt.span_id)
+            repeat = self._prompts.look_up(
+                call.run_id, call.alias, prompt, attempt.span_id, start_s
+            )
             delay_s = None
             try:
                 attempt.target = await self._router.pick(

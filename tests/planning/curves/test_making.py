@@ -218,6 +218,54 @@ def test_the_batch_the_workflow_asks_for_bounds_what_was_measured() -> None:
     assert has_flag(curve, "batch_limited")
 
 
+@pytest.mark.parametrize("where", [(1, 4, 16, 64), (1, 4, 12, 64)])
+def test_points_past_the_batch_are_no_capacity(where: tuple[int, ...]) -> None:
+    """A profile of max_num_seqs 16 with points at 64: calls beyond sixteen wait for a seat."""
+    true = replace(ENGINE, max_num_seqs=16)
+    points = engine_points(SHAPES, where, engine=true)
+    curve = curve_of(bundle(points, engine_args={"max_num_seqs": 16}))
+    assert curve.server.concurrency[-1] == 16.0
+    expected = true.closed_loop(16.0, 1000.0, 100.0).throughput_rps
+    assert curve.capacity_rps == pytest.approx(expected, rel=0.03)
+    flag = next(text for text in curve.flags if text.startswith("batch_limited"))
+    assert "up to 64 calls in flight, are left out of capacity" in flag
+    assert "times as much" not in flag
+
+
+def test_points_that_contradict_the_batch_are_said() -> None:
+    """X(64) is 2.5 X(16) though sixteen run at most: left out, and the user is asked."""
+    points = [point(1, 1.0), point(16, 4.0), point(64, 10.0)]
+    curve = curve_of(bundle(points, engine_args={"max_num_seqs": 16}))
+    assert curve.capacity_rps == 4.0
+    assert has_flag(curve, "batch_limited: the batch holds 16 calls of this length; points past it")
+    assert any("2.5 times as much: was the limit another" in flag for flag in curve.flags)
+    # A recorded default counts like an argument; of an unknown version it is a guess.
+    assert curve_of(bundle([point(1, 1.0), point(512, 9.0)])).server.concurrency[-1] == 512.0
+    old = bundle([point(256, 8.0), point(512, 9.0)], engine_version="0.8.5")
+    assert curve_of(old).capacity_rps == 8.0
+    unknown = bundle([point(256, 8.0), point(512, 9.0)], engine_version="unknown")
+    assert curve_of(unknown).capacity_rps == 9.0
+
+
+def test_capacity_from_open_points_alone() -> None:
+    """2 calls/s at 1 s: an arrival finds X(3) = 3, half as much again as was ever done."""
+    curve = curve_of(bundle([open_point(2.0, 2.0, 1.0)]))
+    assert curve.capacity_rps == pytest.approx(3.0)
+    assert has_flag(curve, "extrapolated: capacity, 1.5 times the most that was measured")
+    # A closed point at that throughput is a measurement of it.
+    both = curve_of(bundle([open_point(2.0, 2.0, 1.0), point(4, 3.0)]))
+    assert not has_flag(both, "extrapolated")
+
+
+def test_a_saturated_point_is_the_capacity_of_open_ones() -> None:
+    """2.5 calls/s was the most under too many arrivals: that, not the 3 an arrival finds."""
+    saturated = open_point(9.0, 2.5, 60.0, saturated=True)
+    curve = curve_of(bundle([open_point(2.0, 2.0, 1.0), saturated]))
+    assert curve.capacity_rps == pytest.approx(2.5)
+    assert not has_flag(curve, "extrapolated")
+    assert curve_of(bundle([point(4, 3.0), saturated])).capacity_rps == 3.0
+
+
 def test_kv_cache_ends_what_is_extrapolated() -> None:
     """Room for 100 calls of 1,100 tokens, 64 measured: the curve goes on to 100 and no further."""
     room_gib = 100 * 1100 * 100_000 / 2**30
@@ -244,6 +292,17 @@ def test_a_falling_curve_is_not_driven_past_its_peak() -> None:
     assert curve.server.concurrency[-1] == 64.0
     assert curve.capacity_rps == curve.server.throughput_rps[-1] < max(curve.server.throughput_rps)
     assert has_flag(curve, "falls_after_peak") or has_flag(curve, "straight_lines")
+
+
+def test_a_tp_degree_that_heads_do_not_divide_by() -> None:
+    """Eight KV heads do not go over three GPUs; of unknown heads three are doubted."""
+    points = engine_points(SHAPES)
+    with pytest.raises(NoCurveError, match="8 KV heads do not divide by it; measured are TP 1"):
+        curve_of(bundle(points, model="Qwen/Qwen3-8B"), tp=3)
+    curve_of(bundle(points, model="Qwen/Qwen3-8B"), tp=4)
+    flag = "transferred: TP 3 from TP 1 by the fitted engine model; engines start only where"
+    assert has_flag(curve_of(bundle(points), tp=3), flag)
+    assert not any("engines start" in text for text in curve_of(bundle(points), tp=4).flags)
 
 
 def test_an_unmeasured_tp_degree_is_transferred() -> None:

@@ -11,7 +11,7 @@ from planning_cases import bundle, point, workflow
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import Instance, Plan
 from scepsy_hpc.formats.workflow import Llm
-from scepsy_hpc.planning.pipeline.of_plan import complete, predict_plan
+from scepsy_hpc.planning.pipeline.of_plan import check_complete, complete, predict_plan
 
 
 def test_closed_steady_state_without_tasks() -> None:
@@ -37,6 +37,18 @@ def test_by_hand_with_llms_only() -> None:
     )
     with pytest.raises(InputError, match="nothing hosts 'b'"):
         complete(plan_without(plan), [workflow("w", {"b": Llm(model="org/model")})], BUNDLES)
+
+
+def test_what_a_plan_by_hand_lacks_or_has_too_much() -> None:
+    """An LLM that the workflow given does not call; what `simulate` needs in the plan itself."""
+    flow = workflow("w", {"a": Llm(model="org/model")})
+    with pytest.raises(InputError, match=r"llms\.idle: no workflow uses it; they use: a"):
+        complete(Plan(llms={"a": DEPLOYMENT, "idle": DEPLOYMENT}), [flow], BUNDLES)
+    with pytest.raises(InputError, match=r"add, .*: `workflows: \[{name: NAME, llms: {a: a}}\]`"):
+        check_complete(Plan(llms={"a": DEPLOYMENT}))
+    with pytest.raises(InputError, match="llms: missing; add each LLM with model"):
+        check_complete(Plan(workflows=PLAN.workflows))
+    check_complete(PLAN)
 
 
 def plan_without(plan: Plan) -> Plan:

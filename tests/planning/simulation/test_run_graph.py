@@ -195,6 +195,10 @@ def test_a_run_without_calls() -> None:
         ([span("a", 0.0, 1.0), span("a", 1.0, 2.0)], "run r1: span a: stands twice"),
         ([span("a", 0.0, 1.0, parents=("x",))], "span a: parents: 'x' is no span of the run"),
         (
+            [span("a", 0.0, 1.0, parents=("b",)), span("b", 0.0, 3.0, parents=("a",))],
+            "run r1: parents: spans wait for each other in a circle: ",
+        ),
+        (
             [span("a", 0.0, 1.0, parents=("b",)), span("b", 2.0, 3.0)],
             "span a: parents: 'b' starts after it (2.0 > 0.0)",
         ),

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scepsy_hpc.planning.simulation.tally import MOST_SMALL, Series, Tally, quantile_s
+from scepsy_hpc.planning.simulation.tally import (
+    MOST_SMALL,
+    NUM_SECTIONS,
+    Seen,
+    Series,
+    Tally,
+    widened,
+)
 
 
 def test_percentiles_are_within_half_a_percent() -> None:
@@ -16,12 +23,32 @@ def test_percentiles_are_within_half_a_percent() -> None:
         for number, value in enumerate(values.tolist()):
             series.file(number, value)
         series.flush()
-        whole = series.histogram.sum(axis=0)
+        whole = Seen.of(series)
         for part in (0.5, 0.95, 0.99):
             exact = float(np.quantile(values, part))
-            assert quantile_s(whole, part) == pytest.approx(exact, rel=0.006)
+            assert whole.quantile_s(part) == pytest.approx(exact, rel=0.006)
+            low, high = widened((whole.quantile_s(part),) * 2, whole.slack)
+            assert low <= float(np.quantile(values, part, method="inverted_cdf")) <= high
         assert series.sums.sum() == pytest.approx(values.sum())
-    assert np.isnan(quantile_s(np.zeros(5, dtype=np.int64), 0.5))
+        assert (whole.least_s, whole.most_s) == (values.min(), values.max())
+    assert np.isnan(Seen.of(Series()).quantile_s(0.5))
+
+
+def test_percentiles_lie_within_what_was_seen() -> None:
+    """Equal latencies have exact ones in every section, and none of what a bin leaves open."""
+    series = Series()
+    for number in range(5000):
+        series.file(number, 7.0 if number < 3000 else 7.01)
+    series.flush()
+    first = Seen.of(series, slice(0, 1))
+    assert (first.quantile_s(0.5), first.quantile_s(0.99), first.slack) == (7.0, 7.0, 0.0)
+    whole = Seen.of(series)
+    assert 7.0 <= whole.quantile_s(0.5) <= 7.01
+    assert whole.slack == pytest.approx(0.01 / 7.0)
+    filled = np.isfinite(series.least)
+    assert np.array_equal(filled, np.isfinite(series.most))
+    assert np.array_equal(filled, series.histogram.sum(axis=1) > 0)
+    assert 0 < filled.sum() < NUM_SECTIONS
 
 
 def test_batches_stay_in_order_as_they_are_put_together() -> None:

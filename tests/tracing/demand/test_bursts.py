@@ -52,10 +52,10 @@ def test_runs_and_llms_are_apart() -> None:
 
 
 def test_no_call_is_no_burst() -> None:
-    """An LLM that is declared and never called has no bursts, and a fan-out of one."""
+    """An LLM that is declared and never called has no bursts, and no fan-out."""
     calls = read_calls(_at("a", 0.0), "w", ["m", "never"])
     assert burst_sizes(calls, calls.llm == 1) == {}
-    assert fan_out_of({}) == 1.0
+    assert fan_out_of({}) is None
 
 
 def test_fan_out_is_what_a_call_sees() -> None:

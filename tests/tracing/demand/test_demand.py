@@ -121,8 +121,13 @@ def test_calls_of_no_duration_are_calls() -> None:
     """They are busy for no time, so no share or parallelism can be made of them."""
     found = demand_of([run_span("a", 0.0, 1.0), call("a", "m", 0.5, 0.5)], "w")
     llm = found.llms["m"]
-    assert (llm.num_calls, llm.parallelism, llm.share_mean, llm.share_cv) == (1, 1.0, 0.0, None)
-    assert (found.overlap, found.tool_time_s, found.num_runs_without_calls) == (1.0, 1.0, 0)
+    assert (llm.num_calls, llm.parallelism, llm.share_mean, llm.share_cv) == (1, None, None, None)
+    assert (found.overlap, found.tool_time_s, found.num_runs_without_calls) == (None, 1.0, 0)
+    assert found.flags[0] == (
+        "m: no call of it took any time; its parallelism is unknown and taken as 1"
+    )
+    assert "inf" not in str(found)
+    assert "nan" not in str(found)
 
 
 def test_the_summary_is_what_a_plan_keeps() -> None:
@@ -153,8 +158,13 @@ def test_an_llm_that_is_never_called_is_flagged() -> None:
     """A declared LLM without a call has zero calls and a flag, and breaks nothing."""
     found = demand_of(two_runs(), "rag", ["generator", "reranker", "judge"])
     judge = found.llms["judge"]
-    assert (judge.num_calls, judge.calls_per_run, judge.parallelism) == (0, 0, 1)
-    assert (judge.share_mean, judge.share_cv, judge.burst_sizes, judge.fan_out) == (0, None, {}, 1)
+    assert (judge.num_calls, judge.calls_per_run, judge.parallelism) == (0, 0, None)
+    assert (judge.share_mean, judge.share_cv, judge.burst_sizes, judge.fan_out) == (
+        0,
+        None,
+        {},
+        None,
+    )
     assert (judge.roles, judge.repeated_input) == ({}, 0)
     assert [flag for flag in found.flags if flag.startswith("judge")] == [
         "judge: not called in the spans; its load is taken as zero"
@@ -164,7 +174,7 @@ def test_an_llm_that_is_never_called_is_flagged() -> None:
 def test_runs_without_any_call_have_a_demand() -> None:
     """Spans of runs that call no LLM give zero calls and the whole run as tool time."""
     found = demand_of([run_span("a", 0.0, 4.0), run_span("b", 0.0, 2.0)], "w", ["m"])
-    assert (found.tool_time_s, found.overlap, found.num_runs_without_calls) == (3.0, 1.0, 2)
+    assert (found.tool_time_s, found.overlap, found.num_runs_without_calls) == (3.0, None, 2)
     assert found.llms["m"].calls_per_run == 0
 
 
@@ -240,11 +250,16 @@ def _continued(tokens: int, input_tokens: int | None, cached: int | None = None)
     return replace(made, prefix_of=Prefix(span_id="x", tokens=tokens))
 
 
+def _first(input_tokens: int = 5) -> Span:
+    """The call whose prompt ``_continued`` repeats."""
+    return replace(call("a", "m", 0.0, 1.0, input_tokens=input_tokens), span_id="x")
+
+
 def test_repeated_prompts_are_told_not_assumed() -> None:
     """Input that repeats a prompt is named where no engine said what it cached, never counted: 30
-    of 40 tokens here; no more than the input repeats, and a call of unknown input adds none."""
-    first = call("a", "m", 0.0, 1.0, input_tokens=5)
-    spans = [first, _continued(20, 25), _continued(99, 10), _continued(7, None)]
+    of 40 tokens here; a call of unknown input adds none."""
+    first = _first()
+    spans = [first, _continued(20, 25), _continued(10, 10), _continued(7, None)]
     silent = demand_of(spans, "w")
     assert silent.llms["m"].repeated_input == pytest.approx(30 / 40)
     assert silent.llms["m"].cached_tokens_mean is None
@@ -257,10 +272,10 @@ def test_repeated_prompts_are_told_not_assumed() -> None:
 
 
 def test_what_repeats_in_blocks_is_kept_by_the_plan() -> None:
-    """Of 40 tokens that repeat a cache has 32, of 99 in an input of 33 it has 32, of 5 none."""
-    first = call("a", "m", 0.0, 1.0, input_tokens=5)
+    """Of 40 tokens that repeat a cache has 32, of 33 in an input of 33 it has 32, of 5 none."""
+    first = _first()
     assert demand_of([first], "w").llms["m"].prefix_tokens_mean is None
-    spans = [first, _continued(40, 60), _continued(99, 33), _continued(5, 40)]
+    spans = [first, _continued(40, 60), _continued(33, 33), _continued(5, 40)]
     kept = demand_of(spans, "w").summary().llms["m"]
     assert (kept.prefix_tokens_mean, kept.cached_tokens_mean) == ((0 + 32 + 32 + 0) / 4, None)
 
@@ -268,7 +283,7 @@ def test_what_repeats_in_blocks_is_kept_by_the_plan() -> None:
 def test_a_zero_that_an_engine_left_out_is_a_zero() -> None:
     """One of two calls says 30: the other, with a usage, found nothing; one that failed says no
     more than before."""
-    spans = [_continued(40, 60, cached=30), call("a", "m", 0.0, 1.0, input_tokens=60)]
+    spans = [_continued(40, 60, cached=30), _first(60)]
     found = demand_of([*spans, call("a", "m", 3.0, 4.0, status="error_500")], "w").llms["m"]
     assert (found.cached_tokens_mean, found.cached_tokens.num_known) == (15.0, 2)
     assert found.repeated_input == 0

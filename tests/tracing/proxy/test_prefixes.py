@@ -114,3 +114,12 @@ def test_equal_to_comparing_all_texts(seed: int) -> None:
 def test_a_repeat_without_a_prompt_says_nothing() -> None:
     """The default is a call that repeats nothing."""
     assert Repeat(Prompts().look_up("r", "m", b"", "s").mine).prefix(5) is None
+
+
+def test_a_later_call_is_no_prefix() -> None:
+    """Its body was read first, since it came faster: what it said cannot have been repeated."""
+    prompts = Prompts()
+    prompts.look_up("r", "m", b"a" * 64, "later", start_s=1.1)
+    assert prompts.look_up("r", "m", b"a" * 64, "earlier", start_s=1.0).prefix(64) is None
+    after = prompts.look_up("r", "m", b"a" * 64, "after", start_s=2.0).prefix(64)
+    assert after == Prefix(span_id="earlier", tokens=64)
