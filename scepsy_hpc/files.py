@@ -6,6 +6,7 @@ refused with one line that names the file, the key or line, the value and what i
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -238,11 +239,31 @@ def read_csv(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[
     return rows
 
 
+_KEY = re.compile(r'(?<!\\)"(\w+)"\s*:')
+
+
+def _refuse_twice(line: str, where: str) -> None:
+    """Of a key that stands twice in one object JSON readers take the last without a word."""
+    keys = _KEY.findall(line)
+    if len(keys) == len(set(keys)):
+        return  # most lines
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{where}: {name}: stands twice; keep one")
+
+    with contextlib.suppress(ValueError, RecursionError):  # told by whoever reads it
+        json.loads(line, object_pairs_hook=look)
+
+
 def read_jsonl(path: Path | str, cls: type[T]) -> list[T]:
     """Read JSON lines into records. Raises InputError that names the line."""
     adapter = _adapter(typing.cast(Any, cls))
     found: list[T] = []
     for number, line in _lines(path):
+        _refuse_twice(line, f"{path} line {number}")
         try:
             found.append(adapter.validate_json(line, strict=True))
         except ValidationError as error:
@@ -297,9 +318,12 @@ def write_text(path: Path | str, text: str, mode: int = 0o644) -> None:
 def write_bytes(path: Path | str, data: bytes, mode: int = 0o644) -> None:
     """Write a file so that a reader sees the old bytes or the new, never a part.
 
-    Raises InputError when the folder cannot be written.
+    A link is followed. Raises InputError when the folder cannot be written, or what stands there is
+    no plain file.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no plain file, and would be replaced; give another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

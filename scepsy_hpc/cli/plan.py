@@ -19,6 +19,7 @@ from scepsy_hpc.cli.options import (
     example,
     json_option,
     print_json,
+    refuse_input_as_output,
     say,
 )
 from scepsy_hpc.planning.targets import DEFAULT_WITHIN_PCT, STARTUP_S
@@ -130,6 +131,7 @@ def plan(
     target = _target(rate, max_throughput, tasks, deadline, startup)
     flows = load_workflows(workflows)
     files = spans_files(spans, [flow for flow, _ in flows])
+    refuse_input_as_output(output, topology, *(flow.path for flow, _ in flows), *files.values())
     request = PlanRequest(
         flows,
         find_bundles(profiles),

@@ -21,6 +21,10 @@ BLOCK_TOKENS = 16
 """Tokens in a block of an engine's KV cache, vLLM's default: a prefix is cached in whole blocks."""
 
 
+# Unix seconds until the year 5138, or relative ones.
+Moment = Annotated[float, Field(ge=-1e11, le=1e11)]
+
+
 @record
 class Prefix:
     """The earlier call whose prompt this one continues, and for how many tokens."""
@@ -41,8 +45,8 @@ class Span:
     run_id: str
     span_id: str
     kind: Literal["run", "llm", "tool"]
-    start_s: float
-    end_s: float
+    start_s: Moment
+    end_s: Moment
     status: str
     workflow: str | None = None
     llm: str | None = None
