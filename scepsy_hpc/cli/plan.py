@@ -131,7 +131,6 @@ def plan(
     target = _target(rate, max_throughput, tasks, deadline, startup)
     flows = load_workflows(workflows)
     files = spans_files(spans, [flow for flow, _ in flows])
-    refuse_input_as_output(output, topology, *(flow.path for flow, _ in flows), *files.values())
     request = PlanRequest(
         flows,
         find_bundles(profiles),
@@ -140,7 +139,7 @@ def plan(
         Limits(gpus, latency_limit, p95_limit, within, time_limit),
         spans={name: load_spans(path) for name, path in files.items()},
         engine=engine,
-        inputs=_inputs([flow for flow, _ in flows], files, topology),
+        inputs=_inputs([flow for flow, _ in flows], files, topology, output),
         check_calls=check_calls or MAX_CALLS,
     )
     with dask_workers(dask) as client:
@@ -153,10 +152,13 @@ def plan(
         say(f"wrote {output}")
 
 
-def _inputs(flows: Sequence[Any], files: Mapping[str, Path], topology: Path) -> tuple[Any, ...]:
-    """The files as the plan names them."""
+def _inputs(
+    flows: Sequence[Any], files: Mapping[str, Path], topology: Path, output: Path
+) -> tuple[Any, ...]:
+    """The files as the plan names them. Raises UsageError where ``output`` is one of them."""
     from scepsy_hpc.planning.inputs import input_of
 
+    refuse_input_as_output(output, topology, *(flow.path for flow in flows), *files.values())
     return (
         *(input_of("workflow", flow.path, flow.name) for flow in flows),
         # A pipe is read by now, and cannot be found again.
