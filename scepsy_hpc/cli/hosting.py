@@ -27,8 +27,11 @@ def host_plan(
     site: Path | None,
     resume: bool,
     time_min: int | None,
+    ahead: int = 1,
 ) -> None:
     """Submit the job and follow it to its end. Without ``tasks`` until it is stopped.
+
+    ``ahead``: of a batch on Slurm, jobs queued behind it.
 
     Raises InputError where nothing was submitted; then no new ``output`` is left either.
     """
@@ -41,7 +44,7 @@ def host_plan(
     was_there = output.exists()
     folder = runs.prepare(plan, tasks, output, settings, resume)
     try:
-        jobs = runs.launch(folder, cluster, checked_site, time_min)
+        jobs = runs.launch(folder, cluster, checked_site, time_min, ahead)
     except InputError:
         if not was_there:  # nothing half-written: no run was ever submitted from it
             shutil.rmtree(output, ignore_errors=True)

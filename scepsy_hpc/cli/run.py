@@ -35,6 +35,14 @@ from scepsy_hpc.cluster.jobs.submit import ClusterName
 @click.option("--seed", type=ANY_SEED, default=0, show_default=True, help="Seed of the arrivals.")
 @click.option("--task-timeout", type=DURATION, help="Limit for one attempt, such as 30min.")
 @click.option("--time", "time_min", type=MINUTES, help="Time limit of the job, such as 8h.")
+@click.option(
+    "--chain",
+    type=click.IntRange(0, 100),
+    default=1,
+    show_default=True,
+    help="On Slurm: jobs queued behind this one, which go on where its time ends. Each that starts "
+    "queues one more where its node can; without tasks left they end at once.",
+)
 @json_option
 def run(
     plan: Path,
@@ -48,6 +56,7 @@ def run(
     seed: int,
     task_timeout: float | None,
     time_min: int | None,
+    chain: int,
     as_json: bool,
 ) -> int:
     """Host the plan's engines and work the batch TASKS off.
@@ -63,7 +72,7 @@ def run(
         seed=seed,
         task_timeout_s=task_timeout,
     )
-    host_plan(plan, tasks, output, settings, cluster, site, resume, time_min)
+    host_plan(plan, tasks, output, settings, cluster, site, resume, time_min, chain)
     return _conclude(output, as_json)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TextIO
 
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.files import json_line
+from scepsy_hpc.files import json_line, read_jsonl_data
 from scepsy_hpc.formats.results import TaskResult, load_results
+from scepsy_hpc.serving.run_folder import RunFolder
 
 
 class Ledger:
@@ -63,6 +64,14 @@ def _lock(stream: TextIO, path: Path) -> None:
 def num_recorded(path: Path) -> int:
     """Whole lines of a ledger that another process may be writing to; 0 when there is none."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def is_worked_off(folder: RunFolder) -> bool:
+    """Whether every task of a batch is recorded. Raises InputError for files that are damaged."""
+    if not folder.tasks.exists():
+        return False
+    wanted = {line["task_id"] for line in read_jsonl_data(folder.tasks)}
+    return folder.results.exists() and wanted <= {r.task_id for r in load_results(folder.results)}
 
 
 def cut_torn_line(path: Path) -> None:

@@ -20,6 +20,7 @@ from scepsy_hpc.files import extended, read_jsonl_data, read_text, write_text
 from scepsy_hpc.formats.plan import Component, Plan, load_plan, save_plan
 from scepsy_hpc.formats.status import RunStatus, WatchedRun
 from scepsy_hpc.formats.tasks import load_tasks
+from scepsy_hpc.serving.chain import Chain, begin_chain, cancel, followers, is_queued, job_name
 from scepsy_hpc.serving.host import host
 from scepsy_hpc.serving.job import (
     FINAL_STATES,
@@ -29,14 +30,15 @@ from scepsy_hpc.serving.job import (
     is_pending,
     remember_job,
 )
-from scepsy_hpc.serving.ledger import num_recorded
+from scepsy_hpc.serving.ledger import is_worked_off, num_recorded
 from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
-from scepsy_hpc.serving.start import Start
+from scepsy_hpc.serving.start import Start, number_in_chain
 
 DEFAULT_RUNS_IN_FLIGHT = 8
 # On one's own machine nobody waits for the end of the allocation.
 LOCAL_TIME_MIN = 30 * 24 * 60
+CHAIN_POLL_S = 3.0
 OnStatus = Callable[[RunStatus | None, str], None]
 
 
@@ -108,19 +110,40 @@ def _with_pace(settings: RunSettings, plan: Plan) -> RunSettings:
 
 
 def launch(
-    folder: RunFolder, cluster: ClusterName, site: Site | None = None, time_min: int | None = None
+    folder: RunFolder,
+    cluster: ClusterName,
+    site: Site | None = None,
+    time_min: int | None = None,
+    ahead: int = 1,
 ) -> Jobs:
-    """Submit the run. Raises InputError for what the cluster cannot do, RunError if refused."""
+    """Submit the run; a batch on Slurm with ``ahead`` jobs that go on where its time ends.
+
+    Raises InputError for what the cluster cannot do, RunError if refused.
+    """
     plan, site = load_plan(folder.plan), site or Site()
     pretended = cluster in ("local", "debug")
     resources = _resources(plan, site, time_min, pretended)
     attempt = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
     start = Start(str(folder.root), attempt, pretended)
-    folder.job.unlink(missing_ok=True)
+    cancel(followers(folder))
+    for old in (folder.job, folder.chain):
+        old.unlink(missing_ok=True)
     waiting = RunStatus(attempt=f"{attempt}-0")
     write_json(folder.status, waiting.plain())
     try:
-        jobs = submit(cluster, folder.jobs, host, [start], resources, site, name="scepsy-run")
+        name = job_name(folder)
+        jobs = submit(cluster, folder.jobs, host, [start], resources, site, name=name)
+        if cluster == "slurm" and folder.tasks.exists():
+            first = Chain(
+                site=site,
+                resources=resources,
+                attempt=attempt,
+                ahead=ahead,
+                ids=tuple(jobs.ids),
+            )
+            note = begin_chain(folder, host, first)
+            if note is not None:
+                print(f"note: {note}", file=sys.stderr)
     except ScepsyError as error:
         failed = replace(waiting, state="failed", error=str(error))
         write_json(folder.status, failed.plain())
@@ -173,11 +196,30 @@ def _components(plan: Plan) -> tuple[Component, ...]:
 
 
 def follow(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> None:
-    """Wait for the job; ``on_status(status, note)`` is called at every look.
+    """Wait for the job and those that go on after it; ``on_status(status, note)`` at every look.
 
     Where rank 0 ended well, what became of other nodes is an alert in the last status. Raises
     RunError that says what is recorded and how to go on.
     """
+    try:
+        _follow_job(folder, jobs, on_status)
+    except RunError:
+        if not _goes_on(folder):
+            raise
+    while _goes_on(folder):
+        on_status(read_json(folder.status, RunStatus), "")
+        time.sleep(CHAIN_POLL_S)
+
+
+def _goes_on(folder: RunFolder) -> bool:
+    """Whether a batch has tasks left and a job that will work them off."""
+    status = read_json(folder.status, RunStatus)
+    if status is not None and status.state == "stopped":
+        return False
+    return is_queued(folder) and not is_worked_off(folder)
+
+
+def _follow_job(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> None:
 
     def on_tick(note: str) -> None:
         on_status(read_json(folder.status, RunStatus), note)
@@ -241,6 +283,7 @@ def ask_to_stop(root: Path) -> str:
     """
     folder = RunFolder(root.absolute())
     status, job = read_status(root), read_json(folder.job, Job)
+    cancel(followers(folder, number_in_chain(status.attempt)))
     if status.alive is False:
         return f"{root}: has ended already ({status.state})"
     write_json(folder.attempt(status.attempt).asked, {"since_s": time.time()})

@@ -81,6 +81,11 @@ class RunFolder:
         return self.private / "job.json"
 
     @property
+    def chain(self) -> Path:
+        """The jobs that follow one another."""
+        return self.private / "chain.json"
+
+    @property
     def key(self) -> Path:
         """The key that engines and dispatcher share."""
         return self.private / "api_key"

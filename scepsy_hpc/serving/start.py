@@ -8,14 +8,30 @@ from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder
 from scepsy_hpc.serving.settings import RunSettings
 
+_MOST_RESTARTS = 1000  # of one job by Slurm, which gives up long before
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What one start of the job is given. ``pretended``: this machine acts for every node."""
+    """What one start of the job is given. ``pretended``: this machine acts for every node.
+
+    ``number``: of the job among those of its chain, see ``chain``.
+    """
 
     root: str
     attempt: str
     pretended: bool
+    number: int = 0
+
+    def attempt_name(self, restarts: int) -> str:
+        """Each start is an attempt of its own: it must not meet the endpoints of the one before."""
+        return f"{self.attempt}-{_MOST_RESTARTS * self.number + restarts}"
+
+
+def number_in_chain(attempt: str) -> int:
+    """Number of the job that made an attempt, from the attempt's name."""
+    last = attempt.rpartition("-")[2]
+    return int(last) // _MOST_RESTARTS if last.isdigit() else 0
 
 
 @dataclass(frozen=True, slots=True)

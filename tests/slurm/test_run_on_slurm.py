@@ -154,7 +154,7 @@ def test_a_cancelled_job_leaves_no_engine_and_resumes(mini_slurm: MiniSlurm) -> 
     folder = mini_slurm.job_dir("run-cancel")
     plan, tasks = cases.make_case(folder, INSTANCES, gated(folder, 8, 4))
     out = folder / "out"
-    words = ("run", plan, tasks, "-o", out, "--cluster", "slurm")
+    words = ("run", plan, tasks, "-o", out, "--cluster", "slurm", "--chain", "0")
     with begin(mini_slurm, folder, *words) as running:
         cases.wait_for_results(running, out, 8, LONG_S)
         engines = [psutil.Process(r["pid"]) for r in cases.engine_reports(out).values()]
@@ -216,7 +216,7 @@ def test_the_time_limit_ends_a_run_in_order(mini_slurm: MiniSlurm) -> None:
     plan, tasks = cases.make_case(folder, INSTANCES, gated(folder, 6, 4))
     out = folder / "out"
     words = ("run", plan, tasks, "-o", out, "--cluster", "slurm")
-    ended = scepsy(mini_slurm, folder, *words, "--time", "1min")
+    ended = scepsy(mini_slurm, folder, *words, "--time", "1min", "--chain", "0")
     assert ended.returncode == 1
     assert "tasks are not recorded" in ended.stderr
     assert cases.status_of(out)["state"] == "interrupted"
@@ -224,6 +224,51 @@ def test_the_time_limit_ends_a_run_in_order(mini_slurm: MiniSlurm) -> None:
     (folder / "gate").touch()
     again = scepsy(mini_slurm, folder, *words, "--resume")
     assert again.returncode == 0, again.stderr
+    cases.assert_each_once(out, tasks)
+
+
+def test_the_next_job_goes_on_with_nobody_there(mini_slurm: MiniSlurm) -> None:
+    """The submitter is killed and the time ends in mid-batch: a queued job works the rest off.
+
+    The job that was queued behind that one is taken out of the queue again.
+    """
+    folder = mini_slurm.job_dir("run-chain")
+    plan, tasks = cases.make_case(folder, INSTANCES, gated(folder, 6, 4))
+    out = folder / "out"
+    words = ("run", plan, tasks, "-o", out, "--cluster", "slurm", "--time", "1min")
+    with begin(mini_slurm, folder, *words) as running:
+        cases.wait_for_results(running, out, 6, LONG_S)
+        running.kill()
+    number = cases.number_of_job
+    cases.wait_until(lambda: number(out) == 1, "the second job", LONG_S)
+    (folder / "gate").touch()
+    cases.wait_until(lambda: len(cases.results(out)) == 10, "all results", LONG_S)
+    cases.assert_each_once(out, tasks)
+    chain = json.loads((out / "private" / "chain.json").read_text())["ids"]
+    assert len(chain) == 3
+    for job in chain:
+        mini_slurm.wait_for_job(job, LONG_S)
+    assert cases.status_of(out)["state"] == "ended"
+    assert number(out) == 1
+
+
+def test_a_job_of_the_chain_ends_at_once_where_nothing_is_left(mini_slurm: MiniSlurm) -> None:
+    """The batch is complete before its next job starts, and nobody could take that out: no engine.
+
+    Two jobs of one folder never run at a time.
+    """
+    folder = mini_slurm.job_dir("run-chain-done")
+    plan, tasks = cases.make_case(folder, INSTANCES, gated(folder, 6, 0))
+    out = folder / "out"
+    done = scepsy(mini_slurm, folder, "run", plan, tasks, "-o", out, "--cluster", "slurm")
+    assert done.returncode == 0, done.stderr
+    from scepsy_hpc.serving.chain import job_name
+    from scepsy_hpc.serving.run_folder import RunFolder
+
+    names = mini_slurm.run_as_user(["squeue", "-h", "-o", "%j"]).stdout
+    assert job_name(RunFolder(out)) not in names.split()
+    attempts = sorted(path.name for path in (out / "private" / "attempts").iterdir())
+    assert [name.rpartition("-")[2] for name in attempts] == ["0"]
     cases.assert_each_once(out, tasks)
 
 

@@ -13,6 +13,7 @@ from scepsy_hpc.formats.plan import Deployment, Instance, Plan, PlanWorkflow, sa
 from scepsy_hpc.formats.spans import load_spans
 from scepsy_hpc.formats.workflow import Agent
 from scepsy_hpc.serving.run_folder import RunFolder
+from scepsy_hpc.serving.start import number_in_chain
 
 MODELS = {"small": "Qwen/Qwen3-0.6B", "large": "Qwen/Qwen3-8B"}
 TIME_SCALE = 0.02
@@ -118,6 +119,11 @@ def status_of(out):
     """status.json as it is now, or an empty status."""
     found = _json_of(Path(out) / "status.json")
     return found or {"state": None, "instances": [], "tasks": None}
+
+
+def number_of_job(out):
+    """Number in the chain of the job that wrote the status."""
+    return number_in_chain(status_of(out).get("attempt") or "")
 
 
 def engine_reports(out):

@@ -99,6 +99,7 @@ def sbatch_parameters(need: Resources, site: Site, name: str) -> dict[str, Any]:
         "cpus_per_task": need.cpus_per_task,
         "mem": f"{int(need.mem_gib * 1024)}M" if need.mem_gib else None,
         "array_parallelism": site.array_parallelism or 256,
+        "dependency": need.dependency,
         "signal_delay_s": min(90, need.time_min * 15),
         "additional_parameters": {k: v for k, v in extra.items() if v is not False} or None,
         "setup": list(site.setup) or None,

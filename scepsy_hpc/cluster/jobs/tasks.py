@@ -22,7 +22,8 @@ from scepsy_hpc.cluster.owned import open_own
 class Resources:
     """What one task needs. A task is one process on each of ``num_nodes`` nodes.
 
-    ``no_kill``: the job goes on when a node dies.
+    ``no_kill``: the job goes on when a node dies. ``dependency``: what it waits for, in sbatch's
+    words.
     """
 
     num_nodes: int = 1
@@ -32,6 +33,7 @@ class Resources:
     time_min: int = 60
     gpu_type: str | None = None
     no_kill: bool = False
+    dependency: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
