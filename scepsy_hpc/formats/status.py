@@ -74,6 +74,26 @@ class RunStatus:
 
 
 @record
+class RunOutlook:
+    """What is to be expected of a run; null where that cannot be told.
+
+    ``job_ids``: those that run or wait, in order. While none runs: the ``pending_job`` that is
+    next, why it waits, and when Slurm expects it to start (Unix seconds). ``tasks_rps`` is that of
+    the last tasks, ``planned_rps`` the plan's; at that pace what is left takes ``needed_s``, and
+    the job has ``left_s``.
+    """
+
+    job_ids: tuple[str, ...] = ()
+    pending_job: str | None = None
+    pending_reason: str | None = None
+    expected_start_s: float | None = None
+    tasks_rps: float | None = None
+    planned_rps: float | None = None
+    needed_s: float | None = None
+    left_s: float | None = None
+
+
+@record
 class WatchedRun(RunStatus):
     """The same from outside: tasks ``recorded`` so far, and whether the job is ``alive``.
 
@@ -83,3 +103,4 @@ class WatchedRun(RunStatus):
     recorded: int
     alive: bool | None
     cluster: str
+    outlook: RunOutlook = RunOutlook()

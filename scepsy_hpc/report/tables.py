@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import textwrap
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
@@ -250,12 +252,39 @@ def findings_parts(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
+def _outlook(status: WatchedRun) -> list[str]:
+    """When the job starts, and whether its time is enough, in sentences."""
+    found, said = status.outlook, []
+    if found.pending_job is not None:
+        why = f": {found.pending_reason}" if found.pending_reason else ""
+        when = found.expected_start_s
+        start = "Slurm does not say when it starts"
+        if when is not None:
+            start = f"expected to start {time.strftime('%Y-%m-%d %H:%M', time.localtime(when))}"
+        said.append(f"job {found.pending_job} waits in the queue{why}; {start}")
+    if status.state == "running" and found.tasks_rps is not None:
+        planned = "" if found.planned_rps is None else f" (planned {found.planned_rps:.3g})"
+        said.append(f"pace: {found.tasks_rps:.3g} tasks/s{planned}")
+        if found.needed_s is not None:
+            said[-1] += f"; what is left takes {_length(found.needed_s)}"
+        if found.left_s is not None:
+            enough = (found.needed_s or 0.0) <= found.left_s
+            more = "" if enough else ": not enough, the next job goes on with the rest"
+            said[-1] += f", the job has {_length(found.left_s)}{more}"
+    return said
+
+
+def _length(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
 def status_tables(status: WatchedRun) -> list[Any]:
     """Progress of a run."""
     parts: list[Any] = [f"state: {status.state}; tasks recorded: {status.recorded}"]
     if status.tasks:
         counts = asdict(status.tasks).items()
         parts.append("tasks: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts))
+    parts += _outlook(status)
     if status.url:
         parts.append(f"endpoint: {status.url} (put any name for RUN_ID)")
     rows = [

@@ -31,6 +31,7 @@ from scepsy_hpc.serving.job import (
     remember_job,
 )
 from scepsy_hpc.serving.ledger import is_worked_off, num_recorded
+from scepsy_hpc.serving.outlook import outlook
 from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
 from scepsy_hpc.serving.start import Start, number_in_chain
@@ -273,6 +274,7 @@ def read_status(root: Path) -> WatchedRun:
         recorded=num_recorded(folder.results),
         alive=alive,
         cluster=job.cluster if job else "unknown",
+        outlook=outlook(folder, status, job),
     )
 
 
