@@ -70,7 +70,8 @@ def host(start: Start) -> None:
     attempt = folder.attempt(f"{start.attempt}-{restarts}")
     plan, settings = load_plan(folder.plan), load_settings(folder.settings)
     name = socket.gethostname()
-    run = Run(folder, attempt, plan, settings, name, rank_here, num_ranks, start.pretended)
+    ranks = (rank_here, num_ranks, start.pretended)
+    run = Run(folder, attempt, plan, settings, name, *ranks, start.site)
     _allow_many_files()
     asyncio.run(_host(run))
 

@@ -17,6 +17,7 @@ from scepsy_hpc.cluster.mps import Sharing
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
+from scepsy_hpc.engines.staging import with_weights
 from scepsy_hpc.engines.vllm import is_shared
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.formats.status import EngineState
@@ -126,7 +127,8 @@ class NodeAgent:
                 kept.starts += 1
                 kept.starts_in_row += 1
                 self._report(kept, "starting")
-                kept.process = EngineProcess.start(self._config(kept))
+                config = await with_weights(self._config(kept))
+                kept.process = EngineProcess.start(config)
                 await kept.process.wait_ready(self._run.settings.ready_timeout_s)
                 if self._mps is not None and self._holds_part(kept):
                     pid = kept.process.pid
@@ -189,6 +191,7 @@ class NodeAgent:
             engine_args=deployment.engine_args,
             api_key=self._run.folder.key.read_text().strip(),
             mps_environment=self._mps.environment(placed.gpus) if self._mps else {},
+            site=self._run.site,
         )
 
     def _report(self, kept: Kept, state: EngineState) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from scepsy_hpc.cluster.jobs.submit import ClusterName, submit
 from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources
 from scepsy_hpc.cluster.site import Site
+from scepsy_hpc.engines.before_queue import WantedEngine, require
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.files import extended, read_jsonl_data, read_text, write_text
 from scepsy_hpc.formats.plan import Component, Plan, load_plan, save_plan
@@ -110,10 +111,11 @@ def launch(
 ) -> Jobs:
     """Submit the run. Raises InputError for what the cluster cannot do, RunError if refused."""
     plan, site = load_plan(folder.plan), site or Site()
+    _look_before(plan, site, cluster)
     pretended = cluster in ("local", "debug")
     resources = _resources(plan, site, time_min, pretended)
     attempt = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
-    start = Start(str(folder.root), attempt, pretended)
+    start = Start(str(folder.root), attempt, pretended, site)
     folder.job.unlink(missing_ok=True)
     waiting = RunStatus(attempt=f"{attempt}-0")
     write_json(folder.status, waiting.plain())
@@ -125,6 +127,16 @@ def launch(
         raise
     remember_job(folder, cluster, jobs.ids)
     return jobs
+
+
+def _look_before(plan: Plan, site: Site, cluster: ClusterName) -> None:
+    """Say what engines may miss on the nodes. Raises InputError for what is certain."""
+    engines = [
+        WantedEngine(f"plan: llms.{name}", llm.engine, llm.model, llm.engine_args)
+        for name, llm in plan.llms.items()
+    ]
+    for warning in require(engines, site, on_slurm=cluster == "slurm"):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _equal_nodes(components: Sequence[Component]) -> Component:

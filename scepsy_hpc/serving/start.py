@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder
 from scepsy_hpc.serving.settings import RunSettings
@@ -11,11 +12,15 @@ from scepsy_hpc.serving.settings import RunSettings
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What one start of the job is given. ``pretended``: this machine acts for every node."""
+    """What one start of the job is given. ``pretended``: this machine acts for every node.
+
+    ``site`` says where engines find scratch, weights and their image.
+    """
 
     root: str
     attempt: str
     pretended: bool
+    site: Site = field(default_factory=Site)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +35,4 @@ class Run:
     rank: int = 0
     num_ranks: int = 1
     pretended: bool = False
+    site: Site = field(default_factory=Site)
