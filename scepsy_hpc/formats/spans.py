@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import uuid
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import check, read_jsonl, read_text, record, to_plain, write_jsonl
+from scepsy_hpc.files import check, parse_jsonl, record, to_plain, write_jsonl
+from scepsy_hpc.formats.span_parts import files_of_spans, open_spans_file
 
 Tokens = Annotated[int, Field(ge=0)]
 
@@ -63,21 +65,41 @@ class Span:
 
 
 def load_spans(path: Path | str) -> list[Span]:
-    """Read spans. Raises InputError naming the line.
+    """Read spans, those in compressed parts included. Raises InputError naming the line.
 
     Refused: end before start, an LLM span without `llm`, a span id that stands twice in a run (a
     file that was appended to itself would double the demand).
     """
-    spans = read_jsonl(path, Span)
+    spans: list[Span] = []
+    seen: set[tuple[str, str]] = set()
+    for part in files_of_spans(path):
+        found = spans_in(part)
+        for number, span in enumerate(found):
+            problem = _problem(span, seen)
+            if problem:
+                raise InputError(f"{part} line {_line_number(part, number)}: {problem}")
+            seen.add((span.run_id, span.span_id))
+        spans += found
     if not spans:
         raise InputError(f"{path}: has no spans; record some with `scepsy trace`")
-    seen: set[tuple[str, str]] = set()
-    for number, span in enumerate(spans):
-        problem = _problem(span, seen)
-        if problem:
-            raise InputError(f"{path} line {_line_number(path, number)}: {problem}")
-        seen.add((span.run_id, span.span_id))
     return spans
+
+
+def spans_in(part: Path, skip_bytes: int = 0) -> list[Span]:
+    """The spans of one part or file, from that byte of what is written on. Raises InputError."""
+    return parse_jsonl(_text_of(part, skip_bytes), Span, part)
+
+
+def _text_of(part: Path, skip_bytes: int = 0) -> str:
+    try:
+        with open_spans_file(part) as stream:
+            stream.seek(skip_bytes)
+            return stream.read().decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{part}: no such file") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "not UTF-8 text"
+        raise InputError(f"{part}: cannot be read: {reason}") from None
 
 
 def checked_span(span: Span, where: Path | str, seen: set[tuple[str, str]]) -> Span:
@@ -105,9 +127,9 @@ def _problem(span: Span, seen: set[tuple[str, str]]) -> str | None:
     return None
 
 
-def _line_number(path: Path | str, index: int) -> int:
+def _line_number(part: Path, index: int) -> int:
     """Line of the span at ``index``; blank lines hold none."""
-    lines = read_text(path).split("\n")
+    lines = _text_of(part).split("\n")
     return [number for number, line in enumerate(lines, start=1) if line.strip()][index]
 
 

@@ -33,6 +33,7 @@ class LiveStatus:
     state: RunState = "starting"
     url: str | None = None
     batch: Batch | None = None
+    spans_trouble: str = ""
 
     def now(self) -> RunStatus:
         """How far the run is."""
@@ -43,7 +44,7 @@ class LiveStatus:
             url=self.url,
             tasks=self.batch.counts() if self.batch else None,
             instances=self.engines.states(self.routes),
-            alerts=self.engines.alerts(),
+            alerts=(*self.engines.alerts(), *filter(None, (self.spans_trouble,))),
         )
 
     def write(self, state: RunState) -> None:
