@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -31,6 +32,8 @@ SPARE_BYTES = 2 * 2**30
 CHUNK_BYTES = 16 * 2**20
 COPIES_AT_ONCE = 4
 LOCK_POLL_S = 0.5
+# A copy, its lock, and the folder in which it is made.
+_OF_COPY = re.compile(r"\.?(.+-[0-9a-f]{16})(\..+)?")
 
 
 async def with_weights(config: EngineConfig) -> EngineConfig:
@@ -74,10 +77,27 @@ def stage(source: Path, root: Path, given_up: Callable[[], bool] = lambda: False
         return _copied(source, sizes, place, given_up)
 
 
-def staged_copies(root: Path) -> list[Path]:
-    """Copies below a node's scratch folder, and what was left of copying."""
-    folder = root / WEIGHTS_FOLDER
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+def staged_copies(scratch: Path) -> list[Path]:
+    """This user's copies on a node's disk, and what is left of copying; none being made now.
+
+    Raises InputError where the user has no folder there.
+    """
+    folder = own_scratch(scratch) / WEIGHTS_FOLDER
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if not _is_being_made(path)]
+
+
+def _is_being_made(path: Path) -> bool:
+    named = _OF_COPY.fullmatch(path.name)
+    lock = path.with_name(f".{named[1]}.lock") if named else path
+    try:
+        with lock.open("r") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _digest(source: Path, sizes: Mapping[str, int]) -> str:

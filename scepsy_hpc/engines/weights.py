@@ -134,6 +134,21 @@ def _check_whole(path: Path) -> None:
         raise InputError(f"{path}: has {size} bytes, its header says {wanted}; copy it anew")
 
 
+def models_in(root: Path) -> dict[str, Path]:
+    """Folders of models below a weights folder, by name: one or two levels down, and in a cache."""
+    found: dict[str, Path] = {}
+    for pattern in ("*/config.json", "*/*/config.json", "models--*/snapshots/*/config.json"):
+        for config in sorted(root.glob(pattern)):
+            folder = config.parent
+            name = str(folder.relative_to(root))
+            if name.startswith("models--"):
+                name = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+            elif name.startswith("."):
+                continue
+            found[name] = folder
+    return found
+
+
 def files_of_model(folder: Path) -> dict[str, int]:
     """Size in bytes of every file that an engine may read, by its path below the folder.
 

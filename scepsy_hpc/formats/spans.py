@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import uuid
@@ -73,7 +74,7 @@ def load_spans(path: Path | str) -> list[Span]:
     spans: list[Span] = []
     seen: set[tuple[str, str]] = set()
     for part in files_of_spans(path):
-        found = spans_in(part)
+        found = parse_jsonl(_text_of(part), Span, part)
         for number, span in enumerate(found):
             problem = _problem(span, seen)
             if problem:
@@ -85,21 +86,24 @@ def load_spans(path: Path | str) -> list[Span]:
     return spans
 
 
-def spans_in(part: Path, skip_bytes: int = 0) -> list[Span]:
-    """The spans of one part or file, from that byte of what is written on. Raises InputError."""
-    return parse_jsonl(_text_of(part, skip_bytes), Span, part)
-
-
-def _text_of(part: Path, skip_bytes: int = 0) -> str:
+def _text_of(part: Path) -> str:
     try:
         with open_spans_file(part) as stream:
-            stream.seek(skip_bytes)
             return stream.read().decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{part}: no such file") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error) or "not UTF-8 text"
         raise InputError(f"{part}: cannot be read: {reason}") from None
+
+
+def read_span(line: bytes, where: str) -> Span:
+    """The span of one line, by itself. Raises InputError."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InputError(f"{where}: not JSON") from None
+    return check(data, Span, where)
 
 
 def checked_span(span: Span, where: Path | str, seen: set[tuple[str, str]]) -> Span:

@@ -121,13 +121,13 @@ def profile_all(
 
 def _look_before(tasks: Sequence[SweepTask], site: Site, cluster: ClusterName) -> None:
     """Say what the nodes may lack. Raises InputError where no task could be measured at all."""
-    models = {task.model.model: task.model for task in tasks}.values()
+    models = {(m.model, m.engine): m for m in (task.model for task in tasks)}.values()
     engines = [WantedEngine(m.model, m.engine, m.model, m.engine_args) for m in models]
     on_slurm = cluster == "slurm"
+    if engines and all(any(k.certain for k in lacks_of([e], site, on_slurm)) for e in engines):
+        require(engines, site, on_slurm)
     for lack in lacks_of(engines, site, on_slurm):
         print(f"warning: {lack.text}", file=sys.stderr)
-    if tasks and all(any(k.certain for k in lacks_of([e], site, on_slurm)) for e in engines):
-        require(engines, site, on_slurm)
 
 
 def _result_path(task: SweepTask, folder: Path) -> Path:

@@ -33,6 +33,7 @@ from scepsy_hpc.serving.allocation import (
 )
 from scepsy_hpc.serving.beats import Pulse, beat
 from scepsy_hpc.serving.lead import Lead
+from scepsy_hpc.serving.made_by import check_made_by
 from scepsy_hpc.serving.node_agent import NodeAgent
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import load_settings
@@ -68,6 +69,8 @@ def host(start: Start) -> None:
     # A requeued job is a new attempt: it must not meet the endpoints of the one that was killed.
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     attempt = folder.attempt(f"{start.attempt}-{restarts}")
+    # The package may have been upgraded while the job waited, or between two of its starts.
+    check_made_by(folder)
     plan, settings = load_plan(folder.plan), load_settings(folder.settings)
     name = socket.gethostname()
     ranks = (rank_here, num_ranks, start.pretended)

@@ -51,9 +51,10 @@ class Lead:
             api_key=key,
             workflow_of=self._dispatcher.workflow_of.get,
         )
-        self._spans: SpanLog | None = None
+        self._spans = SpanLog(run.folder.spans)
         routes = self._dispatcher.routes
         self.status = LiveStatus(run, self._engines, routes, interrupted)
+        self.status.more_alerts = self._spans.alerts
 
     async def run(self) -> None:
         """Return when the batch is worked off or the run is stopped. Raises RunError."""
@@ -70,8 +71,8 @@ class Lead:
             await self._wait_for_engines()
             if self._is_stopped():
                 return
-            self._spans = SpanLog(self._run.folder.spans)
-            stack.callback(self._close_spans)
+            self._spans.open()
+            stack.callback(self._spans.close)
             await self._proxy.start(self._address)
             stack.push_async_callback(self._proxy.stop)
             self.status.url = self._proxy.base_url("RUN_ID")
@@ -132,21 +133,14 @@ class Lead:
 
     def _record(self, span: Span) -> None:
         self._dispatcher.saw(span)
-        if self._spans is not None:
-            self._spans.write(span)
-            self.status.spans_trouble = self._spans.trouble
-
-    def _close_spans(self) -> None:
-        if self._spans is not None:
-            self._spans.close()
-            self._spans = None
+        self._spans.write(span)
 
     def _agent_logs(self) -> list[Path]:
         return list(self._run.folder.logs.glob("agent-*.log"))
 
     def _write_measured(self) -> None:
         """Figures of this start's runs, by workflow."""
-        spans = self._spans.own() if self._spans is not None else []
+        spans = self._spans.since_open()
         if not spans:
             return
         since_s = self.status.started_s

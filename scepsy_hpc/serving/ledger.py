@@ -6,7 +6,6 @@ counts as ended; a line torn by a crash is cut off on the next start, so its tas
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TextIO
@@ -14,6 +13,7 @@ from typing import TextIO
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import json_line
 from scepsy_hpc.formats.results import TaskResult, load_results
+from scepsy_hpc.serving.span_log import cut_torn_line
 
 
 class Ledger:
@@ -63,19 +63,3 @@ def _lock(stream: TextIO, path: Path) -> None:
 def num_recorded(path: Path) -> int:
     """Whole lines of a ledger that another process may be writing to; 0 when there is none."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def cut_torn_line(path: Path) -> None:
-    """Take off what a crash left half-written at the end of a JSONL file."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    tail = data[end:]
-    if not tail:
-        return
-    try:
-        json.loads(tail)
-    except ValueError:
-        os.truncate(path, end)
-    else:  # whole, only its newline is missing
-        with path.open("ab") as stream:
-            stream.write(b"\n")

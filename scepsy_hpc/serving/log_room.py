@@ -22,17 +22,15 @@ LOOK_AT_LOGS_S = 10.0
 _START_LOG = re.compile(r"(.+)\.(\d+)\.log")
 
 
-async def keep_logs_bounded(
-    paths: Callable[[], Iterable[Path]], pause_s: float = LOOK_AT_LOGS_S
-) -> None:
+async def keep_logs_bounded(paths: Callable[[], Iterable[Path]]) -> None:
     """Look at logs that this node writes, until cancelled."""
     while True:
         for path in paths():
-            await asyncio.to_thread(cut_log, path)
-        await asyncio.sleep(pause_s)
+            await asyncio.to_thread(cut_log, path, MOST_LOG_BYTES)
+        await asyncio.sleep(LOOK_AT_LOGS_S)
 
 
-def cut_log(path: Path, most_bytes: int = MOST_LOG_BYTES) -> bool:
+def cut_log(path: Path, most_bytes: int) -> bool:
     """Cut the middle out of a log that is larger than ``most_bytes``; whether it was."""
     head_bytes, tail_bytes = int(HEAD_PART * most_bytes), int(TAIL_PART * most_bytes)
     with contextlib.suppress(OSError), path.open("r+b", buffering=0) as stream:
@@ -57,7 +55,7 @@ def cut_log(path: Path, most_bytes: int = MOST_LOG_BYTES) -> bool:
     return False
 
 
-def old_logs(folder: Path, most: int = MOST_LOGS_OF_INSTANCE) -> list[Path]:
+def old_logs(folder: Path, most: int) -> list[Path]:
     """Logs of earlier starts beyond the ``most`` that are kept of each instance.
 
     Of several that are kept one is that of the first start.
@@ -75,8 +73,8 @@ def old_logs(folder: Path, most: int = MOST_LOGS_OF_INSTANCE) -> list[Path]:
 
 
 def drop_old_logs(folder: Path, instance_id: str) -> None:
-    """Remove those of one instance, so that one that dies for days does not fill the disk."""
-    for path in old_logs(folder):
+    """Make room for the log of another start: an instance may die for days."""
+    for path in old_logs(folder, MOST_LOGS_OF_INSTANCE - 1):
         if path.name.startswith(f"{instance_id}."):
             with contextlib.suppress(OSError):
                 path.unlink()

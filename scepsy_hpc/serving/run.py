@@ -30,6 +30,7 @@ from scepsy_hpc.serving.job import (
     remember_job,
 )
 from scepsy_hpc.serving.ledger import num_recorded
+from scepsy_hpc.serving.made_by import check_made_by, note_made_by
 from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
 from scepsy_hpc.serving.start import Start
@@ -55,6 +56,7 @@ def prepare(
     _check_runnable(plan, plan_path)
     folder = RunFolder(out.absolute())
     check_idle(folder)
+    check_made_by(folder)
     if tasks_path is not None:
         _check_batch(plan, plan_path, tasks_path)
         _check_fresh(folder, resume)
@@ -63,6 +65,8 @@ def prepare(
     if tasks_path is not None and tasks_path.resolve() != folder.tasks.resolve():
         write_text(folder.tasks, read_text(tasks_path))
     save_settings(folder.settings, _with_pace(settings, plan))
+    if before := note_made_by(folder):
+        print(f"note: {out} was last used by scepsy-hpc {before}; going on", file=sys.stderr)
     return folder
 
 

@@ -74,6 +74,6 @@ def test_many_starts_leave_a_bounded_number_of_logs(tmp_path):
     (tmp_path / "agent-rag.log").touch()
     drop_old_logs(tmp_path, "a-0")
     left = sorted(path.name for path in tmp_path.iterdir())
-    kept = [f"a-0.{i}.log" for i in (1, *range(22, 31))]
+    kept = [f"a-0.{i}.log" for i in (1, *range(23, 31))]
     assert left == sorted([*kept, "a-0b.1.log", "agent-rag.log"])
     assert [p.name for p in old_logs(tmp_path, most=1)] == sorted(kept[:-1])
