@@ -260,9 +260,14 @@ def _refuse_twice(line: str, where: str) -> None:
 
 def read_jsonl(path: Path | str, cls: type[T]) -> list[T]:
     """Read JSON lines into records. Raises InputError that names the line."""
+    return parse_jsonl(read_text(path), cls, path)
+
+
+def parse_jsonl(text: str, cls: type[T], path: Path | str) -> list[T]:
+    """The same of a text that was read from ``path``."""
     adapter = _adapter(typing.cast(Any, cls))
     found: list[T] = []
-    for number, line in _lines(path):
+    for number, line in _lines(text):
         _refuse_twice(line, f"{path} line {number}")
         try:
             found.append(adapter.validate_json(line, strict=True))
@@ -274,7 +279,7 @@ def read_jsonl(path: Path | str, cls: type[T]) -> list[T]:
 def read_jsonl_data(path: Path | str) -> list[dict[str, Any]]:
     """Read JSON lines as plain dicts, one a line. Raises InputError that names the line."""
     found = []
-    for number, line in _lines(path):
+    for number, line in _lines(read_text(path)):
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
@@ -285,8 +290,8 @@ def read_jsonl_data(path: Path | str) -> list[dict[str, Any]]:
     return found
 
 
-def _lines(path: Path | str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "status": "How far a run is and how its engines are.",
     "logs": "The last lines of a run's logs.",
     "stop": "Ask a run to end in order.",
+    "clean": "Remove what a run that is over no longer needs.",
     "report": "One HTML file: predicted beside measured.",
     "bundle": "List, check, import and share profile bundles.",
     "spans": "Take over what other tools recorded of agents.",

@@ -199,9 +199,7 @@ class EngineProcess:
 def start_line(config: EngineConfig) -> tuple[list[str], dict[str, str]]:
     """Command and extra environment of an instance. Raises InputError."""
     if config.engine == "vllm":
-        interpreter = vllm.python()
-        caches = vllm.cache_root(vllm.installed_version(interpreter))
-        return vllm.vllm_command(config, interpreter), vllm.vllm_environment(config, caches)
+        return vllm.vllm_start(config)
     if config.engine == "simulated":
         from scepsy_hpc.engines.simulated import (
             command,  # late: it serves HTTP, this only starts it

@@ -21,7 +21,7 @@ from scepsy_hpc.formats.status import WatchedRun
 
 if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
     from scepsy_hpc.report.comparison import Comparison, Row
-    from scepsy_hpc.report.doctor import Finding
+    from scepsy_hpc.report.findings import Finding
     from scepsy_hpc.tracing.demand.demand import Demand
 
 LOG_WIDTH = 140

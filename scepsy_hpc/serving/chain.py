@@ -70,7 +70,7 @@ def keep_chain(folder: RunFolder, host: HostFunction, number: int) -> str | None
 def _lengthen(folder: RunFolder, host: HostFunction, chain: Chain, length: int) -> None:
     while len(chain.ids) < length:
         need = replace(chain.resources, dependency=f"afterany:{chain.ids[-1]},singleton")
-        start = Start(str(folder.root), chain.attempt, False, len(chain.ids))
+        start = Start(str(folder.root), chain.attempt, False, chain.site, len(chain.ids))
         jobs = submit("slurm", folder.jobs, host, [start], need, chain.site, job_name(folder))
         chain = replace(chain, ids=(*chain.ids, *jobs.ids))
         write_json(folder.chain, chain)

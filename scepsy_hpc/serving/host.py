@@ -35,6 +35,7 @@ from scepsy_hpc.serving.beats import Pulse, beat
 from scepsy_hpc.serving.chain import cancel, followers, keep_chain
 from scepsy_hpc.serving.lead import Lead
 from scepsy_hpc.serving.ledger import is_worked_off
+from scepsy_hpc.serving.made_by import check_made_by
 from scepsy_hpc.serving.node_agent import NodeAgent
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import load_settings
@@ -68,13 +69,16 @@ def host(start: Start) -> None:
     rank_here, num_ranks = (0, 1) if start.pretended else rank()
     folder = RunFolder(Path(start.root))
     folder.require_own()
+    # The package may have been upgraded while the job waited, or between two of its starts.
+    check_made_by(folder)
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     attempt = folder.attempt(start.attempt_name(restarts))
     plan, settings = load_plan(folder.plan), load_settings(folder.settings)
     if start.number and (attempt.asked.exists() or is_worked_off(folder)):
         return  # nothing is left for a job that was queued in case something would be
     name = socket.gethostname()
-    run = Run(folder, attempt, plan, settings, name, rank_here, num_ranks, start.pretended)
+    ranks = (rank_here, num_ranks, start.pretended)
+    run = Run(folder, attempt, plan, settings, name, *ranks, start.site)
     _allow_many_files()
     if rank_here == 0 and not settings.serve and not start.pretended:
         note = keep_chain(folder, host, start.number)

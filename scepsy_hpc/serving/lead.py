@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 from scepsy_hpc.errors import RunError
-from scepsy_hpc.files import json_line
-from scepsy_hpc.formats.spans import Span, load_spans
+from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.tasks import load_tasks
 from scepsy_hpc.serving.addresses import LOOPBACK
 from scepsy_hpc.serving.agent_runs import AgentRuns
@@ -18,9 +16,11 @@ from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.batch import Batch
 from scepsy_hpc.serving.dispatcher import dispatcher_of
 from scepsy_hpc.serving.engine_view import EngineView
-from scepsy_hpc.serving.ledger import Ledger, cut_torn_line
+from scepsy_hpc.serving.ledger import Ledger
+from scepsy_hpc.serving.log_room import keep_logs_bounded
 from scepsy_hpc.serving.measured import MeasuredRun, measured_of
 from scepsy_hpc.serving.run_folder import write_json
+from scepsy_hpc.serving.span_log import SpanLog
 from scepsy_hpc.serving.start import Run
 from scepsy_hpc.serving.status import LiveStatus
 from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
@@ -51,9 +51,10 @@ class Lead:
             api_key=key,
             workflow_of=self._dispatcher.workflow_of.get,
         )
-        self._spans: TextIO | None = None
+        self._spans = SpanLog(run.folder.spans)
         routes = self._dispatcher.routes
         self.status = LiveStatus(run, self._engines, routes, interrupted)
+        self.status.more_alerts = self._spans.alerts
 
     async def run(self) -> None:
         """Return when the batch is worked off or the run is stopped. Raises RunError."""
@@ -61,6 +62,7 @@ class Lead:
             background = [
                 asyncio.create_task(self._engines.follow(self._dispatcher.routes)),
                 asyncio.create_task(self.status.keep()),
+                asyncio.create_task(keep_logs_bounded(self._agent_logs)),
                 asyncio.create_task(self.status.say_when_interrupted()),
             ]
             stack.push_async_callback(_cancel, background)
@@ -69,7 +71,8 @@ class Lead:
             await self._wait_for_engines()
             if self._is_stopped():
                 return
-            self._spans = stack.enter_context(_open_spans(self._run.folder.spans))
+            self._spans.open()
+            stack.callback(self._spans.close)
             await self._proxy.start(self._address)
             stack.push_async_callback(self._proxy.stop)
             self.status.url = self._proxy.base_url("RUN_ID")
@@ -130,25 +133,20 @@ class Lead:
 
     def _record(self, span: Span) -> None:
         self._dispatcher.saw(span)
-        if self._spans is not None and not self._spans.closed:
-            self._spans.write(json_line(span))
-            self._spans.flush()
+        self._spans.write(span)
+
+    def _agent_logs(self) -> list[Path]:
+        return list(self._run.folder.logs.glob("agent-*.log"))
 
     def _write_measured(self) -> None:
         """Figures of this start's runs, by workflow."""
-        if not self._run.folder.spans.stat().st_size:
+        spans = self._spans.since_open()
+        if not spans:
             return
         since_s = self.status.started_s
-        spans = [s for s in load_spans(self._run.folder.spans) if s.start_s >= since_s - 1.0]
         names = [workflow.name for workflow in self._run.plan.workflows]
         figures = {name: found for name in names if (found := measured_of(spans, name))}
         write_json(self._run.folder.measured, MeasuredRun(since_s=since_s, workflows=figures))
-
-
-def _open_spans(path: Path) -> TextIO:
-    if path.exists():
-        cut_torn_line(path)
-    return path.open("a", encoding="utf-8")
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -6,7 +6,6 @@ counts as ended; a line torn by a crash is cut off on the next start, so its tas
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TextIO
@@ -15,6 +14,7 @@ from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import json_line, read_jsonl_data
 from scepsy_hpc.formats.results import TaskResult, load_results
 from scepsy_hpc.serving.run_folder import RunFolder
+from scepsy_hpc.serving.span_log import cut_torn_line
 
 
 class Ledger:
@@ -72,19 +72,3 @@ def is_worked_off(folder: RunFolder) -> bool:
         return False
     wanted = {line["task_id"] for line in read_jsonl_data(folder.tasks)}
     return folder.results.exists() and wanted <= {r.task_id for r in load_results(folder.results)}
-
-
-def cut_torn_line(path: Path) -> None:
-    """Take off what a crash left half-written at the end of a JSONL file."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    tail = data[end:]
-    if not tail:
-        return
-    try:
-        json.loads(tail)
-    except ValueError:
-        os.truncate(path, end)
-    else:  # whole, only its newline is missing
-        with path.open("ab") as stream:
-            stream.write(b"\n")

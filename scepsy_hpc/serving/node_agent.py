@@ -11,17 +11,20 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from scepsy_hpc.cluster import gpu_types
 from scepsy_hpc.cluster.mps import Sharing
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
+from scepsy_hpc.engines.staging import with_weights
 from scepsy_hpc.engines.vllm import is_shared
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.formats.status import EngineState
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.engine_view import EngineReport
+from scepsy_hpc.serving.log_room import drop_old_logs, keep_logs_bounded
 from scepsy_hpc.serving.run_folder import write_json
 from scepsy_hpc.serving.start import Run
 
@@ -67,6 +70,7 @@ class NodeAgent:
         """
         await self._start_mps()
         keepers = [asyncio.create_task(self._keep_all(group)) for group in self._kept]
+        keepers.append(asyncio.create_task(keep_logs_bounded(self._logs)))
         waiter = asyncio.create_task(stopping.wait())
         try:
             done, _ = await asyncio.wait([waiter, *keepers], return_when=asyncio.FIRST_COMPLETED)
@@ -126,7 +130,8 @@ class NodeAgent:
                 kept.starts += 1
                 kept.starts_in_row += 1
                 self._report(kept, "starting")
-                kept.process = EngineProcess.start(self._config(kept))
+                config = await with_weights(self._config(kept))
+                kept.process = EngineProcess.start(config)
                 await kept.process.wait_ready(self._run.settings.ready_timeout_s)
                 if self._mps is not None and self._holds_part(kept):
                     pid = kept.process.pid
@@ -166,11 +171,17 @@ class NodeAgent:
         await previous.stop()
         kept.process = None
 
+    def _logs(self) -> list[Path]:
+        """Logs that engines of this node write now."""
+        processes = (kept.process for group in self._kept for kept in group)
+        return [process.config.log_path for process in processes if process is not None]
+
     def _config(self, kept: Kept) -> EngineConfig:
         placed, instance = kept.placed, kept.placed.instance
         deployment = self._run.plan.llms[instance.llm]
         known = gpu_types.known(deployment.gpu_type)
         log = self._run.folder.logs / f"{instance.id}.{kept.starts}.log"
+        drop_old_logs(log.parent, instance.id)
         taken = [port for name, port in self._ports.items() if name != instance.id]
         self._ports[instance.id] = spaced_ports(1, self._address, avoid=taken)[0]
         return EngineConfig(
@@ -189,6 +200,7 @@ class NodeAgent:
             engine_args=deployment.engine_args,
             api_key=self._run.folder.key.read_text().strip(),
             mps_environment=self._mps.environment(placed.gpus) if self._mps else {},
+            site=self._run.site,
         )
 
     def _report(self, kept: Kept, state: EngineState) -> None:

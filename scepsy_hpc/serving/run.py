@@ -15,6 +15,7 @@ from scepsy_hpc.cluster.jobs.submit import ClusterName, submit
 from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources
 from scepsy_hpc.cluster.owned import check_folder
 from scepsy_hpc.cluster.site import Site
+from scepsy_hpc.engines.before_queue import WantedEngine, require
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.files import extended, read_jsonl_data, read_text, write_text
 from scepsy_hpc.formats.plan import Component, Plan, load_plan, save_plan
@@ -31,6 +32,7 @@ from scepsy_hpc.serving.job import (
     remember_job,
 )
 from scepsy_hpc.serving.ledger import is_worked_off, num_recorded
+from scepsy_hpc.serving.made_by import check_made_by, note_made_by
 from scepsy_hpc.serving.outlook import outlook
 from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import RunSettings, save_settings
@@ -59,6 +61,7 @@ def prepare(
     folder = RunFolder(out.absolute())
     check_folder(folder.root)
     check_idle(folder)
+    check_made_by(folder)
     if tasks_path is not None:
         _check_batch(plan, plan_path, tasks_path)
         _check_fresh(folder, resume)
@@ -67,6 +70,8 @@ def prepare(
     if tasks_path is not None and tasks_path.resolve() != folder.tasks.resolve():
         write_text(folder.tasks, read_text(tasks_path))
     save_settings(folder.settings, _with_pace(settings, plan))
+    if before := note_made_by(folder):
+        print(f"note: {out} was last used by scepsy-hpc {before}; going on", file=sys.stderr)
     return folder
 
 
@@ -122,10 +127,11 @@ def launch(
     Raises InputError for what the cluster cannot do, RunError if refused.
     """
     plan, site = load_plan(folder.plan), site or Site()
+    _look_before(plan, site, cluster)
     pretended = cluster in ("local", "debug")
     resources = _resources(plan, site, time_min, pretended)
     attempt = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
-    start = Start(str(folder.root), attempt, pretended)
+    start = Start(str(folder.root), attempt, pretended, site)
     cancel(followers(folder))
     for old in (folder.job, folder.chain):
         old.unlink(missing_ok=True)
@@ -151,6 +157,16 @@ def launch(
         raise
     remember_job(folder, cluster, jobs.ids)
     return jobs
+
+
+def _look_before(plan: Plan, site: Site, cluster: ClusterName) -> None:
+    """Say what engines may miss on the nodes. Raises InputError for what is certain."""
+    engines = [
+        WantedEngine(f"plan: llms.{name}", llm.engine, llm.model, llm.engine_args)
+        for name, llm in plan.llms.items()
+    ]
+    for warning in require(engines, site, on_slurm=cluster == "slurm"):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _equal_nodes(components: Sequence[Component]) -> Component:

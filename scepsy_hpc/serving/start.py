@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder
 from scepsy_hpc.serving.settings import RunSettings
@@ -16,11 +17,13 @@ class Start:
     """What one start of the job is given. ``pretended``: this machine acts for every node.
 
     ``number``: of the job among those of its chain, see ``chain``.
+    ``site`` says where engines find scratch, weights and their image.
     """
 
     root: str
     attempt: str
     pretended: bool
+    site: Site = field(default_factory=Site)
     number: int = 0
 
     def attempt_name(self, restarts: int) -> str:
@@ -46,3 +49,4 @@ class Run:
     rank: int = 0
     num_ranks: int = 1
     pretended: bool = False
+    site: Site = field(default_factory=Site)

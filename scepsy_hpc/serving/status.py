@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scepsy_hpc.errors import InputError
@@ -33,6 +34,7 @@ class LiveStatus:
     state: RunState = "starting"
     url: str | None = None
     batch: Batch | None = None
+    more_alerts: Callable[[], tuple[str, ...]] = tuple
 
     def now(self) -> RunStatus:
         """How far the run is."""
@@ -43,7 +45,7 @@ class LiveStatus:
             url=self.url,
             tasks=self.batch.counts() if self.batch else None,
             instances=self.engines.states(self.routes),
-            alerts=self.engines.alerts(),
+            alerts=(*self.engines.alerts(), *self.more_alerts()),
         )
 
     def write(self, state: RunState) -> None:

@@ -15,6 +15,7 @@ import fake_vllm
 import psutil
 import pytest
 
+from scepsy_hpc.cluster.site import Container, Site
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
@@ -70,6 +71,30 @@ def test_ready_then_stopped(make_config):
     assert not engine.is_alive()
     assert not psutil.pid_exists(engine.pid)
     assert "ERROR" in engine.config.log_path.read_text()
+
+
+BOX = """#!/bin/sh
+echo "$@" >> {seen}
+while [ "$1" != my.sif ]; do shift; done
+shift
+exec "$@"
+"""
+
+
+def test_an_engine_in_an_image_is_ready_and_gone(make_config, tmp_path):
+    """Inside the site's image it answers, keeps its key off the command line, and ends whole."""
+    runtime, seen = tmp_path / "apptainer", tmp_path / "seen"
+    runtime.write_text(BOX.format(seen=seen))
+    runtime.chmod(0o755)
+    config = make_config("good")
+    box = Container(image="my.sif", python=os.environ["SCEPSY_VLLM_PYTHON"], runtime=str(runtime))
+    config = replace(config, site=Site(container=box, scratch=str(tmp_path)), api_key="secret")
+    engine = run(config)
+    assert not psutil.pid_exists(engine.pid)
+    version, serving = seen.read_text().splitlines()
+    assert f"--bind {tmp_path} my.sif" in version
+    assert "serve some/model" in serving
+    assert "secret" not in serving
 
 
 def test_dead_engine_is_noticed_with_its_last_words(make_config):

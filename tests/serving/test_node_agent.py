@@ -15,13 +15,15 @@ import fake_mps
 import fake_vllm
 import psutil
 import pytest
+from model_folders import make_model
 
+from scepsy_hpc.cluster.site import Site, WeightsFolder
 from scepsy_hpc.engines import ports
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import Deployment, Instance, Plan
 from scepsy_hpc.formats.status import RunStatus
 from scepsy_hpc.report.notes import share_notes
-from scepsy_hpc.serving import node_agent
+from scepsy_hpc.serving import log_room, node_agent
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.engine_view import EngineReport, EngineView
 from scepsy_hpc.serving.node_agent import NodeAgent, pause_before_start_s
@@ -86,6 +88,7 @@ def on_a_node(
     act: Callable[[Hosted], Awaitable[Any]],
     starts_at_once: int = 2,
     ready_timeout_s: float = 60.0,
+    site: Site | None = None,
     **llm: Any,
 ) -> Hosted:
     """Host instances, as id to (share, GPUs), while ``act`` runs; then stop them.
@@ -105,7 +108,7 @@ def on_a_node(
         placed.append(PlacedInstance(instance=one, rank=0, host="host", gpus=gpus))
     settings = RunSettings(ready_timeout_s=ready_timeout_s, starts_at_once=starts_at_once)
     attempt, plan = results.attempt("a-0"), Plan(llms=deployments)
-    run = Run(results, attempt, plan, settings, "host")
+    run = Run(results, attempt, plan, settings, "host", site=site or Site())
 
     async def main() -> Hosted:
         stopping = asyncio.Event()
@@ -457,3 +460,57 @@ def test_parts_without_mps_are_flagged_everywhere(tmp_path, monkeypatch, vllm):
     assert any(line.startswith(alert) for line in view.alerts())
     notes = share_notes(RunFolder(tmp_path / "results"))
     assert [note.split(" was time-sliced")[0] for note in notes] == ["judge-0", "judge-1"]
+
+
+def test_engines_of_a_node_share_one_staged_copy(tmp_path, vllm):
+    """Two replicas start from the same folder on the node's scratch disk, copied once."""
+    vllm("good")
+    make_model(tmp_path / "models" / "org" / "judge")
+    weights = WeightsFolder(folder=str(tmp_path / "models"), stage=True)
+    site = Site(scratch=str(tmp_path / "scratch"), weights=weights)
+    (tmp_path / "scratch").mkdir()
+    served = []
+
+    async def look(hosted: Hosted) -> None:
+        await hosted.until(judge_0="ready", judge_1="ready")
+        for name in ("judge-0", "judge-1"):
+            line = psutil.Process(hosted[name].pid).cmdline()
+            served.append(line[line.index("serve") + 1])
+
+    on_a_node(tmp_path, {"judge-0": (100, ("0",)), "judge-1": (100, ("1",))}, look, site=site)
+    copies = [p for p in (tmp_path / "scratch").glob("*/weights/*") if p.is_dir()]
+    assert served == [str(copies[0])] * 2
+    assert len(copies) == 1
+
+
+def test_weights_that_are_not_there_are_named(tmp_path, vllm):
+    """What is missing on the node ends the instance with its reason: no start can mend it."""
+    vllm("good")
+    site = Site(weights=WeightsFolder(folder=str(tmp_path)))
+
+    async def look(hosted: Hosted) -> None:
+        await hosted.until(judge_0="failed")
+
+    hosted = on_a_node(tmp_path, ONE, look, site=site)
+    assert "has neither org/judge nor org__judge" in hosted["judge-0"].error
+
+
+def test_the_log_of_an_engine_keeps_to_its_size(tmp_path, vllm, monkeypatch):
+    """A log that grows past its size is cut while the engine serves, its head kept."""
+    monkeypatch.setattr(log_room, "MOST_LOG_BYTES", 64_000)
+    monkeypatch.setattr(log_room, "LOOK_AT_LOGS_S", 0.02)
+    vllm("good")
+
+    async def look(hosted: Hosted) -> None:
+        await hosted.until(judge_0="ready")
+        log = hosted.run.folder.logs / "judge-0.1.log"
+        with log.open("a") as stream:
+            stream.write("a word\n" * 20_000)
+        until_s = time.monotonic() + 20.0
+        while log.stat().st_size > 64_000:
+            assert time.monotonic() < until_s
+            await asyncio.sleep(0.01)
+        assert "harmless line" in log.read_text()
+        assert "bytes left out" in log.read_text()
+
+    on_a_node(tmp_path, ONE, look)

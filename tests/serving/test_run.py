@@ -14,7 +14,7 @@ import serving_cases as cases
 from scepsy_hpc.cli.main import run_line as scepsy
 from scepsy_hpc.formats.plan import Component, load_plan, save_plan
 from scepsy_hpc.formats.spans import load_spans
-from scepsy_hpc.serving import node_agent
+from scepsy_hpc.serving import node_agent, span_log
 from scepsy_hpc.serving import run as runs
 from scepsy_hpc.serving.settings import RunSettings, load_settings
 
@@ -241,3 +241,48 @@ def test_unequal_nodes_of_one_type_are_asked_for_as_equal_ones(capsys):
     assert "1 of them stay idle" in said
     assert runs._equal_nodes(unequal[:1]) == unequal[0]
     assert not capsys.readouterr().err
+
+
+def test_spans_of_a_run_are_packed_as_they_grow(tmp_path, monkeypatch, capsys):
+    """Several parts, none lost: figures and report are those of all runs, in a resumed one too."""
+    monkeypatch.setattr(span_log, "PART_BYTES", 1000)
+    plan, tasks = cases.make_case(tmp_path, PAIR, 6)
+    out = tmp_path / "out"
+    line = ["run", str(plan), str(tasks), "-o", str(out), "--cluster", "debug"]
+    assert scepsy(line) == 0
+    assert len(list((out / "spans").glob("*.jsonl.gz"))) > 2
+    spans = load_spans(out / "spans.jsonl")
+    assert sum(span.kind == "run" for span in spans) == 6
+    assert sum(span.kind == "llm" for span in spans) == 12
+    measured = json.loads((out / "measured.json").read_text())
+    assert measured["workflows"]["tiny"]["num_runs"] == 6
+    with tasks.open("a") as stream:
+        stream.write('{"task_id": "later"}\n')
+    capsys.readouterr()
+    folder = runs.prepare(plan, tasks, out, RunSettings(max_runs_in_flight=2), resume=True)
+    runs.follow(folder, runs.launch(folder, "debug"), lambda status, note: None)
+    measured = json.loads((out / "measured.json").read_text())
+    assert measured["workflows"]["tiny"]["num_runs"] == 1
+    assert sum(span.kind == "run" for span in load_spans(out / "spans.jsonl")) == 7
+
+
+def test_a_missing_vllm_is_found_before_the_queue(tmp_path, monkeypatch, capsys):
+    """Exit code 2, one line, and no folder is left: no job waits for hours to say it."""
+    plan, tasks = cases.make_case(tmp_path, PAIR, 1)
+    wanted = load_plan(plan)
+    llms = {
+        name: dataclasses.replace(llm, engine="vllm", engine_args={})
+        for name, llm in wanted.llms.items()
+    }
+    save_plan(plan, dataclasses.replace(wanted, llms=llms))
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("SCEPSY_VLLM_PYTHON", str(python))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    out = tmp_path / "out"
+    assert scepsy(["run", str(plan), str(tasks), "-o", str(out)]) == 2
+    [line] = [li for li in capsys.readouterr().err.splitlines() if li.startswith("error:")]
+    assert "engine vllm: not installed" in line
+    assert "nothing was submitted" in line
+    assert not out.exists()

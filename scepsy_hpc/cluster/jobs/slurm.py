@@ -19,7 +19,7 @@ from submitit.slurm import slurm as submitit_slurm
 
 from scepsy_hpc.cluster.jobs.entry import quoted_command
 from scepsy_hpc.cluster.jobs.tasks import Resources
-from scepsy_hpc.cluster.site import Site, gpu_options
+from scepsy_hpc.cluster.site import Site, expanded, gpu_options, job_container, job_python
 from scepsy_hpc.errors import InputError
 
 # Says where Slurm is, not what a job is like.
@@ -110,8 +110,11 @@ def sbatch_parameters(need: Resources, site: Site, name: str) -> dict[str, Any]:
 
 
 def python_command(site: Site) -> str:
-    """The Python of the jobs, quoted for a shell."""
-    return shlex.quote(site.python or sys.executable)
+    """The Python of the jobs, in the site's image where jobs run in one; quoted for a shell."""
+    box = job_container(site)
+    if box and site.container:
+        return shlex.join([*box, site.container.python])
+    return shlex.quote(expanded(job_python(site) or sys.executable, "python"))
 
 
 def sbatch_text(folder: Path, site: Site, parameters: Mapping[str, Any], num_tasks: int) -> str:
