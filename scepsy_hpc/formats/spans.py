@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import uuid
@@ -78,6 +79,15 @@ def load_spans(path: Path | str) -> list[Span]:
             raise InputError(f"{path} line {_line_number(path, number)}: {problem}")
         seen.add((span.run_id, span.span_id))
     return spans
+
+
+def read_span(line: bytes, where: str) -> Span:
+    """The span of one line, by itself. Raises InputError."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InputError(f"{where}: not JSON") from None
+    return check(data, Span, where)
 
 
 def checked_span(span: Span, where: Path | str, seen: set[tuple[str, str]]) -> Span:

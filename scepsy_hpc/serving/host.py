@@ -33,6 +33,7 @@ from scepsy_hpc.serving.allocation import (
 )
 from scepsy_hpc.serving.beats import Pulse, beat
 from scepsy_hpc.serving.lead import Lead
+from scepsy_hpc.serving.ledger import Superseded
 from scepsy_hpc.serving.node_agent import NodeAgent
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, read_json, write_json
 from scepsy_hpc.serving.settings import load_settings
@@ -106,6 +107,8 @@ async def _lead(run: Run, interruption: Interruption) -> None:
         lead = Lead(run, placed, interruption.happened, listen)
         agent = NodeAgent(run, own, address)
         await _both(agent.run(interruption.stopping), lead.run(), interruption.stopping)
+    except Superseded:
+        raise  # the folder's status is its successor's
     except Exception as error:
         last = lead.status.now() if lead else RunStatus(attempt=attempt.root.name)
         reason = str(error) if isinstance(error, ScepsyError) else repr(error)

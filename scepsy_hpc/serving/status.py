@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scepsy_hpc.errors import InputError
@@ -33,6 +34,7 @@ class LiveStatus:
     state: RunState = "starting"
     url: str | None = None
     batch: Batch | None = None
+    more_alerts: Callable[[], tuple[str, ...]] = tuple
 
     def now(self) -> RunStatus:
         """How far the run is."""
@@ -43,14 +45,18 @@ class LiveStatus:
             url=self.url,
             tasks=self.batch.counts() if self.batch else None,
             instances=self.engines.states(self.routes),
-            alerts=self.engines.alerts(),
+            alerts=(*self.engines.alerts(), *self.more_alerts()),
         )
 
     def write(self, state: RunState) -> None:
-        """Look at the engines once more and rewrite the file."""
+        """Look at the engines once more and rewrite the file.
+
+        A disk that is full now is tried again; the ledger is what must not fail.
+        """
         self.state = state
-        self.engines.look()
-        write_json(self.run.folder.status, self.now().plain())
+        with contextlib.suppress(OSError, InputError):
+            self.engines.look()
+            write_json(self.run.folder.status, self.now().plain())
 
     def last_state(self) -> RunState:
         """How it ended: `ended`, or what cut it short: `stopped` by the user, `interrupted`."""
@@ -58,14 +64,14 @@ class LiveStatus:
             return "ended"
         if self.run.attempt.asked.exists():
             return "stopped"
+        if self.batch is not None and self.batch.is_out_of_time:
+            return "interrupted"
         return "interrupted" if self.interrupted.is_set() else "ended"
 
     async def keep(self) -> None:
         """Rewrite the file about every second, until cancelled."""
         while True:
-            # A disk that is full now is tried again; the ledger is what must not fail.
-            with contextlib.suppress(OSError, InputError):
-                self.write(self.state)
+            self.write(self.state)
             await asyncio.sleep(WRITE_S)
 
     async def say_when_interrupted(self) -> None:

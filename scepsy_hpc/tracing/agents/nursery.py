@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from scepsy_hpc.cluster.guard import signal_group
 from scepsy_hpc.errors import InputError, RunError
+from scepsy_hpc.formats.limits import MAX_RESULT_BYTES
 from scepsy_hpc.formats.workflow import Agent
 from scepsy_hpc.tracing.agents.worker import (
     FORK,
@@ -22,11 +26,17 @@ from scepsy_hpc.tracing.agents.worker import (
     ORDER,
     REAP,
     TAKE_OVER,
+    WAIT,
     length_of,
     pack_message,
 )
 
 IMPORT_TIMEOUT_S = 300.0
+# Between the end of a process's connection and its end as the kernel tells it.
+DEATH_S = 2.0
+MAX_MESSAGE_BYTES = MAX_RESULT_BYTES + (1 << 16)
+# Sent to an agent's process by others: the kernel short of memory, Slurm, a person.
+OTHERS_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 def clean_environment() -> dict[str, str]:
@@ -114,7 +124,7 @@ class Nursery:
         """One more worker. One call at a time. Raises RunError when the process is gone."""
         ours = self._hand_over(FORK)
         try:
-            reply = await receive(self._control)
+            reply = await _answer(self._control)
             if reply is None or "pid" not in reply:
                 reason = reply["error"] if reply else "the process that forks them died"
                 raise RunError(f"no worker for the agent: {reason}")
@@ -139,6 +149,22 @@ class Nursery:
             theirs.close()
         return ours
 
+    async def exit_code(self, pid: int) -> int | None:
+        """How its dead worker ended, minus the signal; None where that cannot be told.
+
+        One call at a time, and none beside ``fork``.
+        """
+        try:
+            if not self.may_fork:
+                async with asyncio.timeout(DEATH_S):
+                    return await self._process.wait()
+            self._control.send(ORDER.pack(WAIT, pid))
+            async with asyncio.timeout(2 * DEATH_S):
+                reply = await receive(self._control)
+            return reply.get("code") if reply else None
+        except (OSError, ValueError, TimeoutError):
+            return None
+
     def reap(self, pid: int) -> None:
         """Its worker ``pid`` was killed: take it off the process table."""
         if self.may_fork:
@@ -153,6 +179,17 @@ class Nursery:
         self._control.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker said of a task: `result` or `error`, nothing where it died.
+
+    ``is_usable``: the worker may run another task.
+    """
+
+    reply: dict[str, Any] = field(default_factory=dict)
+    is_usable: bool = True
+
+
 class Worker:
     """One process that runs one task at a time; ``end`` it after anything unusual."""
 
@@ -160,6 +197,7 @@ class Worker:
         """Made by a nursery."""
         self.pid, self.nursery, self._channel = pid, nursery, channel
         self._pidfd: int | None = None
+        self._dead, self._is_reaped = asyncio.Event(), False
         # A child of the agent may hold the channel open beyond the worker's death.
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
@@ -169,6 +207,7 @@ class Worker:
 
     def _died(self) -> None:
         self._unwatch()
+        self._dead.set()
         self.hang_up()
 
     def _unwatch(self) -> None:
@@ -182,28 +221,91 @@ class Worker:
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
 
-    async def run(self, task: dict[str, Any], env: dict[str, str]) -> dict[str, Any] | None:
-        """The reply, with `result` or `error`; None when the worker died."""
-        loop = asyncio.get_running_loop()
+    async def has_died(self) -> bool:
+        """Whether the process has ended by itself; waits a moment where its connection has."""
+        if not hasattr(os, "pidfd_open"):
+            return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DEATH_S):
+                await self._dead.wait()
+        return self._dead.is_set()
+
+    async def exit_code(self) -> int | None:
+        """See ``Nursery.exit_code``; once it was asked for, the process is off the table."""
+        code = await self.nursery.exit_code(self.pid)
+        self._is_reaped = code is not None
+        return code
+
+    async def run(self, task: dict[str, Any], env: dict[str, str]) -> Answer:
+        """Its answer to a task. What an agent itself writes to the connection is no answer."""
+        loop, mark = asyncio.get_running_loop(), secrets.token_hex(8)
+        request = {"task": task, "env": env, "mark": mark}
         try:
-            await loop.sock_sendall(self._channel, pack_message({"task": task, "env": env}))
-            return await receive(self._channel)
+            await loop.sock_sendall(self._channel, pack_message(request))
+            reply = await receive(self._channel)
         except OSError:
-            return None
+            return Answer(is_usable=False)
+        except (ValueError, RecursionError):
+            reply = {}
+        if reply is None:
+            return Answer(is_usable=False)
+        if reply.pop("mark", None) != mark or not reply.keys() <= {"result", *_OF_ERRORS}:
+            what = "the agent wrote to the connection to the process that runs it"
+            return Answer({"error": what, "failure": "record"}, is_usable=False)
+        return Answer(reply)
 
     def end(self) -> None:
         """Kill it and what it started. Not while ``run`` waits: use ``hang_up`` first."""
         self._unwatch()
         signal_group(self.pid)
         self._channel.close()
-        self.nursery.reap(self.pid)
+        if not self._is_reaped:
+            self.nursery.reap(self.pid)
+
+
+async def _answer(control: socket.socket) -> dict[str, Any] | None:
+    """The nursery's next answer; None where it is gone or says what nobody understands."""
+    try:
+        return await receive(control)
+    except (OSError, ValueError):
+        return None
 
 
 async def receive(channel: socket.socket) -> dict[str, Any] | None:
-    """Next message of a non-blocking socket; None when the other side is gone."""
+    """Next message of a non-blocking socket; None when the other side is gone.
+
+    Raises ValueError where what comes is no message of ours.
+    """
     head = await _read(channel, HEAD_BYTES)
-    body = await _read(channel, length_of(head)) if head else None
-    return json.loads(body) if body else None
+    if head is None:
+        return None
+    if (num_bytes := length_of(head)) > MAX_MESSAGE_BYTES:
+        raise ValueError(f"a message of {num_bytes} bytes")
+    body = await _read(channel, num_bytes)
+    if body is None:
+        return None
+    found = json.loads(body)
+    if not isinstance(found, dict):
+        raise ValueError("a message that is no object")
+    return found
+
+
+def died(code: int | None) -> dict[str, str]:
+    """What to say of an agent's process that ended before its task did.
+
+    A signal from outside is not the agent's doing; nor is an end of which nothing is known, as
+    where the process that forked it was killed too. A shell passes a signal on as 128 + n.
+    """
+    signals = [number for number in OTHERS_SIGNALS if code in (-number, 128 + number)]
+    failure = "infra" if signals or code is None else "agent"
+    how = "in a way that is not known" if code is None else f"with code {code}"
+    if code is not None and (signals or code < 0):
+        number = signals[0] if signals else -code
+        how = f"by signal {number}"
+    return {"error": f"the agent's process died {how} while it ran this task", "failure": failure}
+
+
+_OF_ERRORS = ("error", "failure", "cpu_s")
 
 
 async def _read(channel: socket.socket, size: int) -> bytes | None:

@@ -279,7 +279,7 @@ def test_an_agent_that_starts_threads_is_not_forked(tmp_path: Path) -> None:
     agent = Agent(python="threaded:ask", folder=str(write_agent(tmp_path, text, "threaded")))
     one, dead, two = run_tasks(agent, {"n": 1}, {"n": -1}, {"n": 2}, num_workers=1)
     assert (one.result, two.result) == (2, 3)
-    assert dead.error == "the agent's process died while it ran this task"
+    assert dead.error == "the agent's process died with code 1 while it ran this task"
 
 
 def test_a_killed_nursery_is_replaced(tmp_path: Path) -> None:
