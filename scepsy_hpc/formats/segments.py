@@ -7,9 +7,11 @@ the merge in the order (generation, offset), and ``results.jsonl`` shows that me
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,6 @@ from scepsy_hpc.formats.results import TaskResult, parse_result
 
 SEGMENT_SCHEMA = "scepsy/results-segment/v1"
 _HEADER_START = b'{"schema": "scepsy/results-segment/'
-_COPY_BYTES = 1 << 20
 
 
 @record
@@ -81,16 +82,17 @@ class Merged:
 
     def copy_to(self, out: Path) -> None:
         """Write ``results.jsonl`` anew, by rename. Raises OSError."""
-        temporary = out.with_name(f".{out.name}.{os.getpid()}")
+        handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
         try:
-            with temporary.open("wb") as stream:
+            with os.fdopen(handle, "wb") as stream:
                 for line in self._lines():
                     stream.write(line)
                 stream.flush()
                 os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
             os.replace(temporary, out)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
             raise
 
     def _lines(self) -> Iterator[bytes]:
@@ -131,26 +133,31 @@ def generations(folder: Path) -> list[int]:
     return sorted(int(m[1]) for name in names if (m := re.fullmatch(r"(\d{6,})\.jsonl", name)))
 
 
-def read_merged(results: Path, before: int | None = None) -> Merged:
+def read_merged(results: Path) -> Merged:
     """The state of the batch whose ``results.jsonl`` this is: the one way to read it.
 
-    ``before``: only generations below that. Raises InputError where a segment was written by a
-    version that is newer than this one, or cannot be read.
+    Raises InputError where a segment cannot be read, or was written by a newer version.
     """
-    folder = segments_of(results)
-    merged = Merged(folder)
     try:
-        found = [g for g in generations(folder) if before is None or g < before]
-        if not found and results.exists():  # the ledger of a version that had no segments
-            _add_lines(merged, results, 0, None, False)
-            return merged
-        limits = _limits(folder, found)
-        for generation in found:
-            path = segment_path(folder, generation)
-            growing = before is None and generation == found[-1]
-            _add_lines(merged, path, generation, limits.get(generation), growing)
+        return merge_segments(results)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+
+def merge_segments(results: Path, before: int | None = None) -> Merged:
+    """The same of the generations ``before`` one. Raises OSError where a disk fails."""
+    folder = segments_of(results)
+    merged = Merged(folder)
+    found = [g for g in generations(folder) if before is None or g < before]
+    if not found and results.exists():  # the ledger of a version that had no segments
+        _add_lines(merged, results, 0, None, False)
+        return merged
+    limits = _limits(folder, found)
+    for generation in found:
+        growing = before is None and generation == found[-1]
+        path = segment_path(folder, generation)
+        with contextlib.suppress(FileNotFoundError):  # one that could not be begun is taken back
+            _add_lines(merged, path, generation, limits.get(generation), growing)
     return merged
 
 
@@ -170,8 +177,11 @@ def _limits(folder: Path, found: list[int]) -> dict[int, int]:
 
 
 def _header_of(path: Path) -> tuple[SegmentHeader | None, int]:
-    with path.open("rb") as stream:
-        line = stream.readline()
+    try:
+        with path.open("rb") as stream:
+            line = stream.readline()
+    except FileNotFoundError:
+        return None, 0
     return (_header(line, path) if line.endswith(b"\n") else None), len(line)
 
 

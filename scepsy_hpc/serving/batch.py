@@ -25,6 +25,7 @@ from scepsy_hpc.formats.tasks import Task
 from scepsy_hpc.serving.ledger_writer import LedgerWriter
 from scepsy_hpc.serving.settings import RunSettings
 from scepsy_hpc.tracing.agents.pool import AgentOutcome
+from scepsy_hpc.tracing.clock import now_s
 
 SAME_SIGNAL_S = 1.0
 """Slurm's SIGTERM goes to every process of a job: agents may die of it before this one hears."""
@@ -76,7 +77,8 @@ class Batch:
         self.num_ok = self.num_failed = self.num_retried = 0
         self.has_time: Callable[[], bool] = lambda: True
         self.is_out_of_time = False
-        lengths = (found.duration_s for found in ledger.merged.records.values())
+        records = ledger.merged.records.values()
+        lengths = (found.duration_s for found in records if found.status == "ok")
         self._lengths = deque(lengths, maxlen=KEPT_LENGTHS)
         self._writer, self._run_task, self._settings = writer, run_task, settings
         self._interrupted = interrupted or asyncio.Event()
@@ -110,8 +112,8 @@ class Batch:
 
     def lengths_s(self) -> list[float]:
         """How long tasks took, of those in flight how long they take already."""
-        now_s = time.monotonic()
-        return [*self._lengths, *(now_s - since_s for since_s in self.in_flight.values())]
+        here_s = time.monotonic()
+        return [*self._lengths, *(here_s - since_s for since_s in self.in_flight.values())]
 
     def alerts(self) -> tuple[str, ...]:
         """Tasks that infrastructure kept from ending, by name."""
@@ -156,7 +158,8 @@ class Batch:
             self._broken = self._broken or self._writer.superseded
             if self._broken:
                 return None
-            self.is_out_of_time = self.is_out_of_time or not self.has_time()
+            if self._fresh or self._again:
+                self.is_out_of_time = self.is_out_of_time or not self.has_time()
             busy = self._attempts or self._endings
             if not self.is_out_of_time and (tried := self._due()):
                 return tried
@@ -169,12 +172,12 @@ class Batch:
 
     def _due(self) -> _Tried | None:
         """Who may begin now, a task that runs again first."""
-        limit, now_s = self._settings.max_runs_in_flight, time.monotonic()
+        limit, here_s = self._settings.max_runs_in_flight, time.monotonic()
         if self._writer.is_stalled or (limit and len(self.in_flight) >= limit):
             return None
-        if self._again and self._again[0][0] <= now_s:
+        if self._again and self._again[0][0] <= here_s:
             return heapq.heappop(self._again)[2]
-        if not self._fresh or self._arrival_s > now_s:
+        if not self._fresh or self._arrival_s > here_s:
             return None
         self._arrival_s += self._until_next_s()
         return _Tried(self._fresh.popleft())
@@ -198,8 +201,11 @@ class Batch:
 
     async def _attempt(self, tried: _Tried) -> None:
         """In its seat until its agent has ended; what follows is no longer in the way."""
+        begun_s = now_s()
         try:
             end = await self._run_task(tried.task, tried.num_attempts)
+        except Exception as error:  # ours: whatever it is, the others go on
+            end = AgentOutcome(begun_s, now_s(), error=repr(error), failure="infra")
         finally:
             self.in_flight.pop(tried.task.task_id, None)
         ending = asyncio.create_task(self._conclude(tried, end))

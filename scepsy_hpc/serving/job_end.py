@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import psutil
+
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.metrics import percentile
+from scepsy_hpc.serving.start import Run
 
 MIN_LENGTHS = 20
 """With fewer tasks that ended the plan's own figure is looked at, too."""
@@ -40,20 +43,22 @@ class JobEnd:
         return self.end_s is not None and self.now_s() >= self.end_s
 
 
-def job_end_of(
-    plan: Plan, time_limit_s: float | None, started_s: float, environment: Mapping[str, str]
-) -> JobEnd:
+def job_end_of(run: Run, environment: Mapping[str, str]) -> JobEnd:
     """From Slurm's own word where it gives one, else from the limit that was asked for.
 
     Some time is kept to end agents and engines in order, before Slurm sends its first signal.
     """
-    end_s = None if time_limit_s is None else started_s + time_limit_s
+    now_s = time.time()
+    # A job has a process of its own, which began with it; a pretended one is just beginning.
+    started_s = now_s if run.pretended else psutil.Process().create_time()
+    limit_s = run.settings.time_limit_s
+    end_s = None if limit_s is None else started_s + limit_s
     told = environment.get("SLURM_JOB_END_TIME", "")
     if told.isdigit() and int(told) > 0:
         end_s = float(told)
     if end_s is not None:
-        end_s -= min(MAX_MARGIN_S, _MARGIN_PART * (end_s - started_s))
-    return JobEnd(end_s, _planned_s(plan))
+        end_s -= min(MAX_MARGIN_S, _MARGIN_PART * max(end_s - started_s, 0.0))
+    return JobEnd(end_s, _planned_s(run.plan))
 
 
 def _planned_s(plan: Plan) -> float | None:

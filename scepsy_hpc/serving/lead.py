@@ -59,8 +59,7 @@ class Lead:
         routes = self._dispatcher.routes
         self.status = LiveStatus(run, self._engines, routes, interrupted)
         self.status.more_alerts = self._alerts
-        limit_s, started_s = run.settings.time_limit_s, self.status.started_s
-        self._end = job_end_of(run.plan, limit_s, started_s, os.environ)
+        self._end = job_end_of(run, os.environ)
 
     async def run(self) -> None:
         """Return when the batch is worked off or the run is stopped. Raises RunError."""
@@ -105,9 +104,9 @@ class Lead:
         return batch
 
     async def _wait_for_engines(self) -> None:
-        """Until every LLM is served. Raises RunError when one never will be."""
+        """Until every LLM is served, or no time is left. Raises RunError when one never will be."""
         llms = tuple(self._run.plan.llms)
-        while not self._is_stopped():
+        while not self._is_stopped() and not self._end.is_over():
             if self._engines.is_hosted(llms):
                 return
             if reason := self._engines.dead(llms):
@@ -144,7 +143,7 @@ class Lead:
                 await asyncio.wait([working])
                 break
             await asyncio.wait([working], timeout=_LOOK_S)
-        cut_short = self._is_stopped() or batch.is_out_of_time
+        cut_short = self._is_stopped() or (batch.is_out_of_time and batch.num_left)
         self.status.state = self.status.last_state() if cut_short else "ending"
         if batch.num_ok + batch.num_failed:  # else those of the last start stay
             self._write_measured()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from scepsy_hpc.formats.segments import (
     Merged,
     SegmentHeader,
     generations,
+    merge_segments,
     read_merged,
     recorded_as,
     segment_path,
@@ -51,7 +53,7 @@ class Ledger:
         self._fd: int | None
         self.generation, self._fd = _create_next(self._folder)
         try:
-            self.merged = read_merged(results, before=self.generation)
+            self.merged = merge_segments(results, before=self.generation)
             self._write_header(attempt)
         except BaseException:
             os.close(self._fd)
@@ -199,13 +201,16 @@ def _take_over(results: Path, folder: Path) -> None:
     """A ledger of a version without segments becomes generation 0."""
     if generations(folder) or not results.exists() or not results.stat().st_size:
         return
-    temporary = folder / f".taken-over.{os.getpid()}"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".taken-over.")
     try:
-        shutil.copyfile(results, temporary)
+        with os.fdopen(handle, "wb") as copy, results.open("rb") as stream:
+            shutil.copyfileobj(stream, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
         with contextlib.suppress(FileExistsError):  # another start was quicker
             os.link(temporary, segment_path(folder, 0))
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _create_next(folder: Path) -> tuple[int, int]:

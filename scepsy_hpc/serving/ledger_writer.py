@@ -48,10 +48,11 @@ class LedgerWriter:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        group, self._waiting = self._waiting, []
+        # Of those that waited some may be written already, though nobody was told.
+        left = [result for result, _ in self._waiting if self.ledger.is_open(result.task_id)]
         with contextlib.suppress(OSError, RunError):
-            if group:
-                await self._in_thread(lambda: self.ledger.append([r for r, _ in group]))
+            if left:
+                await self._in_thread(lambda: self.ledger.append(left))
         await self._in_thread(self.ledger.close)
 
     @property

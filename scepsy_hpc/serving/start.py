@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from dataclasses import dataclass
 
 from scepsy_hpc.formats.plan import Plan
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder
 from scepsy_hpc.serving.settings import RunSettings
+
+
+def new_attempt() -> str:
+    """A name for one submission, by its time; its starts add a number each."""
+    return time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
 
 
 @dataclass(frozen=True, slots=True)

@@ -318,6 +318,19 @@ def test_a_result_that_cannot_be_recorded(tmp_path: Path, result: Any, says: str
     assert {line["status"] for line in lines.values()} == {"ok"}
 
 
+def test_a_bug_of_ours_costs_its_task_and_not_the_batch(tmp_path: Path) -> None:
+    """It is nobody's failure: tried again, named, left unrecorded."""
+
+    async def run_task(task: Task, attempt: int) -> AgentOutcome:
+        if task.task_id == "t1":
+            raise KeyError("odd")
+        return ended()
+
+    batch, lines = work_off(tmp_path, run_task, TASKS[:3])
+    assert set(lines) == {"t0", "t2"}
+    assert "of t1: KeyError('odd')" in batch.alerts()[0]
+
+
 def test_a_batch_without_time_admits_no_more_and_drains(tmp_path: Path) -> None:
     """What is in flight ends and is recorded; the rest is left, and said to be."""
     batch_of: list[Batch] = []

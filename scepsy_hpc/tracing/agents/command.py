@@ -59,7 +59,9 @@ async def run_command(
             complaint = _copy_to_log(task, err, log_path)
         if code != 0:
             what = f"the agent's command ended with code {code}: {complaint}"
-            return {"error": what, "failure": died(code)["failure"], "cpu_s": cpu_s}
+            no_memory = complaint.startswith("MemoryError")
+            failure = "infra" if no_memory else died(code)["failure"]
+            return {"error": what, "failure": failure, "cpu_s": cpu_s}
         return _parse_result(out) | {"cpu_s": cpu_s}
 
 
@@ -113,7 +115,8 @@ def _copy_to_log(task: dict[str, Any], err: IO[bytes], log_path: Path | None) ->
     """Append what the command wrote to stderr; return its last line."""
     text = _last_bytes(err, MAX_STDERR_BYTES).strip()
     if text:
-        with open_log(log_path) as log, contextlib.suppress(OSError):
+        # A log that cannot be written costs no task its result.
+        with contextlib.suppress(OSError), open_log(log_path) as log:
             if not isinstance(log, int):
                 log.write(f"task {task.get('task_id')}:\n".encode() + text + b"\n")
     lines = text.decode(errors="replace").splitlines()

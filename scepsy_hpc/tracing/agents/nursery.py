@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import signal
@@ -18,23 +17,20 @@ from typing import IO, Any
 
 from scepsy_hpc.cluster.guard import signal_group
 from scepsy_hpc.errors import InputError, RunError
-from scepsy_hpc.formats.limits import MAX_RESULT_BYTES
 from scepsy_hpc.formats.workflow import Agent
+from scepsy_hpc.tracing.agents.channel import receive, receive_answer
 from scepsy_hpc.tracing.agents.worker import (
     FORK,
-    HEAD_BYTES,
     ORDER,
     REAP,
     TAKE_OVER,
     WAIT,
-    length_of,
     pack_message,
 )
 
 IMPORT_TIMEOUT_S = 300.0
 # Between the end of a process's connection and its end as the kernel tells it.
 DEATH_S = 2.0
-MAX_MESSAGE_BYTES = MAX_RESULT_BYTES + (1 << 16)
 # Sent to an agent's process by others: the kernel short of memory, Slurm, a person.
 OTHERS_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -95,7 +91,7 @@ class Nursery:
         nursery = cls(process, control)
         try:
             async with asyncio.timeout(IMPORT_TIMEOUT_S):
-                hello = await receive(control)
+                hello = await receive_answer(control)
             nursery._greet(hello, agent, log_path)
         except TimeoutError:
             await nursery.close()
@@ -124,7 +120,7 @@ class Nursery:
         """One more worker. One call at a time. Raises RunError when the process is gone."""
         ours = self._hand_over(FORK)
         try:
-            reply = await _answer(self._control)
+            reply = await receive_answer(self._control)
             if reply is None or "pid" not in reply:
                 reason = reply["error"] if reply else "the process that forks them died"
                 raise RunError(f"no worker for the agent: {reason}")
@@ -160,9 +156,9 @@ class Nursery:
                     return await self._process.wait()
             self._control.send(ORDER.pack(WAIT, pid))
             async with asyncio.timeout(2 * DEATH_S):
-                reply = await receive(self._control)
+                reply = await receive_answer(self._control)
             return reply.get("code") if reply else None
-        except (OSError, ValueError, TimeoutError):
+        except (OSError, TimeoutError):
             return None
 
     def reap(self, pid: int) -> None:
@@ -190,6 +186,9 @@ class Answer:
     is_usable: bool = True
 
 
+_OF_ERRORS = ("error", "failure", "cpu_s")
+
+
 class Worker:
     """One process that runs one task at a time; ``end`` it after anything unusual."""
 
@@ -202,6 +201,7 @@ class Worker:
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
                 self._pidfd = os.pidfd_open(pid)
+        self._is_watched = self._pidfd is not None
         if self._pidfd is not None:
             asyncio.get_running_loop().add_reader(self._pidfd, self._died)
 
@@ -221,17 +221,24 @@ class Worker:
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process is known to have ended."""
+        return self._dead.is_set()
+
     async def has_died(self) -> bool:
         """Whether the process has ended by itself; waits a moment where its connection has."""
-        if not hasattr(os, "pidfd_open"):
+        if not self._is_watched:
             return True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DEATH_S):
                 await self._dead.wait()
-        return self._dead.is_set()
+        return self.is_dead
 
     async def exit_code(self) -> int | None:
-        """See ``Nursery.exit_code``; once it was asked for, the process is off the table."""
+        """See ``Nursery.exit_code``; asked once, of a process that has died."""
+        # What it started goes first: as long as it is on the table its group is no other's.
+        signal_group(self.pid)
         code = await self.nursery.exit_code(self.pid)
         self._is_reaped = code is not None
         return code
@@ -257,37 +264,10 @@ class Worker:
     def end(self) -> None:
         """Kill it and what it started. Not while ``run`` waits: use ``hang_up`` first."""
         self._unwatch()
-        signal_group(self.pid)
         self._channel.close()
         if not self._is_reaped:
+            signal_group(self.pid)
             self.nursery.reap(self.pid)
-
-
-async def _answer(control: socket.socket) -> dict[str, Any] | None:
-    """The nursery's next answer; None where it is gone or says what nobody understands."""
-    try:
-        return await receive(control)
-    except (OSError, ValueError):
-        return None
-
-
-async def receive(channel: socket.socket) -> dict[str, Any] | None:
-    """Next message of a non-blocking socket; None when the other side is gone.
-
-    Raises ValueError where what comes is no message of ours.
-    """
-    head = await _read(channel, HEAD_BYTES)
-    if head is None:
-        return None
-    if (num_bytes := length_of(head)) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"a message of {num_bytes} bytes")
-    body = await _read(channel, num_bytes)
-    if body is None:
-        return None
-    found = json.loads(body)
-    if not isinstance(found, dict):
-        raise ValueError("a message that is no object")
-    return found
 
 
 def died(code: int | None) -> dict[str, str]:
@@ -303,19 +283,3 @@ def died(code: int | None) -> dict[str, str]:
         number = signals[0] if signals else -code
         how = f"by signal {number}"
     return {"error": f"the agent's process died {how} while it ran this task", "failure": failure}
-
-
-_OF_ERRORS = ("error", "failure", "cpu_s")
-
-
-async def _read(channel: socket.socket, size: int) -> bytes | None:
-    loop, data = asyncio.get_running_loop(), bytearray()
-    while len(data) < size:
-        try:
-            part = await loop.sock_recv(channel, min(size - len(data), 1 << 20))
-        except ConnectionError:
-            return None
-        if not part:
-            return None
-        data += part
-    return bytes(data)

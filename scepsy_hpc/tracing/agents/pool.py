@@ -8,6 +8,7 @@ each task its own environment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +134,11 @@ class AgentPool:
         return _outcome(started_s, reply)
 
     async def _ready_worker(self, timeout_s: float | None) -> Worker:
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            worker = self._idle.pop()
+            if not worker.is_dead:  # killed while it waited
+                return worker
+            self._end(worker)
         async with asyncio.timeout(timeout_s):
             return await self._new_worker()
 
@@ -182,16 +186,21 @@ class AgentPool:
     async def _give_birth(self) -> Worker:
         async with self._nursery_lock:
             nursery, self._nursery = self._nursery, None
-            nursery = nursery or await Nursery.start(self._agent, self._log_path)
-            try:
-                if not nursery.may_fork:
-                    return nursery.take_over()
-                worker = await nursery.fork()
-            except RunError:
-                self._later(nursery.close())
-                raise
-            self._nursery = nursery
-            return worker
+            if nursery is not None:
+                with contextlib.suppress(RunError):  # it was killed: a new one is tried
+                    return await self._worker_of(nursery)
+            return await self._worker_of(await Nursery.start(self._agent, self._log_path))
+
+    async def _worker_of(self, nursery: Nursery) -> Worker:
+        try:
+            if not nursery.may_fork:
+                return nursery.take_over()
+            worker = await nursery.fork()
+        except RunError:
+            self._later(nursery.close())
+            raise
+        self._nursery = nursery
+        return worker
 
     def _end(self, worker: Worker) -> None:
         worker.end()
