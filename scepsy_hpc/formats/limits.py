@@ -41,10 +41,10 @@ def result_json(result: Any) -> str:
     return text
 
 
-def parsed_json(text: str | bytes) -> Any:
+def parsed_json(text: str) -> Any:
     """What a JSON text says. Raises ValueError, also for NaN and where it is nested too deep."""
     try:
-        found = json.loads(text, parse_constant=_no_constant)
+        found = _STRICT.decode(text)
     except RecursionError:
         found = _DEEP
     if found is _DEEP or too_deep(found):
@@ -79,3 +79,7 @@ _NESTS = (dict, list, tuple)
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+# Made once: json.loads makes one a call where it is given an option.
+_STRICT = json.JSONDecoder(parse_constant=_no_constant)
