@@ -86,7 +86,7 @@ def scepsy() -> None:
 
     \b
     Exit codes: 0 done; 1 it ran and failed; 2 bad input or usage;
-    3 infeasible (says the nearest feasible target).
+    3 infeasible (says the nearest feasible target); 4 not complete, to be resumed.
     """
 
 
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def run_line(arguments: list[str]) -> int:
-    """Exit code of one command line: 0 done, 1 failed, 2 bad input, 3 infeasible."""
+    """Exit code of one command line: see ``scepsy``."""
     try:
         code = scepsy.main(arguments, prog_name="scepsy", standalone_mode=False)
         return code if isinstance(code, int) else 0

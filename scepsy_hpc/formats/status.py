@@ -40,7 +40,10 @@ class InstanceStatus(EngineStatus):
 
 @record
 class TaskCounts:
-    """Tasks of a batch; ``waiting`` are those that no agent has begun."""
+    """Tasks of a batch; ``waiting`` are those whose agent does not run yet, or not again yet.
+
+    ``given_up``: what infrastructure broke too often; unrecorded, a later start runs it.
+    """
 
     total: int
     recorded_before: int
@@ -49,6 +52,7 @@ class TaskCounts:
     in_flight: int
     waiting: int
     retried: int
+    given_up: int = 0
 
 
 @record

@@ -32,9 +32,9 @@ from scepsy_hpc.serving.allocation import (
     this_node,
 )
 from scepsy_hpc.serving.beats import Pulse, beat
-from scepsy_hpc.serving.chain import cancel, followers, keep_chain
+from scepsy_hpc.serving.chain import cancel, followers, is_over_for_good, keep_chain
 from scepsy_hpc.serving.lead import Lead
-from scepsy_hpc.serving.ledger import is_worked_off
+from scepsy_hpc.serving.ledger import Superseded
 from scepsy_hpc.serving.made_by import check_made_by
 from scepsy_hpc.serving.node_agent import NodeAgent
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder, read_json, write_json
@@ -74,7 +74,7 @@ def host(start: Start) -> None:
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     attempt = folder.attempt(start.attempt_name(restarts))
     plan, settings = load_plan(folder.plan), load_settings(folder.settings)
-    if start.number and (attempt.asked.exists() or is_worked_off(folder)):
+    if start.number and (attempt.asked.exists() or is_over_for_good(folder)):
         return  # nothing is left for a job that was queued in case something would be
     name = socket.gethostname()
     ranks = (rank_here, num_ranks, start.pretended)
@@ -85,7 +85,7 @@ def host(start: Start) -> None:
         if note is not None:
             print(f"scepsy: {note}", file=sys.stderr, flush=True)
     asyncio.run(_host(run))
-    if rank_here == 0 and is_worked_off(folder):
+    if rank_here == 0 and is_over_for_good(folder):
         cancel(followers(folder, start.number))
 
 
@@ -120,6 +120,8 @@ async def _lead(run: Run, interruption: Interruption) -> None:
         lead = Lead(run, placed, interruption.happened, listen)
         agent = NodeAgent(run, own, address)
         await _both(agent.run(interruption.stopping), lead.run(), interruption.stopping)
+    except Superseded:
+        raise  # the folder's status is its successor's
     except Exception as error:
         last = lead.status.now() if lead else RunStatus(attempt=attempt.root.name)
         reason = str(error) if isinstance(error, ScepsyError) else repr(error)

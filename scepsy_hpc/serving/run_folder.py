@@ -41,8 +41,13 @@ class RunFolder:
         return self.root / "run.json"
 
     @property
+    def origin(self) -> Path:
+        """The version that began the batch, and its agents' files."""
+        return self.root / "origin.json"
+
+    @property
     def results(self) -> Path:
-        """The ledger."""
+        """The merge of the ledger's segments, which stand beside it in ``results.d``."""
         return self.root / "results.jsonl"
 
     @property

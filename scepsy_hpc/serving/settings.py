@@ -20,6 +20,10 @@ class RunSettings:
 
     ``serve`` hosts the engines until stopped, without a batch.
 
+    ``max_attempts`` of a task that meets faults of engines or nodes; ``retries`` of one whose agent
+    failed. ``retry_round`` names the submission that runs failed tasks again. ``time_limit_s``: how
+    long the job may run from each of its starts.
+
     ``node_lost_s``: a node that was silent for that long counts as dead.
     """
 
@@ -28,6 +32,9 @@ class RunSettings:
     seed: int = 0
     serve: bool = False
     max_attempts: Annotated[int, Field(ge=1)] = 3
+    retries: Annotated[int, Field(ge=0)] = 0
+    retry_round: str | None = None
+    time_limit_s: Seconds | None = None
     task_timeout_s: Seconds | None = None
     ready_timeout_s: Seconds = 900.0
     nodes_timeout_s: Seconds = 300.0

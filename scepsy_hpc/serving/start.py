@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from dataclasses import dataclass, field
 
 from scepsy_hpc.cluster.site import Site
@@ -10,6 +12,11 @@ from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder
 from scepsy_hpc.serving.settings import RunSettings
 
 _MOST_RESTARTS = 1000  # of one job by Slurm, which gives up long before
+
+
+def new_attempt() -> str:
+    """A name for one submission, by its time; its starts add a number each."""
+    return time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
 
 
 @dataclass(frozen=True, slots=True)

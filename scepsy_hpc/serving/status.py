@@ -49,10 +49,14 @@ class LiveStatus:
         )
 
     def write(self, state: RunState) -> None:
-        """Look at the engines once more and rewrite the file."""
+        """Look at the engines once more and rewrite the file.
+
+        A disk that is full now is tried again; the ledger is what must not fail.
+        """
         self.state = state
-        self.engines.look()
-        write_json(self.run.folder.status, self.now().plain())
+        with contextlib.suppress(OSError, InputError):
+            self.engines.look()
+            write_json(self.run.folder.status, self.now().plain())
 
     def last_state(self) -> RunState:
         """How it ended: `ended`, or what cut it short: `stopped` by the user, `interrupted`."""
@@ -60,14 +64,14 @@ class LiveStatus:
             return "ended"
         if self.run.attempt.asked.exists():
             return "stopped"
+        if self.batch is not None and self.batch.is_out_of_time:
+            return "interrupted"
         return "interrupted" if self.interrupted.is_set() else "ended"
 
     async def keep(self) -> None:
         """Rewrite the file about every second, until cancelled."""
         while True:
-            # A disk that is full now is tried again; the ledger is what must not fail.
-            with contextlib.suppress(OSError, InputError):
-                self.write(self.state)
+            self.write(self.state)
             await asyncio.sleep(WRITE_S)
 
     async def say_when_interrupted(self) -> None:

@@ -48,7 +48,7 @@ def test_stop_in_mid_batch_then_resume(tmp_path, capsys):
         assert (shown["state"], shown["alive"], shown["recorded"]) == ("running", True, 5)
         assert scepsy(["stop", str(out)]) == 0
         output, errors = running.communicate(timeout=90)
-    assert running.returncode == 1
+    assert running.returncode == 4
     assert "3 tasks are not recorded" in errors
     assert "state: stopped; tasks recorded: 5" in output
     assert cases.processes_of(out) == []
@@ -83,13 +83,13 @@ def test_a_killed_engine_is_started_again_and_no_task_is_lost(tmp_path):
 
 
 def test_an_engine_that_never_gets_ready(tmp_path, capsys, monkeypatch):
-    """Exit 1 with one message: which LLM, the engine's own words once, where the logs are."""
+    """Exit 4 with one message: which LLM, the engine's own words once, where the logs are."""
     monkeypatch.setattr(node_agent, "MAX_STARTS", 2)
     plan, tasks = cases.make_case(tmp_path, PAIR, 2, timing_bundle=str(tmp_path / "nowhere"))
     out = tmp_path / "out"
     code = scepsy(["run", str(plan), str(tasks), "-o", str(out), "--cluster", "debug"])
     errors = capsys.readouterr().err
-    assert code == 1
+    assert code == 4
     assert errors.count("nowhere") == 1
     assert "its only instance is gone" in errors
     assert "No task was run" in errors
@@ -138,6 +138,7 @@ def test_an_agent_that_fails_by_itself(tmp_path, capsys):
     found = {line["task_id"]: line for line in cases.results(out)}
     assert found["good"]["result"] == {"tokens": 5, "attempt": "1"}
     assert (found["bad"]["status"], found["bad"]["attempts"]) == ("failed", 1)
+    assert found["bad"]["error_class"] == "agent"
     assert "this task is wrong" in found["bad"]["error"]
     assert "1 tasks failed" in capsys.readouterr().err
     spans = load_spans(out / "spans.jsonl")
@@ -179,7 +180,7 @@ def test_a_signal_ends_everything_and_the_batch_resumes(tmp_path, number):
         send = os.killpg if number == signal.SIGINT else os.kill
         send(running.pid, number)
         _, errors = running.communicate(timeout=90)
-    assert running.returncode == 130
+    assert running.returncode == 4
     assert "--resume goes on" in errors
     cases.wait_until(lambda: cases.processes_of(tmp_path) == [], "every process to end")
     assert runs.read_status(out).state in ("interrupted", "stopped")
@@ -199,7 +200,7 @@ def test_a_crash_of_the_lead_is_noticed_and_resumed(tmp_path, capsys):
         engine = psutil.Process(cases.engine_reports(out)["l0"]["pid"])
         engine.parent().kill()
         _, errors = running.communicate(timeout=90)
-    assert running.returncode == 1
+    assert running.returncode == 4
     assert "2 of 4 tasks are recorded" in errors
     cases.wait_until(lambda: cases.processes_of(tmp_path) == [], "every process to end")
     assert scepsy(["status", str(out)]) == 0

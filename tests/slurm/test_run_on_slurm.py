@@ -140,7 +140,7 @@ def test_stop_in_mid_batch_then_resume(mini_slurm: MiniSlurm) -> None:
     assert refused.returncode == 2
     assert "a run uses this folder now" in refused.stderr
     assert stopped.returncode == 0
-    assert running.returncode == 1
+    assert running.returncode == 4
     assert "4 tasks are not recorded" in errors
     (folder / "gate").touch()
     again = scepsy(mini_slurm, folder, *words, "--resume")
@@ -161,7 +161,7 @@ def test_a_cancelled_job_leaves_no_engine_and_resumes(mini_slurm: MiniSlurm) -> 
         job = json.loads((out / "private" / "job.json").read_text())["ids"][0]
         mini_slurm.run_as_user(["scancel", job])
         _, errors = running.communicate(timeout=LONG_S)
-    assert running.returncode == 1
+    assert running.returncode == 4
     assert "CANCELLED" in errors
     assert "8 of 12 tasks are recorded" in errors
     psutil.wait_procs(engines, timeout=30)
@@ -217,7 +217,7 @@ def test_the_time_limit_ends_a_run_in_order(mini_slurm: MiniSlurm) -> None:
     out = folder / "out"
     words = ("run", plan, tasks, "-o", out, "--cluster", "slurm")
     ended = scepsy(mini_slurm, folder, *words, "--time", "1min", "--chain", "0")
-    assert ended.returncode == 1
+    assert ended.returncode == 4
     assert "tasks are not recorded" in ended.stderr
     assert cases.status_of(out)["state"] == "interrupted"
     assert {line["status"] for line in cases.results(out)} <= {"ok"}

@@ -39,7 +39,7 @@ def ask(model, num_tokens):
 
 
 def run(task):
-    if task.get("fails"):
+    if task.get("fails") or not pathlib.Path(task.get("needs", "/")).exists():
         raise ValueError("this task is wrong")
     tokens = ask("small", 2)
     while "gate" in task and not pathlib.Path(task["gate"]).exists():
