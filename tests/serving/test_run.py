@@ -260,7 +260,7 @@ def test_spans_of_a_run_are_packed_as_they_grow(tmp_path, monkeypatch, capsys):
     with tasks.open("a") as stream:
         stream.write('{"task_id": "later"}\n')
     capsys.readouterr()
-    folder = runs.prepare(plan, tasks, out, RunSettings(max_runs_in_flight=2), resume=True)
+    folder = runs.prepare(plan, tasks, out, RunSettings(max_runs_in_flight=2), True, True)
     runs.follow(folder, runs.launch(folder, "debug"), lambda status, note: None)
     measured = json.loads((out / "measured.json").read_text())
     assert measured["workflows"]["tiny"]["num_runs"] == 1
