@@ -55,7 +55,8 @@ class Dispatcher:
                 deployment, time.monotonic(), avoid, holder, self.routing.max_behind
             )
             if chosen is not None:
-                return CallTarget(chosen.base_url, deployment, chosen.instance_id, self.api_key)
+                name, url = chosen.instance_id, chosen.base_url
+                return CallTarget(url, deployment, name, self.api_key, chosen.wire)
             if time.monotonic() > until_s:
                 self.faulted.add(run_id)
                 message = f"no instance of {deployment} is ready after {self.engine_wait_s:g} s"

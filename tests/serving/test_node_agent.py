@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import fake_mps
 import fake_vllm
 import psutil
@@ -86,6 +87,7 @@ def on_a_node(
     act: Callable[[Hosted], Awaitable[Any]],
     starts_at_once: int = 2,
     ready_timeout_s: float = 60.0,
+    hung_after_s: float = 30.0,
     **llm: Any,
 ) -> Hosted:
     """Host instances, as id to (share, GPUs), while ``act`` runs; then stop them.
@@ -103,7 +105,9 @@ def on_a_node(
         logical = tuple(range(len(gpus)))
         one = Instance(id=name, llm=alias, node="n", gpus=logical, gpu_share_pct=share)
         placed.append(PlacedInstance(instance=one, rank=0, host="host", gpus=gpus))
-    settings = RunSettings(ready_timeout_s=ready_timeout_s, starts_at_once=starts_at_once)
+    settings = RunSettings(
+        ready_timeout_s=ready_timeout_s, starts_at_once=starts_at_once, hung_after_s=hung_after_s
+    )
     attempt, plan = results.attempt("a-0"), Plan(llms=deployments)
     run = Run(results, attempt, plan, settings, "host")
 
@@ -295,9 +299,83 @@ def test_an_engine_that_dies_in_service_is_started_again(tmp_path, vllm):
 
     hosted = on_a_node(tmp_path, TWO, look)
     log = hosted.run.folder.logs / "judge-0.1.log"
-    assert said[0].error == f"judge-0 died in service; see {log}"
+    assert said[0].error == f"judge-0 died in service (signal SIGKILL); see {log}"
     assert (hosted["judge-0"].starts, hosted["judge-0"].error) == (2, "")
     assert (said[0].pid, said[0].base_url) == (None, "")
+
+
+def test_an_engine_that_hangs_is_named_killed_and_started_again(tmp_path, vllm):
+    """Its process lives but does nothing: suspect, then killed with all it started."""
+    vllm("good")
+
+    async def look(hosted: Hosted) -> None:
+        await hosted.until(judge_0="ready", writer_0="ready")
+        first = hosted["judge-0"]
+        assert first.pid is not None
+        for process in psutil.Process(first.pid).children():
+            process.suspend()
+        await hosted.until(judge_0="suspect")
+        assert "no sign of work for" in hosted["judge-0"].error
+        assert hosted["judge-0"].suspect_since_s is not None
+        assert set(hosted.view.endpoints()) == {"writer-0"}
+        await gone(first.pid)
+        await hosted.until(judge_0="ready")
+        assert hosted["writer-0"].starts == 1
+
+    hosted = on_a_node(tmp_path, TWO, look, hung_after_s=0.5)
+    report = hosted["judge-0"]
+    assert (report.starts, report.error, report.suspect_since_s) == (2, "", None)
+    assert report.last_death is not None
+    assert report.last_death.how.startswith("hung and killed: no sign of work for")
+    assert report.last_death.log == str(hosted.run.folder.logs / "judge-0.1.log")
+    assert report.last_death.last_lines[-1] == "harmless line that says ERROR"
+
+
+def test_a_suspect_that_works_again_is_left_alone(tmp_path, vllm):
+    """It was only slow: ready again, the same process, and nothing is said of it any more."""
+    vllm("good")
+
+    async def look(hosted: Hosted) -> None:
+        await hosted.until(judge_0="ready")
+        (engine,) = psutil.Process(hosted["judge-0"].pid).children()
+        engine.suspend()
+        await hosted.until(judge_0="suspect")
+        engine.resume()
+        await hosted.until(judge_0="ready")
+
+    hosted = on_a_node(tmp_path, ONE, look, hung_after_s=3.0)
+    report = hosted["judge-0"]
+    assert (report.starts, report.error, report.last_death) == (1, "", None)
+
+
+def test_a_saturated_engine_survives(tmp_path):
+    """Calls that wait many times the patience for a seat: tokens flow, so it is never suspect."""
+    args = {"timing_bundle": "h100_sxm/Qwen__Qwen3-8B/vllm-0.24.0/token-grid", "max_num_seqs": 1}
+    waits: list[float] = []
+
+    async def look(hosted: Hosted) -> None:
+        await hosted.until(judge_0="ready")
+        body = {"model": "judge", "prompt": "Hello", "max_tokens": 250, "ignore_eos": True}
+        key = hosted.run.folder.key.read_text().strip()
+        url = f"{hosted['judge-0'].base_url}/v1/completions"
+        headers = {"Authorization": f"Bearer {key}"}
+        async with aiohttp.ClientSession(headers=headers, raise_for_status=True) as session:
+
+            async def call() -> None:
+                begun_s = time.monotonic()
+                async with session.post(url, json=body) as answer:
+                    await answer.json()
+                waits.append(time.monotonic() - begun_s)
+
+            calls = asyncio.gather(*(call() for _ in range(6)))
+            await hosted.until(judge_0="ready")
+            await calls
+        hosted.view.look()
+
+    hosted = on_a_node(tmp_path, ONE, look, hung_after_s=0.5, engine="simulated", engine_args=args)
+    assert max(waits) > 4.0  # the test would prove nothing on an engine that is not saturated
+    assert hosted["judge-0"].starts == 1
+    assert hosted["judge-0"].last_death is None
 
 
 @pytest.mark.parametrize(("steady_s", "state"), [(0.0, "ready"), (600.0, "failed")])

@@ -82,6 +82,30 @@ def test_a_killed_engine_is_started_again_and_no_task_is_lost(tmp_path):
     assert "state: ended" in output
 
 
+def test_a_hung_engine_is_named_killed_and_no_task_is_lost(tmp_path):
+    """SIGSTOP to an engine while calls wait on it: they end on the next start of that engine."""
+    plan, tasks = cases.make_case(tmp_path, PAIR, gated(tmp_path, 3, 4))
+    settings = RunSettings(max_runs_in_flight=4, hung_after_s=1.5)
+    folder = runs.prepare(plan, tasks, tmp_path / "out", settings)
+    jobs = runs.launch(folder, "local")
+    try:
+        cases.wait_until(lambda: len(cases.results(folder.root)) == 3, "three results")
+        hung = cases.engine_reports(folder.root)["l0"]
+        (engine,) = psutil.Process(hung["pid"]).children()
+        engine.suspend()
+        (tmp_path / "gate").touch()
+        runs.follow(folder, jobs, lambda status, note: None)
+    finally:
+        jobs.cancel()
+    cases.assert_each_once(folder.root, tasks)
+    large, _ = (one for one in cases.status_of(folder.root)["instances"])
+    assert (large["id"], large["starts"]) == ("l0", 2)
+    assert large["last_death"]["how"].startswith("hung and killed: no sign of work for")
+    assert large["last_death"]["log"] == str(folder.logs / "l0.1.log")
+    spans = [s for s in load_spans(folder.spans) if s.kind == "llm"]
+    assert {s.status for s in spans if s.llm == "large"} == {"ok", "retried_unreachable"}
+
+
 def test_an_engine_that_never_gets_ready(tmp_path, capsys, monkeypatch):
     """Exit 1 with one message: which LLM, the engine's own words once, where the logs are."""
     monkeypatch.setattr(node_agent, "MAX_STARTS", 2)
