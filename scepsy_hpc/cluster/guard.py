@@ -45,7 +45,7 @@ def stand_guard() -> int:
             break
         os.read(woken, 4096)
         _reap_adopted(server.pid)
-    _kill_below(os.getpid())
+    _kill_below(os.getpid(), server.pid)
     if ended not in readable:
         signal_group(os.getpgid(0))
     status = server.wait()
@@ -62,15 +62,20 @@ def _reap_adopted(server: int) -> None:
             os.waitpid(found.si_pid, os.WNOHANG)
 
 
-def _kill_below(pid: int) -> None:
-    """SIGKILL to every descendant, those too that are born meanwhile."""
+def _kill_below(pid: int, server: int) -> None:
+    """SIGKILL to every descendant, those too that are born meanwhile; leaves no zombie of them."""
+    killed = set[int]()
     for _ in range(_MANY_ROUNDS):
         found = _descendants(pid)
+        for one in killed - {server}:
+            with contextlib.suppress(OSError):
+                os.waitpid(one, os.WNOHANG)
         if not found:
             return
         for one in found:
             with contextlib.suppress(OSError):
                 os.kill(one, signal.SIGKILL)
+        killed |= found
         time.sleep(0.01)
 
 
