@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from scepsy_hpc.serving.beats import Pulse
 from scepsy_hpc.serving.routing import Routes
 from scepsy_hpc.serving.run_folder import AttemptFolder, read_json, write_json
 
+TELL_S = 5.0
 _LOOK_S = 0.5
 GONE = ("failed", "lost")
 # Nothing that was sent there will be answered.
@@ -45,7 +47,7 @@ class EngineView:
         """Ranks other than this one (``rank``) are lost when silent for ``node_lost_s``."""
         self._attempt = attempt
         self._placed = {p.instance.id: p for p in placed}
-        self._told: dict[str, float] = {}
+        self._told_s = float("-inf")
         ranks = {p.rank for p in placed} - {rank}
         # Nodes that this machine only pretends to be have no process whose life could be missed.
         real = [rank for rank in ranks if attempt.node(rank).exists()]
@@ -86,9 +88,9 @@ class EngineView:
             for name, one in routes.instances.items()
             if one.wire.last_byte_s is not None
         }
-        if found != self._told:
+        if found and time.monotonic() - self._told_s >= TELL_S:
+            self._told_s = time.monotonic()
             write_json(self._attempt.traffic, found)
-            self._told = found
 
     def endpoints(self) -> dict[str, tuple[str, str]]:
         """Deployment and base URL of every instance that is ready."""

@@ -17,11 +17,12 @@ from scepsy_hpc.cluster.gpu_memory import wait_for_memory
 from scepsy_hpc.cluster.mps import Sharing
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import spaced_ports
-from scepsy_hpc.engines.process import NUM_LOG_LINES, EngineProcess, last_lines
+from scepsy_hpc.engines.process import EngineProcess
 from scepsy_hpc.engines.vllm import is_shared, memory_utilization, takes_gpus
 from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.formats.status import Death, EngineState
 from scepsy_hpc.serving.allocation import PlacedInstance
+from scepsy_hpc.serving.deaths import death_of
 from scepsy_hpc.serving.engine_view import EngineReport
 from scepsy_hpc.serving.patience import patience_of
 from scepsy_hpc.serving.run_folder import read_json, write_json
@@ -33,8 +34,7 @@ MAX_STARTS = 4
 STEADY_S = 600.0
 LOOK_S = 0.5
 FIRST_PAUSE_S = 1.0
-TRAFFIC_S = 1.0
-MOST_LINE_CHARS = 500
+TRAFFIC_S = 5.0
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Kept:
     """What is known of one instance; ``starts`` counts all, ``starts_in_row`` those in a row.
 
     ``time_sliced`` says why no MPS holds it to its share of a GPU; None where it is, or needs none.
-    ``hung`` says why its process was killed, once it was.
+    ``hung`` says why its process was killed, once it was. ``unreported``: the disk took no report.
     """
 
     placed: PlacedInstance
@@ -57,6 +57,7 @@ class Kept:
     hung: str | None = None
     last_death: Death | None = None
     watching: asyncio.Task[None] | None = None
+    unreported: bool = False
 
 
 class NodeAgent:
@@ -122,6 +123,8 @@ class NodeAgent:
         """Start the instances of one GPU in turn, then watch them."""
         while True:
             for kept in group:
+                if kept.unreported:
+                    self._report(kept, kept.state)
                 alive = kept.process is not None and kept.process.is_alive()
                 if kept.watching is not None and kept.watching.done():
                     kept.watching.result()
@@ -132,13 +135,15 @@ class NodeAgent:
     async def _read_traffic(self) -> None:
         """Keep what the lead says of bytes from each engine; its clock is never compared."""
         while True:
-            self._traffic = read_json(self._run.attempt.traffic, dict[str, float]) or self._traffic
+            with contextlib.suppress(InputError):
+                told = read_json(self._run.attempt.traffic, dict[str, float])
+                self._traffic = told or self._traffic
             await asyncio.sleep(TRAFFIC_S)
 
     async def _watch(self, kept: Kept, process: EngineProcess) -> None:
         """Name an engine that shows no sign of work, then kill it: its keeper starts it again."""
-        name, deployment = kept.placed.instance.id, self._run.plan.llms[kept.placed.instance.llm]
-        patience = patience_of(self._run.plan, deployment, self._run.settings.hung_after_s)
+        name, llm = kept.placed.instance.id, kept.placed.instance.llm
+        patience = patience_of(self._run.plan, llm, self._run.settings.hung_after_s)
         watch = Watch(process.config, process.base_url, patience, lambda: self._traffic.get(name))
         looking = asyncio.create_task(watch.run())
         try:
@@ -218,15 +223,18 @@ class NodeAgent:
                 kept.starts_in_row = 0
             kept.ready_since_s = None
         self._report(kept, "restarting")
-        await previous.stop()
+        try:
+            await previous.stop()
+        except RunError:
+            kept.starts_in_row += 1  # else what cannot be killed would be tried for ever
+            raise
         kept.process = None
 
     def _note_death(self, kept: Kept, previous: EngineProcess) -> None:
         """Of an engine in service: how it ended, and the last that it said."""
         name, log = kept.placed.instance.id, previous.config.log_path
         how, kept.hung, kept.suspect_since_s = kept.hung or previous.end, None, None
-        lines = tuple(line[:MOST_LINE_CHARS] for line in last_lines(log, NUM_LOG_LINES))
-        kept.last_death = Death(at_s=time.time(), how=how, log=str(log), last_lines=lines)
+        kept.last_death = death_of(how, log)
         kept.error = f"{name} died in service ({how}); see {log}"
 
     async def _wait_for_memory(self, kept: Kept) -> str | None:
@@ -241,7 +249,8 @@ class NodeAgent:
         placed, instance = kept.placed, kept.placed.instance
         deployment = self._run.plan.llms[instance.llm]
         known = gpu_types.known(deployment.gpu_type)
-        log = self._run.folder.logs / f"{instance.id}.{kept.starts}.log"
+        moved = f".term{placed.term}" if placed.term else ""
+        log = self._run.folder.logs / f"{instance.id}{moved}.{kept.starts}.log"
         taken = [port for name, port in self._ports.items() if name != instance.id]
         self._ports[instance.id] = spaced_ports(1, self._address, avoid=taken)[0]
         return EngineConfig(
@@ -278,7 +287,13 @@ class NodeAgent:
             base_url=process.base_url if process else "",
             pid=process.pid if process else None,
         )
-        write_json(self._run.attempt.engine(report.id, placed.term), report)
+        try:
+            write_json(self._run.attempt.engine(report.id, placed.term), report)
+            kept.unreported = False
+        except (OSError, InputError):
+            kept.unreported = (
+                True  # A full disk is no reason to end engines; said at the next look.
+            )
 
 
 def pause_before_start_s(starts_in_row: int) -> float | None:

@@ -30,9 +30,12 @@ class Patience:
     why: str
 
 
-def patience_of(plan: Plan, llm: Deployment, least_s: float) -> Patience:
-    """The longer of ``least_s`` and three times the p99 of the profile's time to first token."""
-    ttft_s = _ttft_p99_s(plan, llm)
+def patience_of(plan: Plan, name: str, least_s: float) -> Patience:
+    """The longer of ``least_s`` and three times the p99 of the profile's time to first token.
+
+    ``name``: of a deployment. The p99 is that at the planned load.
+    """
+    ttft_s = _ttft_p99_s(plan, name)
     if ttft_s is None:
         limit_s = UNKNOWN_FACTOR * least_s
         return Patience(
@@ -44,12 +47,31 @@ def patience_of(plan: Plan, llm: Deployment, least_s: float) -> Patience:
     return Patience(least_s, "the least; its profile's TTFT is shorter")
 
 
-def _ttft_p99_s(plan: Plan, llm: Deployment) -> float | None:
-    """The longest among the loads that did not saturate it; None where nobody measured it."""
+def _ttft_p99_s(plan: Plan, name: str) -> float | None:
+    """The longest among the loads up to the planned one; None where nobody measured it."""
+    llm = plan.llms[name]
     scale = llm.engine_args.get("time_scale", 1.0) if llm.engine == "simulated" else 1.0
     points = [point for bundle in _bundles(plan, llm) for point in bundle.points]
-    found = [t for p in points if _is_alike(p, llm) and (t := _p99_s(p)) is not None]
+    alike = [point for point in points if _is_alike(point, llm)]
+    found = [t for p in _at_load(alike, _in_flight(plan, name)) if (t := _p99_s(p)) is not None]
     return max(found) * float(str(scale)) if found else None
+
+
+def _in_flight(plan: Plan, name: str) -> float | None:
+    """Calls in flight at one replica as simulated; None where that is not known."""
+    figures = plan.simulated.per_llm.get(name) if plan.simulated else None
+    if figures is None or figures.calls_in_flight_mean is None:
+        return None
+    return figures.calls_in_flight_mean / plan.llms[name].num_replicas
+
+
+def _at_load(points: Sequence[Point], in_flight: float | None) -> list[Point]:
+    """Points up to the first at or past twice the mean load: it swings. All where it is unknown."""
+    if in_flight is None:
+        return list(points)
+    loads = {p: p.concurrency or p.throughput_rps * p.latency_mean_s for p in points}
+    limit = min((k for k in loads.values() if k >= 2.0 * in_flight), default=math.inf)
+    return [p for p, k in loads.items() if k <= limit]
 
 
 def _is_alike(point: Point, llm: Deployment) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from scepsy_hpc.files import extended, read_jsonl_data, read_text, write_text
 from scepsy_hpc.formats.plan import Component, Plan, load_plan, save_plan
 from scepsy_hpc.formats.status import RunStatus, WatchedRun
 from scepsy_hpc.formats.tasks import load_tasks
+from scepsy_hpc.serving.deaths import death_of, rank_log
 from scepsy_hpc.serving.host import host
 from scepsy_hpc.serving.job import (
     FINAL_STATES,
@@ -36,6 +38,8 @@ from scepsy_hpc.serving.start import Start
 DEFAULT_RUNS_IN_FLIGHT = 8
 # On one's own machine nobody waits for the end of the allocation.
 LOCAL_TIME_MIN = 30 * 24 * 60
+# A job whose first node is gone has no batch script left that could end it.
+LINGER_S = 20.0
 OnStatus = Callable[[RunStatus | None, str], None]
 
 
@@ -173,18 +177,28 @@ def _components(plan: Plan) -> tuple[Component, ...]:
 def follow(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> None:
     """Wait for the job; ``on_status(status, note)`` is called at every look.
 
-    Where rank 0 ended well, what became of other nodes is an alert in the last status. Raises
-    RunError that says what is recorded and how to go on.
+    Where the rank that led last ended well, what became of other nodes is an alert in the last
+    status. Raises RunError that says what is recorded and how to go on.
     """
 
+    ended_s: float | None = None
+
     def on_tick(note: str) -> None:
-        on_status(read_json(folder.status, RunStatus), note)
+        nonlocal ended_s
+        status = read_json(folder.status, RunStatus)
+        on_status(status, note)
+        if status and status.lead and status.state in FINAL_STATES:
+            ended_s = ended_s or time.monotonic()
+            if time.monotonic() - ended_s > LINGER_S:
+                ended_s = math.inf
+                jobs.cancel()
 
     outcome = jobs.wait(on_tick=on_tick)[0]
-    if outcome.errors[0] is not None:
-        raise RunError(f"{outcome.errors[0]}\n{_what_is_left(folder)}")
-    others = [f"rank {r}: {error}" for r, error in enumerate(outcome.errors) if error]
     status = read_json(folder.status, RunStatus)
+    reason = outcome.errors[status.lead if status else 0]
+    if reason is not None:
+        raise RunError(f"{reason}\n{_what_is_left(folder)}")
+    others = [f"rank {r}: {error}" for r, error in enumerate(outcome.errors) if error]
     if others and status:
         status = replace(status, alerts=(*status.alerts, *others))
         write_json(folder.status, status.plain())
@@ -221,7 +235,9 @@ def read_status(root: Path) -> WatchedRun:
     alive = False if status.state in FINAL_STATES else is_alive(folder)
     if alive is False and status.state not in FINAL_STATES:
         gone = "its job is gone without a word: killed, or its machine failed"
-        status = replace(status, state="lost", alerts=(*status.alerts, gone))
+        death = death_of(gone, rank_log(folder, status.lead))
+        alerts = (*status.alerts, gone)
+        status = replace(status, state="lost", alerts=alerts, last_lead=death)
     job = read_json(folder.job, Job)
     return extended(
         WatchedRun,

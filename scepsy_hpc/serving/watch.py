@@ -20,9 +20,8 @@ from scepsy_hpc.engines.probe import ask, work_done
 from scepsy_hpc.serving.patience import Patience
 
 MOST_LOOK_S = 1.0
-# Of the patience: silence after which a token is asked for, and after which a suspect is hung.
-PROBE_AT = 1.0 / 3.0
-HUNG_AT = 1.2
+# Of the patience: silence after which counters are read, a token is asked for, a suspect is hung.
+COUNT_AT, PROBE_AT, HUNG_AT = 1.0 / 6.0, 1.0 / 3.0, 1.2
 
 Verdict = Literal["sound", "suspect", "hung"]
 
@@ -80,7 +79,7 @@ class Watch:
         while True:
             await asyncio.sleep(self._look_s)
             # An engine whose bytes flow need not be asked.
-            if self.silent_s < 3.0 * self._look_s:
+            if self.silent_s < COUNT_AT * self.patience.limit_s:
                 continue
             work = await work_done(session, self.base_url, self.patience.limit_s)
             if work is not None:

@@ -205,7 +205,7 @@ def step_command(folder: Path, resources: Resources, site: Site) -> list[str]:
     } | gpus
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
     python = shlex.split(slurm.python_command(site))
-    kill = ["--no-kill"] if resources.no_kill else []
+    kill = slurm.OUTLIVES_TASKS if resources.no_kill else ()
     return [
         *("srun", "--exact", "--unbuffered", *flags, *kill, *site.srun),
         *(*python, "-u", "-m", "submitit.core._submit", str(folder)),
