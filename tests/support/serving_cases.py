@@ -105,7 +105,8 @@ host(Start(sys.argv[1], sys.argv[2], pretended=False))
 def ranks_of(folder, gpus_by_rank, attempt="a"):
     """One process for each rank, with the GPUs it is given; all of them end with the block."""
     num_ranks, started = len(gpus_by_rank), []
-    job = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": str(num_ranks), "SLURM_LOCALID": "0"}
+    job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1"}
+    job |= {"SLURM_NTASKS": str(num_ranks), "SLURM_LOCALID": "0"}
     job |= {"SLURM_JOB_NUM_NODES": str(num_ranks), "SLURM_JOB_NODELIST": "n"}
     try:
         for rank, gpus in enumerate(gpus_by_rank):
