@@ -116,7 +116,7 @@ def test_a_stream_is_passed_on_at_once() -> None:
 @pytest.mark.parametrize(
     ("path", "tokens"),
     [("embeddings", (7, 0)), ("score", (7, 0)), ("rerank", (9, 0)), ("responses", (5, 2)),
-     ("completions", (7, 0))],
+     ("completions", (11, 3))],
 )  # fmt: skip
 def test_other_calls_are_recorded(path: str, tokens: tuple[int, int]) -> None:
     """Every kind of call is passed on to its path and its tokens are read."""
