@@ -8,9 +8,24 @@ from typing import Any, Literal
 
 from scepsy_hpc.files import record
 
-EngineState = Literal["waiting", "starting", "ready", "restarting", "failed", "stopped", "lost"]
+EngineState = Literal[
+    "waiting", "starting", "ready", "suspect", "restarting", "failed", "stopped", "lost"
+]
 FinalState = Literal["ended", "stopped", "interrupted", "failed"]
 RunState = Literal["waiting", "starting", "serving", "running", "ending", "lost", FinalState]
+
+
+@record
+class Death:
+    """An end that nobody asked for, of an engine or of a rank that led.
+
+    ``how``: its signal or exit code, or why it was killed; ``last_lines`` are those of ``log``.
+    """
+
+    at_s: float
+    how: str
+    log: str | None = None
+    last_lines: tuple[str, ...] = ()
 
 
 @record
@@ -18,6 +33,8 @@ class EngineStatus:
     """One instance on its host and GPUs; ``starts`` counts all it has had.
 
     ``time_sliced`` says why no MPS holds it to its share of a GPU; None where it is, or needs none.
+    ``suspect_since_s``: since when it shows no sign of work; ``error`` then says how that was seen.
+    ``last_death`` stays when it serves again.
     """
 
     id: str
@@ -28,6 +45,8 @@ class EngineStatus:
     starts: int = 0
     error: str = ""
     time_sliced: str | None = None
+    suspect_since_s: float | None = None
+    last_death: Death | None = None
 
 
 @record
@@ -59,7 +78,8 @@ class TaskCounts:
 class RunStatus:
     """One start of a run, named by ``attempt``; ``url`` is where agents find their LLMs.
 
-    Without a batch there are no ``tasks``; ``error`` is what ended a run that failed.
+    Without a batch there are no ``tasks``; ``error`` is what ended a run that failed. ``lead`` is
+    the rank that leads it; ``last_lead`` how the one before it was lost, if that happened.
     """
 
     state: RunState = "waiting"
@@ -71,6 +91,8 @@ class RunStatus:
     instances: tuple[InstanceStatus, ...] = ()
     alerts: tuple[str, ...] = ()
     error: str | None = None
+    lead: int = 0
+    last_lead: Death | None = None
 
     def plain(self) -> dict[str, Any]:
         """For JSON: every key stands there, null where it is unknown."""

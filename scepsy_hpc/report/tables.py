@@ -7,7 +7,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.plan import Plan
-from scepsy_hpc.formats.status import WatchedRun
+from scepsy_hpc.formats.status import Death, WatchedRun
 
 if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
     from scepsy_hpc.report.comparison import Comparison, Row
@@ -278,6 +278,15 @@ def _length(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+def _death_lines(what: str, death: Death) -> list[str]:
+    """When and how, and the last that was said."""
+    at = datetime.fromtimestamp(death.at_s).strftime("%Y-%m-%d %H:%M:%S")
+    lines = [f"{what} at {at}: {death.how}"]
+    if death.last_lines:
+        lines += [f"  last lines of {death.log}:", *(f"    {line}" for line in death.last_lines)]
+    return lines
+
+
 def status_tables(status: WatchedRun) -> list[Any]:
     """Progress of a run."""
     parts: list[Any] = [f"state: {status.state}; tasks recorded: {status.recorded}"]
@@ -295,4 +304,9 @@ def status_tables(status: WatchedRun) -> list[Any]:
         heads = ("instance", "LLM", "state", "host", "GPUs", "starts", "in flight", "calls")
         parts.append(table("Instances", heads, rows))
     parts += [f"{i.id}: {i.error}" for i in status.instances if i.error]
+    for one in status.instances:
+        if one.last_death:
+            parts += _death_lines(f"{one.id} on {one.host} died", one.last_death)
+    if status.last_lead:
+        parts += _death_lines("the lead was lost", status.last_lead)
     return parts

@@ -56,9 +56,10 @@ class Dispatcher:
                 deployment, time.monotonic(), avoid, holder, self.routing.max_behind
             )
             if chosen is not None:
+                name, url = chosen.instance_id, chosen.base_url
                 if run_id in self.workflow_of:
-                    self.called.setdefault(run_id, set()).add(chosen.instance_id)
-                return CallTarget(chosen.base_url, deployment, chosen.instance_id, self.api_key)
+                    self.called.setdefault(run_id, set()).add(name)
+                return CallTarget(url, deployment, name, self.api_key, chosen.wire)
             if time.monotonic() > until_s:
                 self.faulted.add(run_id)
                 message = f"no instance of {deployment} is ready after {self.engine_wait_s:g} s"

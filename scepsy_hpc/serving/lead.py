@@ -46,7 +46,7 @@ class Lead:
     ) -> None:
         """``address`` is where the dispatcher listens. Nothing starts before ``run``."""
         self._run, self._interrupted, self._address = run, interrupted, address
-        self._engines = EngineView(run.attempt, placed, run.settings.node_lost_s)
+        self._engines = EngineView(run.attempt, placed, run.settings.node_lost_s, run.rank)
         key = run.folder.key.read_text().strip()
         self._dispatcher = dispatcher_of(run.plan, key, run.settings.ready_timeout_s)
         self._proxy = RecordingProxy(

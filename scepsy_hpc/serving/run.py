@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources
 from scepsy_hpc.cluster.owned import check_folder
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.engines.before_queue import WantedEngine, require
-from scepsy_hpc.errors import InputError, RunError, ScepsyError, UnfinishedError
+from scepsy_hpc.errors import InputError, RunError, ScepsyError
 from scepsy_hpc.files import extended, read_text, write_text
 from scepsy_hpc.formats.plan import Component, Plan, load_plan, save_plan
 from scepsy_hpc.formats.segments import read_merged
@@ -30,6 +31,7 @@ from scepsy_hpc.serving.chain import (
     is_queued,
     job_name,
 )
+from scepsy_hpc.serving.deaths import death_of, rank_log
 from scepsy_hpc.serving.host import host
 from scepsy_hpc.serving.job import (
     FINAL_STATES,
@@ -53,6 +55,8 @@ CHANGED_OK = "--changed-ok"
 # On one's own machine nobody waits for the end of the allocation.
 LOCAL_TIME_MIN = 30 * 24 * 60
 CHAIN_POLL_S = 3.0
+# A job whose first node is gone has no batch script left that could end it.
+LINGER_S = 20.0
 OnStatus = Callable[[RunStatus | None, str], None]
 
 
@@ -241,9 +245,9 @@ def _components(plan: Plan) -> tuple[Component, ...]:
 def follow(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> None:
     """Wait for the job and those that go on after it; ``on_status(status, note)`` at every look.
 
-    Where rank 0 ended well or everything is recorded, what became of nodes is an alert in the last
-    status. Raises UnfinishedError that says what is recorded and how to go on, RunError without a
-    batch.
+    Where the rank that led last ended well or everything is recorded, what became of other nodes is
+    an alert in the last status. Raises UnfinishedError that says what is recorded and how to go on,
+    RunError without a batch.
     """
     try:
         _follow_job(folder, jobs, on_status)
@@ -264,20 +268,29 @@ def _goes_on(folder: RunFolder) -> bool:
 
 
 def _follow_job(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> None:
+    ended_s: float | None = None
 
     def on_tick(note: str) -> None:
-        on_status(read_json(folder.status, RunStatus), note)
+        nonlocal ended_s
+        status = read_json(folder.status, RunStatus)
+        on_status(status, note)
+        if status and status.lead and status.state in FINAL_STATES:
+            ended_s = ended_s or time.monotonic()
+            if time.monotonic() - ended_s > LINGER_S:
+                ended_s = math.inf
+                jobs.cancel()
 
     outcome = jobs.wait(on_tick=on_tick)[0]
-    if outcome.errors[0] is not None:
+    status = read_json(folder.status, RunStatus)
+    reason = outcome.errors[status.lead if status else 0]
+    if reason is not None:
         found = tally(folder)
-        what = f"{outcome.errors[0]}\n{_what_is_left(folder)}"
+        what = f"{reason}\n{_what_is_left(folder)}"
         if found.left:
             raise UnfinishedError(what)
         if not found.total:
             raise RunError(what)
     others = [f"rank {r}: {error}" for r, error in enumerate(outcome.errors) if error]
-    status = read_json(folder.status, RunStatus)
     if others and status:
         status = replace(status, alerts=(*status.alerts, *others))
         write_json(folder.status, status.plain())
@@ -314,7 +327,9 @@ def read_status(root: Path) -> WatchedRun:
     alive = False if status.state in FINAL_STATES else is_alive(folder)
     if alive is False and status.state not in FINAL_STATES:
         gone = "its job is gone without a word: killed, or its machine failed"
-        status = replace(status, state="lost", alerts=(*status.alerts, gone))
+        death = death_of(gone, rank_log(folder, status.lead))
+        alerts = (*status.alerts, gone)
+        status = replace(status, state="lost", alerts=alerts, last_lead=death)
     job = read_json(folder.job, Job)
     return extended(
         WatchedRun,

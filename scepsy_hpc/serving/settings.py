@@ -25,6 +25,9 @@ class RunSettings:
     long the job may run from each of its starts.
 
     ``node_lost_s``: a node that was silent for that long counts as dead.
+
+    ``hung_after_s``: the least time without a sign of work after which an engine is suspect.
+    ``gpu_free_s``: how long the memory of an engine that ended may take to be free.
     """
 
     max_runs_in_flight: Annotated[int, Field(ge=1)] | None = None
@@ -40,6 +43,8 @@ class RunSettings:
     nodes_timeout_s: Seconds = 300.0
     starts_at_once: Annotated[int, Field(ge=1)] = 4
     node_lost_s: Seconds = 120.0
+    hung_after_s: Seconds = 30.0
+    gpu_free_s: Seconds = 60.0
 
 
 def save_settings(path: Path, settings: RunSettings) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.formats.plan import Plan
+from scepsy_hpc.formats.status import Death
 from scepsy_hpc.serving.run_folder import AttemptFolder, RunFolder
 from scepsy_hpc.serving.settings import RunSettings
 
@@ -46,7 +47,10 @@ def number_in_chain(attempt: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One start of a run as the process of one rank sees it, on the node named ``host``."""
+    """One start of a run as the process of one rank sees it, on the node named ``host``.
+
+    A rank that leads does so in a ``term``; ``last_lead`` is how the one before it was lost.
+    """
 
     folder: RunFolder
     attempt: AttemptFolder
@@ -57,3 +61,5 @@ class Run:
     num_ranks: int = 1
     pretended: bool = False
     site: Site = field(default_factory=Site)
+    term: int = 0
+    last_lead: Death | None = None

@@ -15,6 +15,7 @@ from scepsy_hpc.serving.engine_view import EngineView
 from scepsy_hpc.serving.routing import Routes
 from scepsy_hpc.serving.run_folder import write_json
 from scepsy_hpc.serving.start import Run
+from scepsy_hpc.serving.terms import is_over
 
 WRITE_S = 1.0
 
@@ -45,15 +46,23 @@ class LiveStatus:
             url=self.url,
             tasks=self.batch.counts() if self.batch else None,
             instances=self.engines.states(self.routes),
-            alerts=(*self.engines.alerts(), *self.more_alerts()),
+            alerts=(*self._takeover(), *self.engines.alerts(), *self.more_alerts()),
+            lead=self.run.rank,
+            last_lead=self.run.last_lead,
         )
+
+    def _takeover(self) -> tuple[str, ...]:
+        return (self.run.last_lead.how,) if self.run.last_lead else ()
 
     def write(self, state: RunState) -> None:
         """Look at the engines once more and rewrite the file.
 
-        A disk that is full now is tried again; the ledger is what must not fail.
+        Once another rank leads, the file is that one's. A disk that is full now is tried again;
+        the ledger is what must not fail.
         """
         self.state = state
+        if is_over(self.run.attempt, self.run.term):
+            return
         with contextlib.suppress(OSError, InputError):
             self.engines.look()
             write_json(self.run.folder.status, self.now().plain())

@@ -80,6 +80,43 @@ def test_a_killed_engine_is_started_again_and_no_task_is_lost(tmp_path):
     assert starts == {"l0": 2, "s0": 1}
     assert {path.name for path in (out / "logs").glob("l0.*")} == {"l0.1.log", "l0.2.log"}
     assert "state: ended" in output
+    assert "died at 20" in output
+    assert ": signal SIGKILL" in output
+    assert f"last lines of {out}/logs/l0.1.log:" in output
+
+
+def test_a_hung_engine_is_named_killed_and_no_task_is_lost(tmp_path):
+    """SIGSTOP to an engine while calls wait on it: they end on the next start of that engine."""
+    plan, tasks = cases.make_case(tmp_path, PAIR, gated(tmp_path, 3, 4))
+    settings = RunSettings(max_runs_in_flight=4, hung_after_s=1.5)
+    folder = runs.prepare(plan, tasks, tmp_path / "out", settings)
+    jobs = runs.launch(folder, "local")
+    try:
+        cases.wait_until(lambda: len(cases.results(folder.root)) == 3, "three results")
+        hung = cases.engine_reports(folder.root)["l0"]
+        (engine,) = psutil.Process(hung["pid"]).children()
+        engine.suspend()
+        (tmp_path / "gate").touch()
+        runs.follow(folder, jobs, lambda status, note: None)
+    finally:
+        jobs.cancel()
+    cases.assert_each_once(folder.root, tasks)
+    large, _ = (one for one in cases.status_of(folder.root)["instances"])
+    assert (large["id"], large["starts"]) == ("l0", 2)
+    assert large["last_death"]["how"].startswith("hung and killed: no sign of work for")
+    assert large["last_death"]["log"] == str(folder.logs / "l0.1.log")
+    spans = [s for s in load_spans(folder.spans) if s.kind == "llm"]
+    assert {s.status for s in spans if s.llm == "large"} == {"ok", "retried_unreachable"}
+
+
+def test_what_agents_leave_behind_ends_with_the_run(tmp_path):
+    """A process that an agent set free, in a session of its own, does not outlive the batch."""
+    tasks = [{"task_id": "t0", "leaves": f"{tmp_path}/left-by-an-agent"}]
+    plan, tasks = cases.make_case(tmp_path, PAIR, tasks)
+    out = tmp_path / "out"
+    assert scepsy(["run", str(plan), str(tasks), "-o", str(out)]) == 0
+    cases.assert_each_once(out, tasks)
+    assert cases.processes_of(tmp_path) == []
 
 
 def test_an_engine_that_never_gets_ready(tmp_path, capsys, monkeypatch):
@@ -204,7 +241,9 @@ def test_a_crash_of_the_lead_is_noticed_and_resumed(tmp_path, capsys):
     assert "2 of 4 tasks are recorded" in errors
     cases.wait_until(lambda: cases.processes_of(tmp_path) == [], "every process to end")
     assert scepsy(["status", str(out)]) == 0
-    assert "state: lost" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "state: lost" in shown
+    assert "the lead was lost at 20" in shown
     with (out / "spans.jsonl").open("a") as spans, (out / "results.jsonl").open("a") as lines:
         spans.write('{"run_id": "g0.1.x", "span')  # What a crash leaves at the end of a file.
         lines.write('{"task_id": "g0", "sta')

@@ -80,9 +80,13 @@ def environment_for_step(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environ.items() if not key.startswith(_STEP_SHAPE)}
 
 
+# A step that goes on when a node or one of its processes dies, whatever slurm.conf says of that.
+OUTLIVES_TASKS = ("--no-kill", "--kill-on-bad-exit=0", "--wait=0")
+
+
 def sbatch_parameters(need: Resources, site: Site, name: str) -> dict[str, Any]:
     """Parameters for submitit's SlurmExecutor. One task a node."""
-    no_kill = ["--no-kill"] if need.no_kill else []
+    no_kill = OUTLIVES_TASKS if need.no_kill else ()
     extra = {key.lstrip("-").replace("_", "-"): value for key, value in site.sbatch.items()}
     if need.no_kill:
         extra["no-kill"] = True
