@@ -16,7 +16,7 @@ from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources
 from scepsy_hpc.cluster.owned import check_folder
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.engines.before_queue import WantedEngine, require
-from scepsy_hpc.errors import InputError, RunError, ScepsyError
+from scepsy_hpc.errors import InputError, RunError, ScepsyError, UnfinishedError
 from scepsy_hpc.files import extended, read_text, write_text
 from scepsy_hpc.formats.plan import Component, Plan, load_plan, save_plan
 from scepsy_hpc.formats.segments import read_merged
