@@ -18,8 +18,8 @@ from scepsy_hpc.planning.case import Case
 FEWEST = 60
 """Of fewer than 59 batches no order statistic bounds the 95th percentile."""
 
-_MOST = 1000
-_PART = 0.25  # of the calls, beyond which only the fewest batches are simulated
+_MOST = 400
+_PART = 0.1  # of the calls, beyond which only the fewest batches are simulated
 _P95_DEVIATIONS = 1.645  # of a normal distribution
 
 

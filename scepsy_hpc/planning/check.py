@@ -165,6 +165,8 @@ def _growth(case: Case, simulation: Simulation, tally: Tally) -> str | None:
     length_s = min(float(tally.all_runs.sums.sum()) / ended, longest_s)
     if tally.is_done and simulation.now_s < _FILLED * length_s:
         return None  # as many runs come as are in flight in the end: they do not pile up, they fill
+    if not tally.is_done and simulation.now_s < _FILLED * length_s:
+        return f"too_few_calls: {said}, which is not enough to fill it; simulate more calls"
     last = come // size
     counts, sums = tally.seen.counts[:last], tally.seen.sums[:last]
     ends = [last * i // 4 for i in range(5)]
