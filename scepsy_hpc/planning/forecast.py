@@ -18,6 +18,7 @@ from scepsy_hpc.planning.aggregate import demands_of
 from scepsy_hpc.planning.check import checked
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand
 from scepsy_hpc.planning.pipeline.of_plan import hosted_of, predict_plan
+from scepsy_hpc.planning.pipeline.pipeline import HostedStage
 from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open
 from scepsy_hpc.planning.simulation.run_graph import run_graphs
 
@@ -87,7 +88,7 @@ def simulated(
     pipeline, hosted = hosted_of(plan, demands, bundles, 1.0)
     if cores is None and pipeline.host:
         cores = pipeline.host.cores
-    return checked(
+    found = checked(
         plan,
         {name: run_graphs(mine) for name, mine in spans.items()},
         hosted,
@@ -99,6 +100,19 @@ def simulated(
         profiled_on_spans=_profiled_on_spans(plan, bundles),
         server=server,
     )
+    said = [f"{h.stage.name}: {flag}" for h in hosted for flag in _curve_flags(h, found)]
+    return replace(found, flags=tuple(dict.fromkeys([*found.flags, *said])))
+
+
+def _curve_flags(host: HostedStage, found: Figures) -> tuple[str, ...]:
+    """What a curve says of itself with the calls in flight that were simulated.
+
+    The simulation's own intervals are those of its draws alone.
+    """
+    llm = found.per_llm.get(host.stage.name)
+    if llm is None or llm.calls_in_flight_mean is None:
+        return ()
+    return host.curve.flags_with(llm.calls_in_flight_mean / host.num_replicas)
 
 
 def _profiled_on_spans(plan: Plan, bundles: Sequence[Bundle]) -> set[str]:
