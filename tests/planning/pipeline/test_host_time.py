@@ -209,10 +209,15 @@ def test_a_plans_figures_hold_the_host() -> None:
     assert any(flag.startswith("host: overloaded") for flag in over.flags)
 
 
+def varied(cpu_s: float | None) -> dict:
+    """The same with the lengths of its runs, all alike: a makespan asks for them."""
+    return {name: replace(one, run_lengths_s=(1.0, 1.0)) for name, one in needs(cpu_s).items()}
+
+
 def test_a_batchs_figures_hold_the_host() -> None:
     """Four runs in flight on one core end no faster than it works, and the batch lasts longer."""
-    without = predict_plan(planned(), needs(None), BUNDLES, num_tasks=100)
-    found = predict_plan(planned(), needs(0.4), BUNDLES, num_tasks=100)
+    without = predict_plan(planned(), varied(None), BUNDLES, num_tasks=100)
+    found = predict_plan(planned(), varied(0.4), BUNDLES, num_tasks=100)
     assert found.throughput_rps < min(without.throughput_rps, 1 / 0.4)
     assert found.latency_mean_s == pytest.approx(4 / found.throughput_rps, rel=1e-6)
     assert found.makespan_s > without.makespan_s
