@@ -12,7 +12,7 @@ KEYS = ["state", "updated_s", "attempt", "started_s", "url", "tasks", "instances
 
 
 def test_a_status_has_all_its_keys() -> None:
-    """Before anything is known most are null; from outside there are three more."""
+    """Before anything is known most are null; from outside there are four more."""
     plain = RunStatus(attempt="a-0", updated_s=5.0).plain()
     more = ["error", "lead", "last_lead"]
     assert list(plain) == [*KEYS, *more]
@@ -26,7 +26,7 @@ def test_a_status_has_all_its_keys() -> None:
         "lead": 0,
     }
     watched = WatchedRun(attempt="a-0", recorded=3, alive=None, cluster="slurm").plain()
-    assert list(watched) == [*KEYS, *more, "recorded", "alive", "cluster"]
+    assert list(watched) == [*KEYS, *more, "recorded", "alive", "cluster", "outlook"]
 
 
 def test_what_is_written_is_read() -> None:

@@ -58,6 +58,7 @@ ENDED = (
     "FAILED",
     "NODE_FAIL",
     "OUT_OF_MEMORY",
+    "PREEMPTED",
     "REVOKED",
     "TIMEOUT",
 )
