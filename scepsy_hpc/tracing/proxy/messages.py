@@ -78,6 +78,8 @@ def read_call(
         body = json.loads(raw)
     except ValueError:
         raise Refused(400, "invalid_json", "the request's body is not JSON") from None
+    except RecursionError:
+        raise Refused(400, "invalid_json", "the request's body is nested too deep") from None
     if not isinstance(body, dict):
         raise Refused(400, "invalid_json", "the request's body must be a JSON object")
     alias = body.get("model")

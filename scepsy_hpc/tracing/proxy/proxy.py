@@ -26,7 +26,7 @@ from scepsy_hpc.tracing.proxy.prefixes import Prompts, Repeat
 from scepsy_hpc.tracing.proxy.router import Refused, Router
 from scepsy_hpc.tracing.proxy.sockets import lively_socket
 
-MAX_BODY_BYTES = 1 << 30
+MAX_BODY_BYTES = 64 << 20
 # Shorter than the 5 s after which engines close an idle connection: a call never goes out on a
 # connection that the other side is closing.
 IDLE_CONNECTION_S = 2.0
@@ -131,7 +131,8 @@ class RecordingProxy:
         if self._api_key is None:
             return True
         given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-        return hmac.compare_digest(given.encode(), self._api_key.encode())
+        # Bytes that are no UTF-8 come as surrogates.
+        return hmac.compare_digest(given.encode(errors="surrogateescape"), self._api_key.encode())
 
     async def _serve(
         self, request: web.Request, call: Call, received_s: float

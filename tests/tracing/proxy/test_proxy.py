@@ -199,6 +199,33 @@ def test_only_the_agents_key_opens_the_proxy() -> None:
     assert len(with_proxy(test, api_key="agent")) == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "body", "status"),
+    [
+        (b"\xff\xfe", b"{}", 401),
+        ("schl\u00fcssel".encode(), b"{}", 401),
+        (b"agent", b"[" * 100_000, 400),
+        (b"agent", b'{"model": "writer", "x": "' + b"y" * (65 << 20) + b'"}', 413),
+    ],
+)
+def test_odd_requests_are_refused_and_harm_nobody(key: bytes, body: bytes, status: int) -> None:
+    """Keys of any bytes, bodies too deep or too large: a status, and the next call is served."""
+
+    async def test(engine: FakeEngine, proxy: RecordingProxy, spans: list[Span]) -> None:
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        head = b"POST /r/r1/v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + key
+        writer.write(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body))
+        with contextlib.suppress(ConnectionError):  # it need not read all of what it refuses
+            writer.write(body)
+            await writer.drain()
+        assert (await reader.readline()).split()[1] == str(status).encode()
+        writer.close()
+        async with client_of(proxy, key="agent") as client:
+            await client.chat.completions.create(model="writer", messages=MESSAGES)
+
+    assert len(with_proxy(test, api_key="agent")) == 1
+
+
 def test_an_engines_error_is_passed_through() -> None:
     """Status, body and retry-after of an engine's refusal reach the client as they were."""
 
