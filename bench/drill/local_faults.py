@@ -31,7 +31,7 @@ def kill_nursery(stage: Stage) -> str:
 
 def kill_engine(stage: Stage) -> str:
     """SIGKILL to an engine, its guard, or both."""
-    leader = _choose(stage, stage.engines, "engine")
+    leader = choose(stage, stage.engines, "engine")
     members = [leader, *_children(leader)]
     chosen = stage.rng.choice([members, members[:1], members[1:] or members])
     traces.signal_all(chosen, signal.SIGKILL)
@@ -54,7 +54,7 @@ def kill_command(stage: Stage) -> str:
 
 def freeze_engine(stage: Stage) -> str:
     """SIGSTOP to an engine for good."""
-    leader = _choose(stage, stage.engines, "engine")
+    leader = choose(stage, stage.engines, "engine")
     members = [leader, *_children(leader)]
     chosen = stage.rng.choice([members, members[1:] or members])
     traces.signal_all(chosen, signal.SIGSTOP)
@@ -63,13 +63,13 @@ def freeze_engine(stage: Stage) -> str:
 
 def freeze_engine_a_while(stage: Stage) -> str:
     """SIGSTOP to an engine for one to eight seconds: no reason to restart it."""
-    leader = _choose(stage, stage.engines, "engine")
+    leader = choose(stage, stage.engines, "engine")
     return _freeze_a_while(stage, [leader, *_children(leader)], 8.0, "engine")
 
 
 def freeze_lead_a_while(stage: Stage) -> str:
     """SIGSTOP to the lead for one to ten seconds."""
-    lead = _choose(stage, lambda: _some(stage.lead()), "lead")
+    lead = choose(stage, lambda: _some(stage.lead()), "lead")
     return _freeze_a_while(stage, [lead], 10.0, "lead")
 
 
@@ -112,7 +112,7 @@ def no_locks(stage: Stage) -> str:
 
 def two_writers(stage: Stage) -> str:
     """The lead hangs, its job is forgotten, another host resumes; then the first one wakes up."""
-    lead = _choose(stage, lambda: _some(stage.lead()), "lead")
+    lead = choose(stage, lambda: _some(stage.lead()), "lead")
     first = str(stage.status().get("attempt"))
     traces.signal_all([lead], signal.SIGSTOP)
     for name in ("private/job.json", "status.json"):
@@ -143,7 +143,7 @@ def _leads(stage: Stage, first: str) -> bool:
 
 
 def _kill(stage: Stage, find: Callable[[], list[psutil.Process]], what: str) -> str:
-    process = _choose(stage, find, what)
+    process = choose(stage, find, what)
     traces.signal_all([process], signal.SIGKILL)
     return f"SIGKILL to {what} {process.pid}"
 
@@ -156,7 +156,7 @@ def _freeze_a_while(stage: Stage, processes: list[psutil.Process], most_s: float
     return f"SIGSTOP to {what} {processes[0].pid} for {long_s:.1f} s"
 
 
-def _choose(stage: Stage, find: Callable[[], list[psutil.Process]], what: str) -> psutil.Process:
+def choose(stage: Stage, find: Callable[[], list[psutil.Process]], what: str) -> psutil.Process:
     """One of what is found; waits while the batch comes up."""
     found: list[psutil.Process] = []
 
