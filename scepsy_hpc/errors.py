@@ -21,6 +21,12 @@ class RunError(ScepsyError):
     exit_code = 1
 
 
+class UnfinishedError(RunError):
+    """Work was cut short and can be resumed; the message says how, and what is left."""
+
+    exit_code = 4
+
+
 class InfeasibleError(ScepsyError):
     """No allocation meets the target; the message names the nearest feasible one."""
 

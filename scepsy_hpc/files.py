@@ -6,6 +6,7 @@ refused with one line that names the file, the key or line, the value and what i
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -238,11 +239,36 @@ def read_csv(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[
     return rows
 
 
+_KEY = re.compile(r'(?<!\\)"(\w+)"\s*:')
+
+
+def _refuse_twice(line: str, where: str) -> None:
+    """Of a key that stands twice in one object JSON readers take the last without a word."""
+    keys = _KEY.findall(line)
+    if len(keys) == len(set(keys)):
+        return  # most lines
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{where}: {name}: stands twice; keep one")
+
+    with contextlib.suppress(ValueError, RecursionError):  # told by whoever reads it
+        json.loads(line, object_pairs_hook=look)
+
+
 def read_jsonl(path: Path | str, cls: type[T]) -> list[T]:
     """Read JSON lines into records. Raises InputError that names the line."""
+    return parse_jsonl(read_text(path), cls, path)
+
+
+def parse_jsonl(text: str, cls: type[T], path: Path | str) -> list[T]:
+    """The same of a text that was read from ``path``."""
     adapter = _adapter(typing.cast(Any, cls))
     found: list[T] = []
-    for number, line in _lines(path):
+    for number, line in _lines(text):
+        _refuse_twice(line, f"{path} line {number}")
         try:
             found.append(adapter.validate_json(line, strict=True))
         except ValidationError as error:
@@ -253,7 +279,7 @@ def read_jsonl(path: Path | str, cls: type[T]) -> list[T]:
 def read_jsonl_data(path: Path | str) -> list[dict[str, Any]]:
     """Read JSON lines as plain dicts, one a line. Raises InputError that names the line."""
     found = []
-    for number, line in _lines(path):
+    for number, line in _lines(read_text(path)):
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
@@ -264,8 +290,8 @@ def read_jsonl_data(path: Path | str) -> list[dict[str, Any]]:
     return found
 
 
-def _lines(path: Path | str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
 
@@ -297,9 +323,12 @@ def write_text(path: Path | str, text: str, mode: int = 0o644) -> None:
 def write_bytes(path: Path | str, data: bytes, mode: int = 0o644) -> None:
     """Write a file so that a reader sees the old bytes or the new, never a part.
 
-    Raises InputError when the folder cannot be written.
+    A link is followed. Raises InputError when the folder cannot be written, or what stands there is
+    no plain file.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no plain file, and would be replaced; give another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -118,3 +118,26 @@ def test_the_glossary_says_where_each_noun_lives() -> None:
         text = (ROOT / "scepsy_hpc" / home[1]).read_text(encoding="utf-8")
         defined = re.search(rf"^(?:(?:async )?def |class )?{home[2]}\b(?: =|:|\()", text, re.M)
         assert defined, f"docs/glossary.md: {home[1]} defines no {home[2]}"
+
+
+def test_room_shows_the_committed_figures() -> None:
+    """docs/room.md says what bench/room.json says, and the bounds that the code keeps."""
+    from scepsy_hpc.serving.log_room import HEAD_PART, MOST_LOG_BYTES, TAIL_PART
+    from scepsy_hpc.serving.span_log import MOST_WAITING_BYTES, PART_BYTES
+
+    page = (ROOT / "docs" / "room.md").read_text(encoding="utf-8")
+    figures = json.loads((ROOT / "bench" / "room.json").read_text(encoding="utf-8"))
+    for row in figures["spans"]:
+        line = (
+            f"| {row['workflow']} | {row['raw_bytes_a_span']:.0f} "
+            f"| {row['packed_bytes_a_span']:.0f} | {row['raw_mib_a_million_calls']} MiB "
+            f"| {row['packed_mib_a_million_calls']} MiB |"
+        )
+        assert line in page
+    assert f"{figures['result_bytes']} bytes" in page
+    assert f"at {PART_BYTES // 2**20} MiB it becomes a part" in page
+    assert figures["part_mib"] == PART_BYTES // 2**20
+    most_mib = MOST_LOG_BYTES // 2**20
+    assert f"past {most_mib} MiB" in page
+    assert (HEAD_PART * most_mib, TAIL_PART * most_mib) == (1, 7)
+    assert f"({MOST_WAITING_BYTES // 2**20} MiB)" in page

@@ -1,5 +1,7 @@
 """The strict border: what is refused, in which words, and that writing is atomic."""
 
+import os
+
 import pytest
 
 from scepsy_hpc.errors import InputError
@@ -8,6 +10,7 @@ from scepsy_hpc.files import (
     read_jsonl,
     read_jsonl_data,
     read_yaml_data,
+    record,
     to_plain,
     write_text,
     write_yaml,
@@ -129,3 +132,40 @@ def test_half_a_surrogate_pair_is_written_as_what_can_be_read(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text(json_line({"task_id": "\ud83d and \ude00\U0001f600"}))
     assert read_jsonl(path, dict[str, str]) == [{"task_id": "\ufffd and \ufffd\U0001f600"}]
+
+
+def test_a_file_is_written_through_a_link_and_over_nothing_else(tmp_path):
+    """A link's target is written, the link stays; a pipe or a folder is refused and stays."""
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(InputError, match="is no plain file"):
+            write_text(path, "x")
+    assert pipe.is_fifo()
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    """At the top and inside; the same key at two levels, or inside a text, is none twice."""
+
+    @record
+    class Inner:
+        a: int
+
+    @record
+    class Outer:
+        a: int
+        b: str = ""
+        c: Inner | None = None
+
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1, "b": "\\"a\\": 2, \\"a\\": 3", "c": {"a": 4}}\n')
+    assert read_jsonl(path, Outer)[0].c == Inner(a=4)
+    for line in ('{"a": 1, "b": "", "a": 2}', '{"a": 1, "c": {"a": 3, "a": 4}}'):
+        path.write_text(line + "\n")
+        with pytest.raises(InputError, match="line 1: a: stands twice"):
+            read_jsonl(path, Outer)

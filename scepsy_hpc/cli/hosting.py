@@ -28,21 +28,27 @@ def host_plan(
     resume: bool,
     time_min: int | None,
     ahead: int = 1,
+    changed_ok: bool = False,
 ) -> None:
     """Submit the job and follow it to its end. Without ``tasks`` until it is stopped.
 
-    ``ahead``: of a batch on Slurm, jobs queued behind it.
-
-    Raises InputError where nothing was submitted; then no new ``output`` is left either.
+    ``ahead``: of a batch on Slurm, jobs queued behind it. A batch of which nothing is left to run
+    is not submitted; one that is interrupted here returns like one that has ended: what its ledger
+    says counts. Raises InputError where nothing was submitted; then no new ``output`` is left.
     """
     from scepsy_hpc.cluster.site import load_site
     from scepsy_hpc.errors import InputError
     from scepsy_hpc.report.progress import ProgressBar
     from scepsy_hpc.serving import run as runs
+    from scepsy_hpc.serving.tally import end_at_once, is_complete
 
     checked_site = load_site(site)
     was_there = output.exists()
-    folder = runs.prepare(plan, tasks, output, settings, resume)
+    folder = runs.prepare(plan, tasks, output, settings, resume, changed_ok)
+    if tasks is not None and is_complete(folder):
+        end_at_once(folder)
+        say(f"nothing is left to run in {output}")
+        return
     try:
         jobs = runs.launch(folder, cluster, checked_site, time_min, ahead)
     except InputError:
@@ -59,7 +65,8 @@ def host_plan(
         else:
             runs.end_in_order(folder, jobs)
             say("the same command with --resume goes on with what is not recorded")
-        raise
+        if tasks is None:
+            raise
 
 
 @contextlib.contextmanager

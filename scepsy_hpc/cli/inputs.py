@@ -18,7 +18,7 @@ def load_workflows(values: tuple[str, ...]) -> list[tuple[Any, float | None]]:
 
     flows = []
     for name, value in named(values, "workflow").items():
-        match = re.fullmatch(r"(.+?)(?:@([\d.eE+-]+))?", value)
+        match = re.fullmatch(r"(.+?)(?:@([^@/\\]+))?", value)
         assert match is not None
         flow = load_workflow(match[1])
         if name is not None and name != flow.name:

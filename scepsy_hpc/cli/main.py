@@ -31,6 +31,7 @@ COMMANDS = {
     "status": "How far a run is and how its engines are.",
     "logs": "The last lines of a run's logs.",
     "stop": "Ask a run to end in order.",
+    "clean": "Remove what a run that is over no longer needs.",
     "report": "One HTML file: predicted beside measured.",
     "bundle": "List, check, import and share profile bundles.",
     "spans": "Take over what other tools recorded of agents.",
@@ -85,7 +86,7 @@ def scepsy() -> None:
 
     \b
     Exit codes: 0 done; 1 it ran and failed; 2 bad input or usage;
-    3 infeasible (says the nearest feasible target).
+    3 infeasible (says the nearest feasible target); 4 not complete, to be resumed.
     """
 
 
@@ -95,7 +96,7 @@ def main() -> None:
 
 
 def run_line(arguments: list[str]) -> int:
-    """Exit code of one command line: 0 done, 1 failed, 2 bad input, 3 infeasible."""
+    """Exit code of one command line: see ``scepsy``."""
     try:
         code = scepsy.main(arguments, prog_name="scepsy", standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -78,8 +78,9 @@ class PositiveNumber(click.ParamType[float]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """The number."""
+        text = str(value).strip()
         try:
-            number = float(value)
+            number = float(text) if text.isascii() and "_" not in text else math.nan
         except ValueError:
             number = math.nan
         if not 0 < number < math.inf:
@@ -111,6 +112,13 @@ class Seed(click.ParamType[int]):
         if not text.isascii() or not text.isdigit():
             self.fail(f"{value!r} is no whole number from 0 on")
         return int(text)
+
+
+def refuse_input_as_output(output: Path, *inputs: Path | None) -> None:
+    """What a command reads it must not overwrite. Raises UsageError."""
+    for path in inputs:
+        if path is not None and path.exists() and output.exists() and output.samefile(path):
+            raise click.UsageError(f"-o {output}: is read by this command; give another file")
 
 
 PROFILES_HELP = "Folder of bundles.  [default: those the plan names]"

@@ -19,6 +19,7 @@ from scepsy_hpc.cli.options import (
     example,
     json_option,
     print_json,
+    refuse_input_as_output,
     say,
 )
 from scepsy_hpc.planning.targets import DEFAULT_WITHIN_PCT, STARTUP_S
@@ -138,7 +139,7 @@ def plan(
         Limits(gpus, latency_limit, p95_limit, within, time_limit),
         spans={name: load_spans(path) for name, path in files.items()},
         engine=engine,
-        inputs=_inputs([flow for flow, _ in flows], files, topology),
+        inputs=_inputs([flow for flow, _ in flows], files, topology, output),
         check_calls=check_calls or MAX_CALLS,
     )
     with dask_workers(dask) as client:
@@ -151,10 +152,13 @@ def plan(
         say(f"wrote {output}")
 
 
-def _inputs(flows: Sequence[Any], files: Mapping[str, Path], topology: Path) -> tuple[Any, ...]:
-    """The files as the plan names them."""
+def _inputs(
+    flows: Sequence[Any], files: Mapping[str, Path], topology: Path, output: Path
+) -> tuple[Any, ...]:
+    """The files as the plan names them. Raises UsageError where ``output`` is one of them."""
     from scepsy_hpc.planning.inputs import input_of
 
+    refuse_input_as_output(output, topology, *(flow.path for flow in flows), *files.values())
     return (
         *(input_of("workflow", flow.path, flow.name) for flow in flows),
         # A pipe is read by now, and cannot be found again.

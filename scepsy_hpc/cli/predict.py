@@ -68,6 +68,8 @@ def predict(
     made = of_plan.complete(made, flows, bundles)
     if spans:
         demands = demands_in_spans(made, spans_of(made, spans_files(spans, made.workflows)))
+    elif tasks is not None and any(item.role == "spans" for item in made.inputs):
+        demands = demands_in_spans(made, spans_of(made))  # a makespan asks for every run
     else:
         demands = demands_in(made)
     if runs_in_flight:

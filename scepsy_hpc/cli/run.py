@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import click
@@ -30,6 +31,15 @@ from scepsy_hpc.cluster.jobs.submit import ClusterName
 @click.option("-o", "--output", type=FOLDER, required=True, help="Results folder, shared by nodes.")
 @cluster_options("local")
 @click.option("--resume", is_flag=True, help="Go on with the tasks not recorded in the folder.")
+@click.option("--retry-failed", is_flag=True, help="With --resume: failed tasks run again, too.")
+@click.option("--changed-ok", is_flag=True, help="Resume with other tasks, plan or agents.")
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="More attempts of a task whose agent failed.",
+)
 @click.option("--runs-in-flight", type=COUNT, help="Runs at a time.  [default: the plan's, or 8]")
 @click.option("--rate", type=POSITIVE, help="Runs per second instead, Poisson arrivals.")
 @click.option("--seed", type=ANY_SEED, default=0, show_default=True, help="Seed of the arrivals.")
@@ -51,6 +61,9 @@ def run(
     cluster: ClusterName,
     site: Path | None,
     resume: bool,
+    retry_failed: bool,
+    changed_ok: bool,
+    retries: int,
     runs_in_flight: int | None,
     rate: float | None,
     seed: int,
@@ -62,17 +75,23 @@ def run(
     """Host the plan's engines and work the batch TASKS off.
 
     Each task that ended stands once in results.jsonl of the folder, and is never run again.
-    Interrupted? The same command with --resume goes on with the others.
+    Interrupted? The same command with --resume goes on with the others. Exit code: 0 all ok, 4
+    while some tasks are not recorded, else 1 if some failed.
     """
     from scepsy_hpc.serving.settings import RunSettings
 
+    if (retry_failed or changed_ok) and not resume:
+        flag = "--retry-failed" if retry_failed else "--changed-ok"
+        raise click.UsageError(f"{flag} goes with --resume: it is about a folder that has results")
     settings = RunSettings(
         max_runs_in_flight=runs_in_flight,
         rate_rps=rate,
         seed=seed,
+        retries=retries,
+        retry_round=uuid.uuid4().hex[:12] if retry_failed else None,
         task_timeout_s=task_timeout,
     )
-    host_plan(plan, tasks, output, settings, cluster, site, resume, time_min, chain)
+    host_plan(plan, tasks, output, settings, cluster, site, resume, time_min, chain, changed_ok)
     return _conclude(output, as_json)
 
 
@@ -80,18 +99,19 @@ def _conclude(output: Path, as_json: bool) -> int:
     from scepsy_hpc.serving.measured import MeasuredRun
     from scepsy_hpc.serving.run import read_status
     from scepsy_hpc.serving.run_folder import RunFolder, read_json
+    from scepsy_hpc.serving.tally import tally
 
-    status = read_status(output)
+    found, status = tally(RunFolder(output.absolute())), read_status(output)
     if as_json:
         measured = read_json(RunFolder(output.absolute()).measured, MeasuredRun)
         print_json({"status": status.plain(), "measured": measured})
     else:
         show_status(status)
-    counts = status.tasks
-    left = counts.waiting + counts.in_flight if counts else 0
-    failed = counts.failed if counts else 0
-    if left:
-        say(f"error: {left} tasks are not recorded; the same command with --resume runs them")
-    if failed:
-        say(f"error: {failed} tasks failed; see {output}/results.jsonl")
-    return int(bool(left or failed))
+    if found.left:
+        say(f"error: {found.left} tasks are not recorded; the same command with --resume runs them")
+    if found.failed:
+        say(
+            f"error: {found.failed} tasks failed; see {output}/results.jsonl "
+            "(--resume --retry-failed runs them again)"
+        )
+    return found.exit_code

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from scepsy_hpc.cli.options import FILE, example, json_option, print_json, say
+from scepsy_hpc.cli.options import (
+    FILE,
+    example,
+    json_option,
+    print_json,
+    refuse_input_as_output,
+    say,
+)
 
 
 @click.group(
@@ -64,6 +71,7 @@ def import_traces(
     from scepsy_hpc.report import inventory, tables
     from scepsy_hpc.tracing.importers import import_agent_traces, import_summary
 
+    refuse_input_as_output(output, *files)
     found = import_agent_traces(files, workflow, _aliases(llms))
     summary = import_summary(found)
     save_spans(output, found)

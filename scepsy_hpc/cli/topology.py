@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from scepsy_hpc.cli.options import FILE, POSITIVE, example, json_option, print_json, say
+from scepsy_hpc.cli.options import (
+    FILE,
+    POSITIVE,
+    example,
+    json_option,
+    print_json,
+    refuse_input_as_output,
+    say,
+)
 
 
 @click.command(
@@ -43,6 +51,7 @@ def topology(
 
     if (local, slurm is not None, smi is not None).count(True) != 1:
         raise click.UsageError("give one of --local, --slurm PARTITION, --from-nvidia-smi FILE")
+    refuse_input_as_output(output, smi)
     if slurm is not None:
         found = discovery.discover_slurm(slurm, gpu_type, gpu_memory_gib)
     elif smi is not None:

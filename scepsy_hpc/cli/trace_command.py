@@ -19,6 +19,7 @@ from scepsy_hpc.cli.options import (
     json_option,
     named,
     print_json,
+    refuse_input_as_output,
     say,
 )
 from scepsy_hpc.cluster.jobs.submit import ClusterName
@@ -89,6 +90,7 @@ def trace(
     from scepsy_hpc.tracing.demand.demand import demand_of
     from scepsy_hpc.tracing.warm_up import num_cold, warm_up_tasks, without_runs_of
 
+    refuse_input_as_output(output, workflow, tasks, plan_path, topology)
     checked = load_workflow(workflow)
     known = load_tasks(tasks, (checked.name,))
     chosen = known[:num_tasks]

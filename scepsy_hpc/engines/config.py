@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.formats.workflow import EngineArgs
 
 
@@ -15,6 +16,7 @@ class EngineConfig:
     ``gpus`` are indices or UUIDs as CUDA_VISIBLE_DEVICES takes them; ``gpu_share_pct`` holds for
     each of them. ``served_names`` are the model names it answers to. ``mps_environment`` attaches
     an engine on part of a GPU to the node's MPS daemon; without it the engine is time-sliced.
+    ``site`` says where scratch, weights and the engine's image are.
     """
 
     instance_id: str
@@ -33,3 +35,4 @@ class EngineConfig:
     api_key: str | None = None
     max_queued: int | None = None
     mps_environment: dict[str, str] = field(default_factory=dict)
+    site: Site = field(default_factory=Site)

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 
 from scepsy_hpc.engines.config import EngineConfig
 
 # These do not go away by waiting: wrong key, wrong model, or somebody else's server on the port.
 FINAL_STATUSES = (400, 401, 403, 404, 405, 422)
+# Counters of vLLM that stand still when its steps do; those of requests also count what is aborted.
+WORK_COUNTERS = ("vllm:generation_tokens", "vllm:prompt_tokens", "vllm:iteration_tokens_total")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +74,25 @@ async def ask(
         return Readiness(False, "no answer in time")
     except (aiohttp.ClientError, ValueError) as error:
         return Readiness(False, f"no answer ({type(error).__name__}: {error})")
+
+
+async def work_done(
+    session: aiohttp.ClientSession, base_url: str, timeout_s: float
+) -> float | None:
+    """A number that grows while the engine works on anything; None where it does not tell."""
+    limit = aiohttp.ClientTimeout(total=timeout_s, sock_connect=5)
+    try:
+        async with session.get(f"{base_url}/metrics", timeout=limit) as page:
+            if page.status != 200:
+                return None
+            families = list(text_string_to_metric_families(await page.text()))
+    except (TimeoutError, aiohttp.ClientError, ValueError):
+        return None
+    found = [
+        sample.value
+        for family in families
+        if family.name in WORK_COUNTERS
+        for sample in family.samples
+        if sample.name.endswith(("_total", "_sum"))
+    ]
+    return sum(found) if found else None

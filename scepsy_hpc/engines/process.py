@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import aiohttp
@@ -17,6 +18,7 @@ import psutil
 
 from scepsy_hpc.cluster import guard
 from scepsy_hpc.cluster.cpu_slices import SliceGroup, make_group, quota_cores
+from scepsy_hpc.cluster.leftovers import ENGINE_MARK, lives, marked
 from scepsy_hpc.engines import vllm
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.probe import Readiness, ask
@@ -34,9 +36,14 @@ class EngineProcess:
     """A running engine. Start with :meth:`start`; always :meth:`stop` it."""
 
     def __init__(
-        self, config: EngineConfig, popen: subprocess.Popen[bytes], group: SliceGroup | None
+        self,
+        config: EngineConfig,
+        popen: subprocess.Popen[bytes],
+        group: SliceGroup | None,
+        mark: str,
     ) -> None:
         self.config = config
+        self._mark = mark
         self._popen = popen
         self._leader = psutil.Process(popen.pid)
         self._group = group
@@ -53,6 +60,7 @@ class EngineProcess:
         config.log_path.parent.mkdir(parents=True, exist_ok=True)
         line = [sys.executable, "-I", "-S", guard.__file__, *command]
         inherited = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
+        mark = uuid.uuid4().hex
         group = _slice_group(config)
         if group is not None:
             line = group.enter_command(line)
@@ -63,14 +71,14 @@ class EngineProcess:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=inherited | environment,
+                    env=inherited | environment | {ENGINE_MARK: mark},
                     start_new_session=True,
                 )
             except OSError as error:
                 raise RunError(
                     f"{config.instance_id}: cannot start {command[0]}: {error}"
                 ) from None
-        return cls(config, popen, group)
+        return cls(config, popen, group, mark)
 
     @property
     def pid(self) -> int:
@@ -85,6 +93,15 @@ class EngineProcess:
     def is_alive(self) -> bool:
         """Whether the engine runs. Looks at the process, never at the log."""
         return self._popen.poll() is None
+
+    @property
+    def end(self) -> str:
+        """Its signal or exit code in words; only when it is not alive."""
+        return _status(self._popen.poll())
+
+    def kill(self) -> None:
+        """SIGKILL to its group, without waiting: what hangs acts on nothing else."""
+        guard.signal_group(self.pid)
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return once HTTP answers and one real token came back.
@@ -139,8 +156,8 @@ class EngineProcess:
     async def stop(self, grace_s: float = 10.0) -> None:
         """End the whole process group: SIGTERM, and SIGKILL to what is left after ``grace_s``.
 
-        Also ends children that left the group. Stopping twice does no harm. Raises RunError when
-        some survive even SIGKILL.
+        Also ends children and orphans that left the group. Stopping twice does no harm. Raises
+        RunError when some survive even SIGKILL.
         """
         if self._group is not None:
             self._group.lift()  # shutting down is work, too
@@ -161,8 +178,8 @@ class EngineProcess:
             self._group = None
 
     def _members(self) -> set[psutil.Process]:
-        """Every live process of the session, and children that left it."""
-        found = set()
+        """Every live process of the session, and what left it: by family, by the mark."""
+        found = marked(ENGINE_MARK, self._mark)
         if self.is_alive():
             found.add(self._leader)
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -173,7 +190,7 @@ class EngineProcess:
                     found.add(process)
             except (ProcessLookupError, PermissionError):
                 continue
-        return {process for process in found if _lives(process)}
+        return {process for process in found if lives(process)}
 
     def _signal(self, members: set[psutil.Process], number: signal.Signals) -> None:
         guard.signal_group(self.pid, number)
@@ -189,7 +206,7 @@ class EngineProcess:
         pause_s = 0.02
         while True:
             self._popen.poll()
-            left = {process for process in members if _lives(process)} | self._members()
+            left = {process for process in members if lives(process)} | self._members()
             if not left or time.monotonic() >= until:
                 return left
             await asyncio.sleep(pause_s)
@@ -199,9 +216,7 @@ class EngineProcess:
 def start_line(config: EngineConfig) -> tuple[list[str], dict[str, str]]:
     """Command and extra environment of an instance. Raises InputError."""
     if config.engine == "vllm":
-        interpreter = vllm.python()
-        caches = vllm.cache_root(vllm.installed_version(interpreter))
-        return vllm.vllm_command(config, interpreter), vllm.vllm_environment(config, caches)
+        return vllm.vllm_start(config)
     if config.engine == "simulated":
         from scepsy_hpc.engines.simulated import (
             command,  # late: it serves HTTP, this only starts it
@@ -230,13 +245,6 @@ def last_lines(path: Path, count: int) -> list[str]:
     except OSError:
         return []
     return text.splitlines()[-count:]
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _status(code: int | None) -> str:

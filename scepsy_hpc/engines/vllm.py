@@ -11,10 +11,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from scepsy_hpc.cluster.site import Site, engine_container, own_scratch, scratch_of
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import internal_port
 from scepsy_hpc.errors import InputError
@@ -36,9 +37,14 @@ _OWNED = {
 }
 
 
-def vllm_command(config: EngineConfig, python: str = sys.executable) -> list[str]:
-    """The command that serves one instance. Raises InputError for an argument that is not free."""
-    line = [python, "-m", "vllm.entrypoints.cli.main", "serve", config.model]
+def vllm_command(
+    config: EngineConfig, python: str = sys.executable, wrapper: Sequence[str] = ()
+) -> list[str]:
+    """The command that serves one instance. Raises InputError for an argument that is not free.
+
+    ``wrapper`` is what stands before ``python``, say a container's.
+    """
+    line = [*wrapper, python, "-m", "vllm.entrypoints.cli.main", "serve", config.model]
     line += ["--served-model-name", *config.served_names]
     line += ["--host", config.host, "--port", str(config.port)]
     line += ["--tensor-parallel-size", str(config.tp_degree)]
@@ -50,6 +56,18 @@ def vllm_command(config: EngineConfig, python: str = sys.executable) -> list[str
     for key, value in config.engine_args.items():
         line += _flag(key, value, config.instance_id)
     return line
+
+
+def vllm_start(config: EngineConfig) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of an instance on this node, in the site's image if it has one.
+
+    Raises InputError, also where there is no vLLM.
+    """
+    scratch = scratch_of(config.site)
+    model = [config.model] if Path(config.model).is_absolute() else []
+    *wrapper, interpreter = interpreter_of(config.site, str(scratch), *model)
+    caches = cache_root(installed_version(*wrapper, interpreter), scratch)
+    return vllm_command(config, interpreter, wrapper), vllm_environment(config, caches)
 
 
 def memory_utilization(config: EngineConfig) -> float:
@@ -123,23 +141,34 @@ def _cpu_environment(engine_args: Mapping[str, EngineArg]) -> dict[str, str]:
 
 
 def python(environ: Mapping[str, str] = os.environ) -> str:
-    """The interpreter that has vLLM."""
+    """The interpreter that has vLLM, where no image brings its own."""
     return environ.get(PYTHON_VARIABLE) or sys.executable
 
 
+def interpreter_of(site: Site, *binds: str) -> list[str]:
+    """The interpreter that has vLLM on a node of this site, inside its image where it has one."""
+    box = engine_container(site, *binds)
+    return [*box, site.container.python] if box and site.container else [python()]
+
+
 @cache
-def installed_version(interpreter: str) -> str:
+def installed_version(*interpreter: str) -> str:
     """The version of vLLM in an interpreter. Raises InputError when there is none."""
     code = "import importlib.metadata as m; print(m.version('vllm'))"
+    shown = interpreter[-1] if len(interpreter) == 1 else " ".join(interpreter)
     try:
         done = subprocess.run(
-            [interpreter, "-c", code], capture_output=True, text=True, timeout=60, check=False
+            [*interpreter, "-c", code], capture_output=True, text=True, timeout=60, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"{PYTHON_VARIABLE}: {interpreter} cannot be run: {error}") from None
+        where = PYTHON_VARIABLE if len(interpreter) == 1 else "container"
+        raise InputError(f"{where}: {shown} cannot be run: {error}") from None
     if done.returncode != 0:
+        if len(interpreter) > 1:
+            said = " ".join(done.stderr.split())[-300:] or "it said nothing"
+            raise InputError(f"engine vllm: not found by {shown}: {said}; check container.image")
         raise InputError(
-            f"engine vllm: not installed for {interpreter}; install the extra `scepsy-hpc[vllm]` "
+            f"engine vllm: not installed for {shown}; install the extra `scepsy-hpc[vllm]` "
             f"or set {PYTHON_VARIABLE} to a Python that has it"
         )
     return done.stdout.strip()
@@ -147,10 +176,6 @@ def installed_version(interpreter: str) -> str:
 
 def cache_root(version: str, folder: Path | None = None) -> Path:
     """A node-local folder for caches, private (0700) to this user and one a version."""
-    root = (folder or Path(tempfile.gettempdir())) / f"scepsy-{os.getuid()}"
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if root.stat().st_uid != os.getuid() or root.is_symlink():
-        raise InputError(f"{root}: belongs to another user; set TMPDIR to a folder of your own")
-    path = root / f"vllm-{version}"
+    path = own_scratch(folder or Path(tempfile.gettempdir())) / f"vllm-{version}"
     path.mkdir(mode=0o700, exist_ok=True)
     return path

@@ -72,6 +72,10 @@ def _csv_rows(path: Path | str, lines: Any) -> Iterator[tuple[int, dict[str, Any
             raise InputError(
                 f"{path} line 1: must name the columns: time_s, and workflow and count where needed"
             )
+        names = list(table.fieldnames or ())
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise InputError(f"{path} line 1: column {twice[0]!r} stands twice")
         for row in table:
             yield table.line_num, {key: _cell(key, value) for key, value in row.items() if value}
     except csv.Error as error:

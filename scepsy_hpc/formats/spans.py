@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import uuid
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -13,12 +15,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import check, read_jsonl, read_text, record, to_plain, write_jsonl
+from scepsy_hpc.files import check, parse_jsonl, record, to_plain, write_jsonl
+from scepsy_hpc.formats.span_parts import files_of_spans, open_spans_file
 
 Tokens = Annotated[int, Field(ge=0)]
 
 BLOCK_TOKENS = 16
 """Tokens in a block of an engine's KV cache, vLLM's default: a prefix is cached in whole blocks."""
+
+
+# Unix seconds until the year 5138, or relative ones.
+Moment = Annotated[float, Field(ge=-1e11, le=1e11)]
 
 
 @record
@@ -41,8 +48,8 @@ class Span:
     run_id: str
     span_id: str
     kind: Literal["run", "llm", "tool"]
-    start_s: float
-    end_s: float
+    start_s: Moment
+    end_s: Moment
     status: str
     workflow: str | None = None
     llm: str | None = None
@@ -64,21 +71,44 @@ class Span:
 
 
 def load_spans(path: Path | str) -> list[Span]:
-    """Read spans. Raises InputError naming the line.
+    """Read spans, those in compressed parts included. Raises InputError naming the line.
 
     Refused: end before start, an LLM span without `llm`, a span id that stands twice in a run (a
     file that was appended to itself would double the demand).
     """
-    spans = read_jsonl(path, Span)
+    spans: list[Span] = []
+    seen: set[tuple[str, str]] = set()
+    for part in files_of_spans(path):
+        found = parse_jsonl(_text_of(part), Span, part)
+        for number, span in enumerate(found):
+            problem = _problem(span, seen)
+            if problem:
+                raise InputError(f"{part} line {_line_number(part, number)}: {problem}")
+            seen.add((span.run_id, span.span_id))
+        spans += found
     if not spans:
         raise InputError(f"{path}: has no spans; record some with `scepsy trace`")
-    seen: set[tuple[str, str]] = set()
-    for number, span in enumerate(spans):
-        problem = _problem(span, seen)
-        if problem:
-            raise InputError(f"{path} line {_line_number(path, number)}: {problem}")
-        seen.add((span.run_id, span.span_id))
     return spans
+
+
+def _text_of(part: Path) -> str:
+    try:
+        with open_spans_file(part) as stream:
+            return stream.read().decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{part}: no such file") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "not UTF-8 text"
+        raise InputError(f"{part}: cannot be read: {reason}") from None
+
+
+def read_span(line: bytes, where: str) -> Span:
+    """The span of one line, by itself. Raises InputError."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InputError(f"{where}: not JSON") from None
+    return check(data, Span, where)
 
 
 def checked_span(span: Span, where: Path | str, seen: set[tuple[str, str]]) -> Span:
@@ -176,9 +206,9 @@ def _wrong_prefix(span: Span, mine: Mapping[str, Span], may_lack: bool) -> str |
     return None
 
 
-def _line_number(path: Path | str, index: int) -> int:
+def _line_number(part: Path, index: int) -> int:
     """Line of the span at ``index``; blank lines hold none."""
-    lines = read_text(path).split("\n")
+    lines = _text_of(part).split("\n")
     return [number for number, line in enumerate(lines, start=1) if line.strip()][index]
 
 

@@ -8,9 +8,24 @@ from typing import Any, Literal
 
 from scepsy_hpc.files import record
 
-EngineState = Literal["waiting", "starting", "ready", "restarting", "failed", "stopped", "lost"]
+EngineState = Literal[
+    "waiting", "starting", "ready", "suspect", "restarting", "failed", "stopped", "lost"
+]
 FinalState = Literal["ended", "stopped", "interrupted", "failed"]
 RunState = Literal["waiting", "starting", "serving", "running", "ending", "lost", FinalState]
+
+
+@record
+class Death:
+    """An end that nobody asked for, of an engine or of a rank that led.
+
+    ``how``: its signal or exit code, or why it was killed; ``last_lines`` are those of ``log``.
+    """
+
+    at_s: float
+    how: str
+    log: str | None = None
+    last_lines: tuple[str, ...] = ()
 
 
 @record
@@ -18,6 +33,8 @@ class EngineStatus:
     """One instance on its host and GPUs; ``starts`` counts all it has had.
 
     ``time_sliced`` says why no MPS holds it to its share of a GPU; None where it is, or needs none.
+    ``suspect_since_s``: since when it shows no sign of work; ``error`` then says how that was seen.
+    ``last_death`` stays when it serves again.
     """
 
     id: str
@@ -28,6 +45,8 @@ class EngineStatus:
     starts: int = 0
     error: str = ""
     time_sliced: str | None = None
+    suspect_since_s: float | None = None
+    last_death: Death | None = None
 
 
 @record
@@ -40,7 +59,10 @@ class InstanceStatus(EngineStatus):
 
 @record
 class TaskCounts:
-    """Tasks of a batch; ``waiting`` are those that no agent has begun."""
+    """Tasks of a batch; ``waiting`` are those whose agent does not run yet, or not again yet.
+
+    ``given_up``: what infrastructure broke too often; unrecorded, a later start runs it.
+    """
 
     total: int
     recorded_before: int
@@ -49,13 +71,15 @@ class TaskCounts:
     in_flight: int
     waiting: int
     retried: int
+    given_up: int = 0
 
 
 @record
 class RunStatus:
     """One start of a run, named by ``attempt``; ``url`` is where agents find their LLMs.
 
-    Without a batch there are no ``tasks``; ``error`` is what ended a run that failed.
+    Without a batch there are no ``tasks``; ``error`` is what ended a run that failed. ``lead`` is
+    the rank that leads it; ``last_lead`` how the one before it was lost, if that happened.
     """
 
     state: RunState = "waiting"
@@ -67,10 +91,32 @@ class RunStatus:
     instances: tuple[InstanceStatus, ...] = ()
     alerts: tuple[str, ...] = ()
     error: str | None = None
+    lead: int = 0
+    last_lead: Death | None = None
 
     def plain(self) -> dict[str, Any]:
         """For JSON: every key stands there, null where it is unknown."""
         return asdict(self)
+
+
+@record
+class RunOutlook:
+    """What is to be expected of a run; null where that cannot be told.
+
+    ``job_ids``: those that run or wait, in order. While none runs: the ``pending_job`` that is
+    next, why it waits, and when Slurm expects it to start (Unix seconds). ``tasks_rps`` is that of
+    the last tasks, ``planned_rps`` the plan's; at that pace what is left takes ``needed_s``, and
+    the job has ``left_s``.
+    """
+
+    job_ids: tuple[str, ...] = ()
+    pending_job: str | None = None
+    pending_reason: str | None = None
+    expected_start_s: float | None = None
+    tasks_rps: float | None = None
+    planned_rps: float | None = None
+    needed_s: float | None = None
+    left_s: float | None = None
 
 
 @record
@@ -83,3 +129,4 @@ class WatchedRun(RunStatus):
     recorded: int
     alive: bool | None
     cluster: str
+    outlook: RunOutlook = RunOutlook()

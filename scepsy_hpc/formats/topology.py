@@ -15,11 +15,14 @@ from scepsy_hpc.formats.parallelism import Link
 TOPOLOGY_SCHEMA = "scepsy/topology/v1"
 
 
+GpuIndex = Annotated[int, Field(ge=0, le=4095)]
+
+
 @record
 class Domain:
     """GPUs joined by one kind of link; a tensor-parallel group stays inside one domain."""
 
-    gpus: tuple[Annotated[int, Field(ge=0)], ...]
+    gpus: tuple[GpuIndex, ...]
     link: Link
 
 
@@ -31,8 +34,8 @@ class Node:
     gpu_type: str
     gpu_memory_gib: Positive
     domains: tuple[Domain, ...] = ()
-    nvlink_domains: tuple[tuple[int, ...], ...] = ()
-    free_gpus: tuple[int, ...] | None = None
+    nvlink_domains: tuple[tuple[GpuIndex, ...], ...] = ()
+    free_gpus: tuple[GpuIndex, ...] | None = None
     mig: str | None = None
 
     @property

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import Count, Positive, read_yaml, record
@@ -12,7 +15,20 @@ from scepsy_hpc.formats.parallelism import SharePct
 WORKFLOW_SCHEMA = "scepsy/workflow/v1"
 
 EngineArg = str | int | float | bool | tuple[str, ...]
-EngineArgs = dict[str, EngineArg]
+
+
+def _checked_args(args: dict[str, EngineArg]) -> dict[str, EngineArg]:
+    """What plans are computed from must be what the engine would take."""
+    for name, value in args.items():
+        if name.strip("-").replace("-", "_") != "max_num_seqs":
+            continue
+        text = str(value).strip()
+        if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text) < 1:
+            raise ValueError(f"{name} must be a whole number from 1 on, is {value!r}")
+    return args
+
+
+EngineArgs = Annotated[dict[str, EngineArg], AfterValidator(_checked_args)]
 
 
 @record

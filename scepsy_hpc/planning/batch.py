@@ -4,8 +4,9 @@ GPU-hours are GPUs held x (start-up + makespan). At each number of GPUs nothing 
 tasks at the highest throughput there, or than one run on idle engines: that orders the numbers of
 GPUs, and bounds what any plan takes. Those that may still be better are tried with the allocations
 of lowest latency at a few rates below that throughput; the closed network says how the makespan
-falls with the runs in flight. What is then best is simulated: a batch that misses the deadline in
-more than one of 20 simulated batches gives way to the next.
+falls with the runs in flight. The best few by prediction are simulated: the fewest simulated
+GPU-hours are taken, and a batch that misses the deadline in more than one of 20 simulated batches
+gives way to the next.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from scepsy_hpc.errors import InfeasibleError, InputError
 from scepsy_hpc.formats.plan import Certificate
+from scepsy_hpc.planning.batch_ends import few_flag, p95_s
 from scepsy_hpc.planning.choice import (
     JUST_BELOW,
     Choice,
@@ -24,10 +26,12 @@ from scepsy_hpc.planning.choice import (
     clock_note,
     nearest,
 )
+from scepsy_hpc.planning.compared import MOST_DIFFERENCE, BatchCheck, Checker
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
 from scepsy_hpc.planning.pipeline.closed_network import ClosedState
+from scepsy_hpc.planning.pipeline.makespan import longest_s, makespan
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
-from scepsy_hpc.planning.pipeline.predict import ClosedBatch, closed_state, longest_of, makespan
+from scepsy_hpc.planning.pipeline.predict import closed_state
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.search.certificate import certify
 from scepsy_hpc.planning.search.problem import OptionTable, Solution
@@ -44,6 +48,8 @@ _MOST_OTHERS = 4  # numbers of GPUs that the frontier shows beside those that ma
 _MOST_WORK = 2e6  # stages x population^2 of a closed network; above, rates of an open one are taken
 _OPEN_RATES = (0.85, MAX_UTILISATION)  # of capacity
 _MOST_IN_FLIGHT = 4096
+_RANKED_PART = 0.1  # of the calls: what ranks plans by simulated GPU-hours
+_FEWEST_LATE = 4
 _WORTH = 0.002  # of the makespan: less is not worth more runs in flight
 _IDLE = 1e-6
 
@@ -80,10 +86,11 @@ def in_time(problem: PlanningProblem, target: Deadline) -> Choice:
     if not fastest.is_feasible:
         raise InfeasibleError(nearest(unit, fastest))
     least_s = _least_makespans_s(unit, target, fastest)
+    most_s = target.deadline_s * (1.0 + (MOST_DIFFERENCE if unit.checker else 0.0))
     bounds_h = {
         gpus: gpu_hours(gpus, target.startup_s, time_s)
         for gpus, time_s in least_s.items()
-        if time_s <= target.deadline_s
+        if time_s <= most_s
     }
     tried = _tried(unit, target, fastest, bounds_h)
     if not any(t.in_flight for t in tried):
@@ -93,10 +100,14 @@ def in_time(problem: PlanningProblem, target: Deadline) -> Choice:
             f"found is {found_s:.4g} s, with one run in flight"
         )
     tried = [t for t in tried if t.in_flight]
-    meeting = [t for t in tried if t.makespan_s <= target.deadline_s]
-    ranked = sorted(meeting, key=lambda t: (t.gpu_hours(target.startup_s), t.solution.num_gpus))
+    near = [t for t in tried if t.makespan_s <= most_s]
+    ranked = sorted(near, key=lambda t: (t.gpu_hours(target.startup_s), t.solution.num_gpus))
+    if unit.checker is not None:
+        bound_h = min(bounds_h.values(), default=math.inf)
+        return _simulated_in_time(unit, unit.checker, target, ranked, tried, bound_h)
     if bounds_h and ranked:
-        return _first_in_time(unit, target, ranked, tried, min(bounds_h.values()))
+        frontier = _frontier(target, tried)
+        return _choice(unit, target, ranked[0], min(bounds_h.values()), frontier)
     nearest_s = min(t.makespan_s for t in tried)
     proved = not bounds_h and fastest.proved
     raise InfeasibleError(_out_of_reach(target, nearest_s, "predicted", proved))
@@ -116,11 +127,12 @@ def _least_makespans_s(
     """What no makespan on so many GPUs is shorter than, wherever one more GPU may help."""
     idle = solve(unit.at_rates(_IDLE * fastest.throughput_rps).least_latency(capped=False))
     run_s = unit.pipeline.mean_latency_s(idle.bound) if idle.is_feasible else 0.0
-    longest_s = run_s * longest_of(target.num_tasks, unit.run_lengths_s)
+    batch = unit.batch(target.num_tasks, 1)
+    longest = longest_s(run_s, batch)
     curves = [offer.curve for offers in unit.offers.values() for offer in offers.found]
     peak = max(curve.capacity_rps / curve.usable_rps for curve in curves)
     return {
-        point.num_gpus: max(target.num_tasks / (point.bound * peak), longest_s)
+        point.num_gpus: max(target.num_tasks / (point.bound * peak), longest)
         for point in fastest.frontier
         if point.bound > 0
     }
@@ -184,17 +196,18 @@ def shortest(
     """
     limit_s = math.inf if (given := problem.limits.latency_limit_s) is None else given
     known: dict[int, float] = {}
+    alone, _ = closed_state(problem.pipeline, hosted, 1, with_calls=False)
 
     def time_s(num: int) -> float:
         if num not in known:
             state, _ = closed_state(problem.pipeline, hosted, num, with_calls=False)
-            batch = ClosedBatch(target.num_tasks, num, problem.run_lengths_s)
+            batch = problem.batch(target.num_tasks, num)
             is_short = state.run_s <= limit_s
-            known[num] = makespan(state, batch)[0] if is_short else math.inf
+            known[num] = makespan(state, alone, batch)[0] if is_short else math.inf
         return known[num]
 
     if math.isinf(time_s(1)):
-        return 0, closed_state(problem.pipeline, hosted, 1, with_calls=False)[0].run_s
+        return 0, alone.run_s
     most = min(target.num_tasks, _MOST_IN_FLIGHT, int(math.sqrt(_MOST_WORK / len(hosted))))
     num, before_s = 1, math.inf
     while time_s(num) < before_s * (1.0 - _WORTH) and num < most:
@@ -208,7 +221,7 @@ def shortest(
     if most < min(target.num_tasks, _MOST_IN_FLIGHT):
         known |= {
             num: seconds
-            for num, seconds in _as_open(problem, hosted, target, limit_s)
+            for num, seconds in _as_open(problem, hosted, target, limit_s, alone)
             if most < num <= min(target.num_tasks, _MOST_IN_FLIGHT)
         }
     enough_s = min(known.values()) * (1.0 + _WORTH)
@@ -217,7 +230,11 @@ def shortest(
 
 
 def _as_open(
-    problem: PlanningProblem, hosted: tuple[HostedStage, ...], target: Deadline, limit_s: float
+    problem: PlanningProblem,
+    hosted: tuple[HostedStage, ...],
+    target: Deadline,
+    limit_s: float,
+    alone: ClosedState,
 ) -> Iterator[tuple[int, float]]:
     """Many runs in flight and their makespan: so many differ little from open arrivals at a rate.
 
@@ -232,35 +249,109 @@ def _as_open(
         if run_s <= limit_s:
             num = max(math.ceil(rate_rps * run_s), 1)
             state = ClosedState(rate_rps, run_s, ())
-            batch = ClosedBatch(target.num_tasks, num, problem.run_lengths_s)
-            yield num, makespan(state, batch)[0]
+            batch = problem.batch(target.num_tasks, num)
+            yield num, makespan(state, alone, batch)[0]
 
 
-def _first_in_time(
+@dataclass(frozen=True, slots=True)
+class _Simulated:
+    """One that was tried, and what simulation says of it."""
+
+    one: _Tried
+    check: BatchCheck
+
+    @property
+    def makespan_s(self) -> float:
+        return self.check.figures.makespan_s or 0.0
+
+    def gpu_hours(self, startup_s: float) -> float:
+        return gpu_hours(self.one.solution.num_gpus, startup_s, self.makespan_s)
+
+    def mostly_misses(self, deadline_s: float) -> bool:
+        """Half of the simulated batches are late: 95% in time is out of the question."""
+        late = sum(time_s > deadline_s for time_s in self.check.makespans_s)
+        return len(self.check.makespans_s) >= _FEWEST_LATE and 2 * late >= len(
+            self.check.makespans_s
+        )
+
+
+def _simulated_in_time(
     unit: PlanningProblem,
+    checker: Checker,
     target: Deadline,
     ranked: list[_Tried],
     tried: list[_Tried],
     bound_h: float,
 ) -> Choice:
-    """The first whose simulated batch meets the deadline; its certificate in predicted figures."""
+    """The fewest simulated GPU-hours among the best few by prediction that meet the deadline.
+
+    Its certificate is in predicted figures.
+    """
+    candidates = _candidates(ranked, tried)
+    part = 1.0 if len(candidates) == 1 else _RANKED_PART
+    simulated = [_simulate(unit, checker, target, one, part) for one in candidates]
+    simulated.sort(key=lambda s: (s.gpu_hours(target.startup_s), s.one.solution.num_gpus))
     missed: list[float] = []
-    # A deadline that few predictions meet may be met by the shortest alone.
-    shortest_one = min(ranked, key=lambda one: one.makespan_s)
-    candidates = [*ranked[: MOST_BATCHES - 1], shortest_one]
-    for number, one in enumerate(candidates):
-        if one in candidates[:number]:
+    skipped = [s for s in simulated if s.mostly_misses(target.deadline_s)]
+    for found in simulated:
+        if found in skipped:
             continue
-        choice = _choice(unit, target, one, bound_h, len(missed), _frontier(target, tried))
-        if unit.checker is None:
-            return choice
-        batch = ClosedBatch(target.num_tasks, one.in_flight, unit.run_lengths_s)
-        found = unit.checker.batch(one.pipeline, choice.hosted, batch)
-        if found.makespan_p95_s <= target.deadline_s:
-            known = PlannedBatch(one.in_flight, found.makespan_p95_s)
-            return replace(choice, batch=known, simulated=found.figures)
-        missed.append(found.makespan_p95_s)
+        ends_s = _ends_s(unit, checker, target, found)
+        if (kept_s := p95_s(ends_s)) > target.deadline_s:
+            missed.append(kept_s)
+            continue
+        choice = _choice(unit, target, found.one, bound_h, _frontier(target, tried))
+        figures = _simulate(unit, checker, target, found.one, 1.0).check.figures
+        figures = replace(
+            figures, flags=(*figures.flags, *few_flag(unit.pipeline.workflows[0].name, len(ends_s)))
+        )
+        known = PlannedBatch(found.one.in_flight, kept_s)
+        number = len(missed) + len(skipped)
+        notes = (*choice.notes, *_ranked_notes(len(simulated), number, kept_s, len(ends_s)))
+        return replace(choice, batch=known, simulated=figures, notes=notes)
+    if skipped:
+        fastest = min(skipped, key=lambda s: s.makespan_s)
+        missed.append(p95_s(_ends_s(unit, checker, target, fastest)))
     raise InfeasibleError(_out_of_reach(target, min(missed), "simulated, 95% of batches"))
+
+
+def _candidates(ranked: list[_Tried], tried: list[_Tried]) -> list[_Tried]:
+    """The best few by prediction, and the shortest: it may meet what few predictions meet."""
+    found: list[_Tried] = []
+    for one in [*ranked[: MOST_BATCHES - 1], min(tried, key=lambda one: one.makespan_s)]:
+        if one not in found:
+            found.append(one)
+    return found
+
+
+def _simulate(
+    unit: PlanningProblem, checker: Checker, target: Deadline, one: _Tried, part: float
+) -> _Simulated:
+    hosted = one.pipeline.hosted_by(one.solution.chosen)
+    batch = unit.batch(target.num_tasks, one.in_flight)
+    return _Simulated(one, checker.batch(one.pipeline, hosted, batch, part))
+
+
+def _ends_s(
+    unit: PlanningProblem, checker: Checker, target: Deadline, found: _Simulated
+) -> list[float]:
+    one = found.one
+    hosted = one.pipeline.hosted_by(one.solution.chosen)
+    batch = unit.batch(target.num_tasks, one.in_flight)
+    return checker.ends_s(one.pipeline, hosted, batch)
+
+
+def _ranked_notes(
+    num_simulated: int, num_missed: int, kept_s: float, num_batches: int
+) -> list[str]:
+    notes = [
+        f"95% of batches end within {kept_s:.4g} s, by {num_batches} simulated ones; of "
+        f"{num_simulated} plans that were simulated this takes the fewest simulated GPU-hours "
+        "(certificate: by prediction)"
+    ]
+    if num_missed:
+        notes.append(f"{num_missed} others miss the deadline when they are simulated")
+    return notes
 
 
 def _choice(
@@ -268,7 +359,6 @@ def _choice(
     target: Deadline,
     one: _Tried,
     bound_h: float,
-    num_missed: int,
     frontier: Frontier,
 ) -> Choice:
     value_h = one.gpu_hours(target.startup_s)
@@ -277,10 +367,6 @@ def _choice(
         f"{one.solution.num_gpus} GPU(s) x ({target.startup_s:g} s start-up + "
         f"{one.makespan_s:.4g} s) with {one.in_flight} runs in flight"
     ]
-    if num_missed:
-        notes.append(
-            f"{num_missed} plans of fewer GPU-hours miss the deadline when they are simulated"
-        )
     certificate: Certificate = certify("gpu_hours", value_h, min(bound_h, value_h))
     return Choice(
         one.pipeline,

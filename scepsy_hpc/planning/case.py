@@ -10,7 +10,7 @@ from scepsy_hpc.formats.figures import ReplicaServer
 from scepsy_hpc.formats.plan import Plan, Routing
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage
 from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, arrivals_of
-from scepsy_hpc.planning.simulation.events import Simulation, flags_of, scripts_of
+from scepsy_hpc.planning.simulation.events import Recorder, Simulation, flags_of, scripts_of
 from scepsy_hpc.planning.simulation.flows import Flow, Script, aliases_of
 from scepsy_hpc.planning.simulation.hosts import Host, engines_used, hosts_of
 from scepsy_hpc.planning.simulation.offered import Offered, offered_by
@@ -54,7 +54,7 @@ class Case:
         offered = offered_by(arrivals, scripts, hosts, cores)
         return cls(graphs, arrivals, hosts, scripts, offered, plan.routing, cores)
 
-    def simulation(self, tally: Tally, seed: int) -> Simulation:
+    def simulation(self, tally: Recorder, seed: int) -> Simulation:
         """A new one."""
         flows = [
             Flow.of(name, self.scripts[name], self.arrivals[name], seed, in_order=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scepsy_hpc.formats.figures import Figures
 from scepsy_hpc.formats.plan import Certificate
@@ -85,7 +85,7 @@ def nearest(problem: PlanningProblem, solution: Solution) -> str:
     if not fastest.is_feasible:
         if not fastest.proved_infeasible:
             return f"no plan was found: {fastest.refused}"
-        return f"no plan fits: {fastest.refused}; free more GPUs or allow smaller shares"
+        return f"no plan fits: {fastest.refused}; {_what_fits(problem)}"
     theta = fastest.throughput_rps * MAX_UTILISATION * JUST_BELOW
     if theta < 1.0:
         near = ", ".join(f"{w.name} {w.rate_rps * theta:.4g}" for w in problem.pipeline.workflows)
@@ -99,6 +99,16 @@ def nearest(problem: PlanningProblem, solution: Solution) -> str:
         gpus = or_gpus(problem, solution)
         return f"{near} at rate {rates} runs/s{gpus}{_unproved(solution)}"
     return f"rate {rates} runs/s: {solution.refused}"
+
+
+def _what_fits(problem: PlanningProblem) -> str:
+    """The fewest GPUs that hold every LLM once, where a limit on them is what forbids it."""
+    limit = problem.limits.num_gpus
+    if limit is not None:
+        free = replace(problem, limits=replace(problem.limits, num_gpus=None)).fastest(100.0)
+        if free.is_feasible:
+            return f"{free.num_gpus} GPUs, not {limit}, hold every LLM"
+    return "free more GPUs or allow smaller shares"
 
 
 def _unproved(solution: Solution, nearest_is_best: bool = True) -> str:

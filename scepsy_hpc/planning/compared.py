@@ -10,16 +10,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.plan import Plan, Routing
+from scepsy_hpc.planning.batch_ends import makespans_s
 from scepsy_hpc.planning.case import Case
 from scepsy_hpc.planning.check import HALF_WIDTH_PCT, checked, replications
 from scepsy_hpc.planning.offers import Offers
 from scepsy_hpc.planning.outline import outline
+from scepsy_hpc.planning.pipeline.makespan import ClosedBatch, makespan
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
-from scepsy_hpc.planning.pipeline.predict import ClosedBatch, closed_state, makespan
+from scepsy_hpc.planning.pipeline.predict import closed_state
 from scepsy_hpc.planning.simulation.arrivals import Arrivals, Closed, Open
 from scepsy_hpc.planning.simulation.outcome import mean_of_batches
 from scepsy_hpc.planning.simulation.run_graph import RunGraph
@@ -29,16 +29,15 @@ MOST_DIFFERENCE = 0.15
 """Beyond the simulation's interval, as a part of the simulated figure: more is flagged."""
 
 _COMPARED = ("latency_mean_s", "latency_p50_s", "latency_p95_s", "makespan_s")
-_P95_DEVIATIONS = 1.645  # of a normal distribution
 _CLOSED_PART = 0.25  # of the calls: a throughput is known sooner than a latency
 
 
 @dataclass(frozen=True, slots=True)
 class BatchCheck:
-    """A simulated batch; 95% of such batches end within ``makespan_p95_s``."""
+    """A simulated batch: its mean figures, and the makespan of each that was simulated."""
 
     figures: Figures
-    makespan_p95_s: float
+    makespans_s: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,32 +88,59 @@ class Checker:
         return self.known[key]
 
     def batch(
-        self, pipeline: Pipeline, hosted: Sequence[HostedStage], batch: ClosedBatch
+        self,
+        pipeline: Pipeline,
+        hosted: Sequence[HostedStage],
+        batch: ClosedBatch,
+        part: float = 1.0,
     ) -> BatchCheck:
-        """The only workflow's batch, several times over.
+        """The only workflow's batch, several times over; ``part`` of the calls are enough.
 
         A batch of more calls than half of those allowed is simulated in part: its makespan is
         then that part's, times what the prediction says of the whole against the part.
         """
         (name,) = self.graphs
-        graphs, plan = self.graphs[name], outline(pipeline, hosted, self.offers, self.routing)
-        calls = sum(n.llm is not None for graph in graphs for n in graph.nodes) / len(graphs)
-        most = max(int(self.max_calls / 2 / max(calls, 1.0)), 2 * batch.max_runs_in_flight, 1)
-        part = replace(batch, num_tasks=min(batch.num_tasks, most))
-        load = Closed(part.num_tasks, part.max_runs_in_flight)
-        cores = pipeline.host.cores if pipeline.host else None
-        case = Case.of(plan, self.graphs, hosted, load, {}, self._on_spans(plan), cores)
-        made, flags = replications(case, HALF_WIDTH_PCT, self.max_calls, SEED)
+        case, some = self._case(pipeline, hosted, batch, part)
+        made, flags = replications(case, HALF_WIDTH_PCT, self._calls(part), SEED)
         factor = 1.0
-        if part.num_tasks < batch.num_tasks:
-            state, _ = closed_state(pipeline, hosted, batch.max_runs_in_flight, with_calls=False)
-            factor = makespan(state, batch)[0] / makespan(state, part)[0]
+        if some.num_tasks < batch.num_tasks:
+            factor = _times_longer(pipeline, hosted, batch, some)
             flags.append(
-                f"{name}: makespan_s: scaled: {part.num_tasks} of {batch.num_tasks} tasks were "
+                f"{name}: makespan_s: scaled: {some.num_tasks} of {batch.num_tasks} tasks were "
                 f"simulated, the makespan is {factor:.3g} times theirs as predicted"
             )
         found = _scaled(mean_of_batches(made, SEED, flags), factor)
-        return BatchCheck(found, factor * _p95_s([b.overall.makespan_s or 0.0 for b in made]))
+        return BatchCheck(found, tuple(factor * (b.overall.makespan_s or 0.0) for b in made))
+
+    def ends_s(
+        self,
+        pipeline: Pipeline,
+        hosted: Sequence[HostedStage],
+        batch: ClosedBatch,
+    ) -> list[float]:
+        """Makespans of many such batches, as the calls allow."""
+        case, some = self._case(pipeline, hosted, batch, 1.0)
+        factor = 1.0
+        if some.num_tasks < batch.num_tasks:
+            factor = _times_longer(pipeline, hosted, batch, some)
+        return [factor * time_s for time_s in makespans_s(case, SEED, self.max_calls)]
+
+    def _calls(self, part: float) -> int:
+        return max(int(part * self.max_calls), 1)
+
+    def _case(
+        self, pipeline: Pipeline, hosted: Sequence[HostedStage], batch: ClosedBatch, part: float
+    ) -> tuple[Case, ClosedBatch]:
+        """What is simulated of a batch: all of it, or the tasks for which there are calls."""
+        (name,) = self.graphs
+        graphs, plan = self.graphs[name], outline(pipeline, hosted, self.offers, self.routing)
+        calls = sum(n.llm is not None for graph in graphs for n in graph.nodes) / len(graphs)
+        most = int(self._calls(part) / 2 / max(calls, 1.0))
+        most = max(most, 2 * batch.max_runs_in_flight, 1)
+        some = replace(batch, num_tasks=min(batch.num_tasks, most))
+        load = Closed(some.num_tasks, some.max_runs_in_flight)
+        cores = pipeline.host.cores if pipeline.host else None
+        return Case.of(plan, self.graphs, hosted, load, {}, self._on_spans(plan), cores), some
 
     def _on_spans(self, plan: Plan) -> set[str]:
         """Deployments whose points were measured on traced lengths, their dispersion included."""
@@ -127,13 +153,13 @@ class Checker:
         return {name for name, llm in plan.llms.items() if llm.bundle_sha256 in traced}
 
 
-def _p95_s(makespans_s: Sequence[float]) -> float:
-    """95th percentile of the next makespan after these: never below the longest of them."""
-    seen = np.array(makespans_s)
-    if len(seen) < 2:
-        return float(seen.max())
-    spread_s = float(seen.std(ddof=1)) * math.sqrt(1.0 + 1.0 / len(seen))
-    return max(float(seen.mean()) + _P95_DEVIATIONS * spread_s, float(np.percentile(seen, 95)))
+def _times_longer(
+    pipeline: Pipeline, hosted: Sequence[HostedStage], batch: ClosedBatch, some: ClosedBatch
+) -> float:
+    """Predicted makespan of a batch over that of some of its tasks."""
+    state, _ = closed_state(pipeline, hosted, batch.max_runs_in_flight, with_calls=False)
+    alone, _ = closed_state(pipeline, hosted, 1, with_calls=False)
+    return makespan(state, alone, batch)[0] / makespan(state, alone, some)[0]
 
 
 def _scaled(found: Figures, factor: float) -> Figures:

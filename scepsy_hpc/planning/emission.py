@@ -23,7 +23,7 @@ from scepsy_hpc.planning.offers import Offer
 from scepsy_hpc.planning.outline import deployments_on
 from scepsy_hpc.planning.pipeline.deployments import deployments_of
 from scepsy_hpc.planning.pipeline.host_time import MAX_HOST_UTILISATION
-from scepsy_hpc.planning.pipeline.predict import ClosedBatch, predict_batch, predict_open
+from scepsy_hpc.planning.pipeline.predict import predict_batch, predict_open
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.rests_on import rests_on
@@ -151,7 +151,7 @@ def _simulated(
 def _predicted(problem: PlanningProblem, choice: Choice, target: Target) -> Figures:
     if isinstance(target, Deadline):
         in_flight = choice.batch.max_runs_in_flight if choice.batch else 1
-        batch = ClosedBatch(target.num_tasks, in_flight, problem.run_lengths_s)
+        batch = problem.batch(target.num_tasks, in_flight)
         return predict_batch(choice.pipeline, choice.hosted, batch)
     predicted = predict_open(choice.pipeline, choice.hosted)
     if problem.tails is None:

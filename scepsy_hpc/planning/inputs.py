@@ -10,6 +10,7 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import sha256_file
 from scepsy_hpc.formats.bundle import Bundle, load_bundle
 from scepsy_hpc.formats.plan import InputRole, Plan, PlanInput
+from scepsy_hpc.formats.span_parts import sha256_of_spans
 from scepsy_hpc.formats.spans import Span, load_spans, spans_of_workflow
 
 
@@ -17,7 +18,11 @@ def input_of(role: InputRole, path: Path, workflow: str | None = None) -> PlanIn
     """A file as a plan names it. Raises InputError where it is gone."""
     # Absolute: `scepsy report` looks for it from the results folder of a later day.
     path = path.absolute()
-    return PlanInput(role=role, workflow=workflow, path=str(path), sha256=sha256_file(path))
+    return PlanInput(role=role, workflow=workflow, path=str(path), sha256=_digest(role, path))
+
+
+def _digest(role: InputRole, path: Path) -> str:
+    return sha256_of_spans(path) if role == "spans" else sha256_file(path)
 
 
 def bundles_of(plan: Plan, profiles: Path | None = None) -> list[Bundle]:
@@ -51,7 +56,7 @@ def _paths(plan: Plan, role: InputRole, workflow: str | None = None) -> list[Pat
     for item in named:
         if not Path(item.path).is_file():
             raise InputError(f"{item.path}: is gone; the plan was made from it (inputs)")
-        if sha256_file(item.path) != item.sha256:
+        if _digest(role, Path(item.path)) != item.sha256:
             raise InputError(
                 f"{item.path}: has changed since the plan was made from it (inputs.sha256)"
             )

@@ -18,6 +18,7 @@ from scepsy_hpc.planning.offers import Offers
 from scepsy_hpc.planning.outline import deployments_on
 from scepsy_hpc.planning.pipeline.deployments import pipeline_of
 from scepsy_hpc.planning.pipeline.host_time import cores_for_agents
+from scepsy_hpc.planning.pipeline.makespan import ClosedBatch
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline
 from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.search.problem import OptionTable, SearchProblem, Solution
@@ -30,8 +31,9 @@ from scepsy_hpc.planning.targets import Limits
 class PlanningProblem:
     """The workflows at their rates, what each LLM may run on, the GPUs, the limits.
 
-    ``run_lengths_s`` are those of the traced runs; ``tails`` replays them and ``checker`` simulates
-    them, where there are any. ``wants_rates``: the rates were given, and are no mere mix.
+    ``run_lengths_s`` and ``tool_times_s`` are those of the traced runs; ``tails`` replays them and
+    ``checker`` simulates them, where there are any. ``wants_rates``: the rates were given, and are
+    no mere mix.
     """
 
     pipeline: Pipeline
@@ -39,6 +41,7 @@ class PlanningProblem:
     topology: Topology
     limits: Limits
     run_lengths_s: tuple[float, ...] = ()
+    tool_times_s: tuple[float, ...] = ()
     tails: Tails | None = None
     checker: Checker | None = None
     wants_rates: bool = False
@@ -49,7 +52,7 @@ class PlanningProblem:
         flows, demands = request.flows, request.demands
         pipeline = pipeline_of(flows, demands, request.rates_of())
         offers = offers_of(pipeline, request.bundles, request.topology, request.engine, client)
-        lengths = demands[flows[0].name].run_lengths_s if len(flows) == 1 else ()
+        only = demands[flows[0].name] if len(flows) == 1 else None
         tails = checker = None
         if request.spans:
             tails = Tails.of(
@@ -61,11 +64,16 @@ class PlanningProblem:
             offers,
             request.topology,
             request.limits,
-            lengths,
+            only.run_lengths_s if only else (),
+            only.tool_times_s if only else (),
             tails,
             checker,
             request.wants_rates,
         )
+
+    def batch(self, num_tasks: int, max_runs_in_flight: int) -> ClosedBatch:
+        """A batch of the only workflow's runs."""
+        return ClosedBatch(num_tasks, max_runs_in_flight, self.run_lengths_s, self.tool_times_s)
 
     def at_rates(self, factor: float) -> PlanningProblem:
         """The same at ``factor`` times the rates."""

@@ -16,7 +16,6 @@ from scepsy_hpc.formats.plan import Plan, Routing
 from scepsy_hpc.formats.spans import BLOCK_TOKENS, Span
 from scepsy_hpc.planning.choice import Choice
 from scepsy_hpc.planning.outline import outline
-from scepsy_hpc.planning.pipeline.predict import ClosedBatch
 from scepsy_hpc.planning.problem import PlanningProblem
 from scepsy_hpc.planning.request import PlanRequest
 from scepsy_hpc.planning.targets import Deadline, MaxThroughput
@@ -85,7 +84,7 @@ def routed(
             return under.in_flight(choice.pipeline, choice.hosted, runs)
         if batch is None:
             return under.at_rates(choice.pipeline, choice.hosted)
-        closed = ClosedBatch(tasks, batch.max_runs_in_flight, problem.run_lengths_s)
+        closed = problem.batch(tasks, batch.max_runs_in_flight)
         return under.batch(choice.pipeline, choice.hosted, closed).figures
 
     plan = outline(choice.pipeline, choice.hosted, problem.offers)

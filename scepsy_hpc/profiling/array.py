@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from scepsy_hpc.bundles.library import save_bundle
 from scepsy_hpc.cluster.jobs.submit import ClusterName, dry_run, submit
 from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources, TaskOutcome
 from scepsy_hpc.cluster.site import Site
+from scepsy_hpc.engines.before_queue import WantedEngine, lacks_of, require
 from scepsy_hpc.engines.vllm import takes_gpus
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import json_line, read_jsonl
@@ -100,6 +102,7 @@ def profile_all(
     if only_show:
         texts = tuple(dry_run(folder, len(tasks), need, site, JOB_NAME) for need, tasks in groups)
         return ProfileResult((), (), spec.skipped, 0, gpu_hours, texts, len(earlier))
+    _look_before(open_tasks, site, cluster)
     outcomes = _run(groups, folder, cluster, site, on_progress)
     failures = tuple((task.task_id, o.error) for task, o in outcomes if o.error is not None)
     results = earlier | {task.task_id: o.value for task, o in outcomes if o.error is None}
@@ -114,6 +117,17 @@ def profile_all(
     return ProfileResult(
         bundles, failures, spec.skipped, num_points, gpu_hours, num_reused=len(earlier)
     )
+
+
+def _look_before(tasks: Sequence[SweepTask], site: Site, cluster: ClusterName) -> None:
+    """Say what the nodes may lack. Raises InputError where no task could be measured at all."""
+    models = {(m.model, m.engine): m for m in (task.model for task in tasks)}.values()
+    engines = [WantedEngine(m.model, m.engine, m.model, m.engine_args) for m in models]
+    on_slurm = cluster == "slurm"
+    if engines and all(any(k.certain for k in lacks_of([e], site, on_slurm)) for e in engines):
+        require(engines, site, on_slurm)
+    for lack in lacks_of(engines, site, on_slurm):
+        print(f"warning: {lack.text}", file=sys.stderr)
 
 
 def _result_path(task: SweepTask, folder: Path) -> Path:
@@ -162,7 +176,7 @@ def _run(
 
     def start(need: Resources, tasks: Sequence[SweepTask]) -> Jobs:
         own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{len(submitted)}"
-        jobs = [SweepJob(task, own, _result_path(task, folder)) for task in tasks]
+        jobs = [SweepJob(task, own, _result_path(task, folder), site) for task in tasks]
         watch.follow(jobs)
         gpus = _local_gpus(tasks) if cluster == "local" else ()
         submitted.append(submit(cluster, own, run_sweep, jobs, need, site, JOB_NAME, gpus))

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from scepsy_hpc import __version__
 from scepsy_hpc.bundles.library import resolve_bundle
-from scepsy_hpc.files import sha256_file
 from scepsy_hpc.formats.bundle import BundleHeader, load_bundle
 from scepsy_hpc.formats.points import Point
+from scepsy_hpc.formats.span_parts import sha256_of_spans
 from scepsy_hpc.profiling.spec import ProfileSpec, SweepTask
 from scepsy_hpc.profiling.sweep import SweepResult
 
@@ -93,4 +93,4 @@ def _as_simulated(header: BundleHeader, task: SweepTask) -> BundleHeader:
 def _spans_sha256(spec: ProfileSpec) -> str | None:
     if spec.workload.spans is None:
         return None
-    return sha256_file(spec.path.parent / spec.workload.spans)
+    return sha256_of_spans(spec.path.parent / spec.workload.spans)

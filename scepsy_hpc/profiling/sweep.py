@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
 
 from scepsy_hpc.cluster.mps import Sharing
+from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import is_free, spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
+from scepsy_hpc.engines.staging import with_weights
 from scepsy_hpc.engines.vllm import is_shared
 from scepsy_hpc.errors import RunError
 from scepsy_hpc.files import check, json_line, record, write_text
@@ -36,6 +38,7 @@ class SweepJob:
     task: SweepTask
     folder: Path
     result_path: Path
+    site: Site = field(default_factory=Site)
 
     @property
     def points_path(self) -> Path:
@@ -155,7 +158,7 @@ async def running(
     mps = sharing.environment(hardware.gpus) if sharing else {}
     for attempt in range(START_ATTEMPTS):
         config = engine_config(job, hardware, role, spaced_ports(1)[0], mps)
-        engine = EngineProcess.start(config)
+        engine = EngineProcess.start(await with_weights(config))
         try:
             try:
                 await engine.wait_ready(job.task.ready_timeout_s)
@@ -191,6 +194,7 @@ def engine_config(
         # Other users of the node can reach the port.
         api_key=secrets.token_urlsafe(24),
         mps_environment=mps_environment,
+        site=job.site,
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import textwrap
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
@@ -15,11 +17,11 @@ from rich.text import Text
 
 from scepsy_hpc.formats.figures import Figures, RunFigures
 from scepsy_hpc.formats.plan import Plan
-from scepsy_hpc.formats.status import WatchedRun
+from scepsy_hpc.formats.status import Death, WatchedRun
 
 if TYPE_CHECKING:  # these bring servers and cluster modules along, which planning does not need
     from scepsy_hpc.report.comparison import Comparison, Row
-    from scepsy_hpc.report.doctor import Finding
+    from scepsy_hpc.report.findings import Finding
     from scepsy_hpc.tracing.demand.demand import Demand
 
 LOG_WIDTH = 140
@@ -250,12 +252,48 @@ def findings_parts(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
+def _outlook(status: WatchedRun) -> list[str]:
+    """When the job starts, and whether its time is enough, in sentences."""
+    found, said = status.outlook, []
+    if found.pending_job is not None:
+        why = f": {found.pending_reason}" if found.pending_reason else ""
+        when = found.expected_start_s
+        start = "Slurm does not say when it starts"
+        if when is not None:
+            start = f"expected to start {time.strftime('%Y-%m-%d %H:%M', time.localtime(when))}"
+        said.append(f"job {found.pending_job} waits in the queue{why}; {start}")
+    if status.state == "running" and found.tasks_rps is not None:
+        planned = "" if found.planned_rps is None else f" (planned {found.planned_rps:.3g})"
+        said.append(f"pace: {found.tasks_rps:.3g} tasks/s{planned}")
+        if found.needed_s is not None:
+            said[-1] += f"; what is left takes {_length(found.needed_s)}"
+        if found.left_s is not None:
+            enough = (found.needed_s or 0.0) <= found.left_s
+            more = "" if enough else ": not enough, the next job goes on with the rest"
+            said[-1] += f", the job has {_length(found.left_s)}{more}"
+    return said
+
+
+def _length(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _death_lines(what: str, death: Death) -> list[str]:
+    """When and how, and the last that was said."""
+    at = datetime.fromtimestamp(death.at_s).strftime("%Y-%m-%d %H:%M:%S")
+    lines = [f"{what} at {at}: {death.how}"]
+    if death.last_lines:
+        lines += [f"  last lines of {death.log}:", *(f"    {line}" for line in death.last_lines)]
+    return lines
+
+
 def status_tables(status: WatchedRun) -> list[Any]:
     """Progress of a run."""
     parts: list[Any] = [f"state: {status.state}; tasks recorded: {status.recorded}"]
     if status.tasks:
         counts = asdict(status.tasks).items()
         parts.append("tasks: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts))
+    parts += _outlook(status)
     if status.url:
         parts.append(f"endpoint: {status.url} (put any name for RUN_ID)")
     rows = [
@@ -266,4 +304,9 @@ def status_tables(status: WatchedRun) -> list[Any]:
         heads = ("instance", "LLM", "state", "host", "GPUs", "starts", "in flight", "calls")
         parts.append(table("Instances", heads, rows))
     parts += [f"{i.id}: {i.error}" for i in status.instances if i.error]
+    for one in status.instances:
+        if one.last_death:
+            parts += _death_lines(f"{one.id} on {one.host} died", one.last_death)
+    if status.last_lead:
+        parts += _death_lines("the lead was lost", status.last_lead)
     return parts

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from scepsy_hpc.cluster.discovery import discover_local
 from scepsy_hpc.engines.vllm import takes_gpus
@@ -32,12 +34,13 @@ class GrantedNode:
 
 @record
 class PlacedInstance:
-    """An instance on its real node and GPUs."""
+    """An instance on its real node and GPUs; ``term`` of the lead in which it came there."""
 
     instance: Instance
     rank: int
     host: str
     gpus: tuple[str, ...]
+    term: int = 0
 
 
 def granted_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -136,6 +139,39 @@ def place_on(plan: Plan, nodes: tuple[GrantedNode, ...]) -> tuple[PlacedInstance
                 PlacedInstance(instance=instance, rank=node.rank, host=node.host, gpus=gpus)
             )
     return tuple(placed)
+
+
+def place_anew(
+    placed: Sequence[PlacedInstance], nodes: Sequence[GrantedNode], term: int
+) -> tuple[PlacedInstance, ...]:
+    """What stays on ``nodes``, and of the rest what their free GPUs hold, LLMs without any first.
+
+    ``term`` marks what moves. An instance for which no room is left is not in the answer.
+    """
+    ranks = {node.rank for node in nodes}
+    kept = [one for one in placed if one.rank in ranks]
+    lost = [one for one in placed if one.rank not in ranks]
+    while lost:
+        served = Counter(one.instance.llm for one in kept)
+        one = min(lost, key=lambda p: (served[p.instance.llm], -len(p.gpus), p.instance.id))
+        lost.remove(one)
+        for node in sorted(nodes, key=lambda n: (len(_free(n, kept).gpus), n.rank)):
+            mapping = _map_gpus([one.instance], _free(node, kept))
+            if mapping is not None:
+                gpus = tuple(mapping[g] for g in one.instance.gpus)
+                moved = PlacedInstance(
+                    instance=one.instance, rank=node.rank, host=node.host, gpus=gpus, term=term
+                )
+                kept.append(moved)
+                break
+    return tuple(kept)
+
+
+def _free(node: GrantedNode, placed: Sequence[PlacedInstance]) -> GrantedNode:
+    """A node with those of its GPUs that no instance holds any part of."""
+    taken = {gpu for one in placed if one.rank == node.rank for gpu in one.gpus}
+    left = [tuple(gpu for gpu in domain if gpu not in taken) for domain in node.domains]
+    return replace(node, domains=tuple(domain for domain in left if domain))
 
 
 def _gpus(instances: list[Instance]) -> set[int]:

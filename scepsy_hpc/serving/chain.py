@@ -19,8 +19,12 @@ from scepsy_hpc.cluster.jobs.tasks import Resources
 from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import ScepsyError
 from scepsy_hpc.files import record
+from scepsy_hpc.formats.status import RunStatus
 from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
 from scepsy_hpc.serving.start import Start
+
+OVER = ("ended", "stopped", "failed")
+"""States after which no job of a chain goes on; one cut short is interrupted, or silent."""
 
 HostFunction = Callable[[Start], None]
 
@@ -70,10 +74,20 @@ def keep_chain(folder: RunFolder, host: HostFunction, number: int) -> str | None
 def _lengthen(folder: RunFolder, host: HostFunction, chain: Chain, length: int) -> None:
     while len(chain.ids) < length:
         need = replace(chain.resources, dependency=f"afterany:{chain.ids[-1]},singleton")
-        start = Start(str(folder.root), chain.attempt, False, len(chain.ids))
+        start = Start(str(folder.root), chain.attempt, False, chain.site, len(chain.ids))
         jobs = submit("slurm", folder.jobs, host, [start], need, chain.site, job_name(folder))
         chain = replace(chain, ids=(*chain.ids, *jobs.ids))
         write_json(folder.chain, chain)
+
+
+def is_over_for_good(folder: RunFolder) -> bool:
+    """Whether another job would be of no use: the last one came to an end of its own.
+
+    What such a one left unrecorded, no engine or agent could be had for: trying that again and
+    again would cost an allocation each time.
+    """
+    status = read_json(folder.status, RunStatus)
+    return status is not None and status.state in OVER
 
 
 def followers(folder: RunFolder, number: int | None = None) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ class Dispatcher:
     workflow_of: dict[str, str] = field(default_factory=dict)
     default_workflow: str | None = None
     faulted: set[str] = field(default_factory=set)
+    called: dict[str, set[str]] = field(default_factory=dict)
 
     def aliases(self, run_id: str) -> Sequence[str]:
         """Aliases of the workflow that this run belongs to."""
@@ -55,7 +56,10 @@ class Dispatcher:
                 deployment, time.monotonic(), avoid, holder, self.routing.max_behind
             )
             if chosen is not None:
-                return CallTarget(chosen.base_url, deployment, chosen.instance_id, self.api_key)
+                name, url = chosen.instance_id, chosen.base_url
+                if run_id in self.workflow_of:
+                    self.called.setdefault(run_id, set()).add(name)
+                return CallTarget(url, deployment, name, self.api_key, chosen.wire)
             if time.monotonic() > until_s:
                 self.faulted.add(run_id)
                 message = f"no instance of {deployment} is ready after {self.engine_wait_s:g} s"
@@ -67,6 +71,19 @@ class Dispatcher:
         self.routes.release(target.name)
         if outcome.status in ("unreachable", "broken_off"):
             self.routes.suspect(target.name, time.monotonic() + SUSPECT_S)
+
+    def met_fault(self, run_id: str) -> bool:
+        """Whether an engine failed in this run, or one that it called is suspect or gone by now."""
+        found = [self.routes.instances.get(name) for name in self.called.get(run_id, ())]
+        now_s = time.monotonic()
+        ill = any(i is None or not i.ready or i.suspect_until_s > now_s for i in found)
+        return ill or run_id in self.faulted
+
+    def forget(self, run_id: str) -> None:
+        """The run is over."""
+        self.workflow_of.pop(run_id, None)
+        self.called.pop(run_id, None)
+        self.faulted.discard(run_id)
 
     def retry(self, outcome: CallOutcome, attempt: int) -> float | None:
         """Seconds until another attempt, or None."""

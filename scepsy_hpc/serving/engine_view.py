@@ -1,20 +1,26 @@
-"""What rank 0 knows of the engines of all nodes: their own reports, and which nodes went silent."""
+"""What the lead knows of the engines of all nodes: their own reports, and which went silent."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import extended, record
 from scepsy_hpc.formats.status import EngineStatus, InstanceStatus
 from scepsy_hpc.serving.allocation import PlacedInstance
 from scepsy_hpc.serving.beats import Pulse
 from scepsy_hpc.serving.routing import Routes
-from scepsy_hpc.serving.run_folder import AttemptFolder, read_json
+from scepsy_hpc.serving.run_folder import AttemptFolder, read_json, write_json
 
+TELL_S = 5.0
 _LOOK_S = 0.5
 GONE = ("failed", "lost")
+# Nothing that was sent there will be answered.
+GIVEN_UP = ("restarting", *GONE)
 
 
 @record
@@ -32,12 +38,17 @@ class EngineView:
     """Reports of all instances, looked at twice a second while ``follow`` runs."""
 
     def __init__(
-        self, attempt: AttemptFolder, placed: Sequence[PlacedInstance], node_lost_s: float
+        self,
+        attempt: AttemptFolder,
+        placed: Sequence[PlacedInstance],
+        node_lost_s: float,
+        rank: int = 0,
     ) -> None:
-        """Ranks other than this one (0) are lost when silent for ``node_lost_s``."""
+        """Ranks other than this one (``rank``) are lost when silent for ``node_lost_s``."""
         self._attempt = attempt
         self._placed = {p.instance.id: p for p in placed}
-        ranks = {p.rank for p in placed} - {0}
+        self._told_s = float("-inf")
+        ranks = {p.rank for p in placed} - {rank}
         # Nodes that this machine only pretends to be have no process whose life could be missed.
         real = [rank for rank in ranks if attempt.node(rank).exists()]
         self._pulses = {rank: Pulse(attempt, rank, node_lost_s) for rank in real}
@@ -49,16 +60,37 @@ class EngineView:
         lost = {rank for rank, pulse in self._pulses.items() if pulse.is_lost()}
         for name, placed in self._placed.items():
             # A report that cannot be read just now is the same as before.
-            report = read_json(self._attempt.engine(name), EngineReport) or self.reports[name]
+            report = self._read(placed) or self.reports[name]
             gone = placed.rank in lost and report.state != "failed"
             self.reports[name] = replace(report, state="lost") if gone else report
 
+    def _read(self, placed: PlacedInstance) -> EngineReport | None:
+        return read_json(self._attempt.engine(placed.instance.id, placed.term), EngineReport)
+
     async def follow(self, routes: Routes) -> None:
-        """Keep the reports and ``routes`` fresh, until cancelled."""
+        """Keep the reports and ``routes`` fresh, until cancelled.
+
+        Calls in flight on an instance that was given up are cut, so that others take them.
+        """
         while True:
             self.look()
             routes.update(self.endpoints())
+            routes.cut(name for name, one in self.reports.items() if one.state in GIVEN_UP)
+            # A disk that is full now is tried again.
+            with contextlib.suppress(OSError, InputError):
+                self._tell(routes)
             await asyncio.sleep(_LOOK_S)
+
+    def _tell(self, routes: Routes) -> None:
+        """Let every node know which of its engines sends bytes: it need not ask those."""
+        found = {
+            name: one.wire.last_byte_s
+            for name, one in routes.instances.items()
+            if one.wire.last_byte_s is not None
+        }
+        if found and time.monotonic() - self._told_s >= TELL_S:
+            self._told_s = time.monotonic()
+            write_json(self._attempt.traffic, found)
 
     def endpoints(self) -> dict[str, tuple[str, str]]:
         """Deployment and base URL of every instance that is ready."""
@@ -75,7 +107,7 @@ class EngineView:
         """
         ready = {report.llm for report in self.reports.values() if report.state == "ready"}
         tried = all(
-            report.state in ("ready", "restarting", *GONE) or report.starts > 1
+            report.state in ("ready", "suspect", *GIVEN_UP) or report.starts > 1
             for report in self.reports.values()
         )
         return tried and ready >= set(llms)

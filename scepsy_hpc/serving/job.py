@@ -15,6 +15,7 @@ from scepsy_hpc.cluster.site import Site
 from scepsy_hpc.errors import InputError
 from scepsy_hpc.files import record
 from scepsy_hpc.formats.status import FinalState, RunStatus
+from scepsy_hpc.serving.chain import followers
 from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
 
 FINAL_STATES = get_args(FinalState)
@@ -54,7 +55,7 @@ def is_alive(folder: RunFolder) -> bool | None:
     if job is None or status is None:
         return None if status and _is_fresh(status.updated_s) else False
     if job.cluster == "slurm":
-        return _in_queue(job)
+        return _in_queue((*job.ids, *followers(folder)))
     if job.pid is not None and job.host == socket.gethostname():
         return job.created_s is not None and _created_s(job.pid) == job.created_s
     return True if _is_fresh(status.updated_s) else None
@@ -77,11 +78,11 @@ def check_idle(folder: RunFolder) -> None:
     )
 
 
-def _in_queue(job: Job) -> bool | None:
-    view = slurm.squeue(job.ids, Site())
+def _in_queue(ids: Sequence[str]) -> bool | None:
+    view = slurm.squeue(ids, Site())
     if not view.known:
         return None
-    states = [view.states.get(job_id) for job_id in job.ids]
+    states = [view.states.get(job_id) for job_id in ids]
     return any(state is not None and not state.startswith(slurm.ENDED) for state in states)
 
 

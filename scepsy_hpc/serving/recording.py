@@ -48,6 +48,8 @@ def record_hosted(
         raise
     results = load_results(folder.results)
     failures = {r.task_id: str(r.error) for r in results if r.status != "ok"}
+    recorded, lost = {r.task_id for r in results}, "engines or nodes failed, or it was cut short"
+    failures |= {task.task_id: lost for task in tasks if task.task_id not in recorded}
     spans = load_spans(folder.spans)
     if not failures:
         shutil.rmtree(made, ignore_errors=True)

@@ -7,9 +7,11 @@ test holds both to the same choices.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from scepsy_hpc.engines.picking import pick
+from scepsy_hpc.tracing.proxy.router import Wire
 
 
 @dataclass(slots=True)
@@ -24,6 +26,7 @@ class InstanceState:
     ready: bool = True
     num_calls: int = 0
     suspect_until_s: float = 0.0
+    wire: Wire = field(default_factory=Wire)
 
 
 @dataclass(slots=True)
@@ -89,6 +92,12 @@ class Routes:
         if instance is not None:
             instance.suspect_until_s = until_s
 
+    def cut(self, instance_ids: Iterable[str]) -> None:
+        """End the calls in flight there: what nothing was streamed of is tried elsewhere."""
+        for instance_id in instance_ids:
+            if instance_id in self.instances:
+                self.instances[instance_id].wire.cut()
+
     def update(self, endpoints: dict[str, tuple[str, str]]) -> None:
         """Set the ready instances: instance id to (deployment, base URL). Others become unready.
 
@@ -107,11 +116,12 @@ class Routes:
 def retry_delay_s(outcome: str, attempt: int) -> float | None:
     """Seconds to wait before trying a call again on another replica; None to give up.
 
-    ``outcome`` is `unreachable` (no byte came back), `overloaded` (503: back-pressure, not a dead
-    server) or anything else, which is the agent's to see. Engines restart within minutes, so
-    unreachable is tried for about four of them.
+    Asked only where the agent has seen nothing of an answer. ``outcome`` is `unreachable` or
+    `broken_off` (the engine is gone), `overloaded` (503: back-pressure, not a dead server) or
+    anything else, which is the agent's to see. Engines restart within minutes, so one that is gone
+    is tried for about four of them.
     """
-    if outcome == "unreachable" and attempt < 12:
+    if outcome in ("unreachable", "broken_off") and attempt < 12:
         return float(min(0.1 * 2.0 ** (attempt - 1), 30.0))
     if outcome == "overloaded" and attempt < 200:
         return float(min(0.05 * 2.0 ** (attempt - 1), 2.0))

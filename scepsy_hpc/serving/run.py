@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +15,23 @@ from scepsy_hpc.cluster.jobs.submit import ClusterName, submit
 from scepsy_hpc.cluster.jobs.tasks import Jobs, Resources
 from scepsy_hpc.cluster.owned import check_folder
 from scepsy_hpc.cluster.site import Site
-from scepsy_hpc.errors import InputError, RunError, ScepsyError
-from scepsy_hpc.files import extended, read_jsonl_data, read_text, write_text
+from scepsy_hpc.engines.before_queue import WantedEngine, require
+from scepsy_hpc.errors import InputError, RunError, ScepsyError, UnfinishedError
+from scepsy_hpc.files import extended, read_text, write_text
 from scepsy_hpc.formats.plan import Component, Plan, load_plan, save_plan
+from scepsy_hpc.formats.segments import read_merged
 from scepsy_hpc.formats.status import RunStatus, WatchedRun
 from scepsy_hpc.formats.tasks import load_tasks
-from scepsy_hpc.serving.chain import Chain, begin_chain, cancel, followers, is_queued, job_name
+from scepsy_hpc.serving.chain import (
+    OVER,
+    Chain,
+    begin_chain,
+    cancel,
+    followers,
+    is_queued,
+    job_name,
+)
+from scepsy_hpc.serving.deaths import death_of, rank_log
 from scepsy_hpc.serving.host import host
 from scepsy_hpc.serving.job import (
     FINAL_STATES,
@@ -30,15 +41,22 @@ from scepsy_hpc.serving.job import (
     is_pending,
     remember_job,
 )
-from scepsy_hpc.serving.ledger import is_worked_off, num_recorded
+from scepsy_hpc.serving.ledger import num_recorded
+from scepsy_hpc.serving.made_by import check_made_by, note_made_by
+from scepsy_hpc.serving.outlook import outlook
 from scepsy_hpc.serving.run_folder import RunFolder, read_json, write_json
-from scepsy_hpc.serving.settings import RunSettings, save_settings
-from scepsy_hpc.serving.start import Start, number_in_chain
+from scepsy_hpc.serving.same_batch import check_same_batch, save_origin, told_of_version
+from scepsy_hpc.serving.settings import RunSettings, load_settings, save_settings
+from scepsy_hpc.serving.start import Start, new_attempt, number_in_chain
+from scepsy_hpc.serving.tally import is_complete, tally
 
 DEFAULT_RUNS_IN_FLIGHT = 8
+CHANGED_OK = "--changed-ok"
 # On one's own machine nobody waits for the end of the allocation.
 LOCAL_TIME_MIN = 30 * 24 * 60
 CHAIN_POLL_S = 3.0
+# A job whose first node is gone has no batch script left that could end it.
+LINGER_S = 20.0
 OnStatus = Callable[[RunStatus | None, str], None]
 
 
@@ -48,25 +66,41 @@ def prepare(
     out: Path,
     settings: RunSettings,
     resume: bool = False,
+    changed_ok: bool = False,
 ) -> RunFolder:
     """Check everything that can be checked before a queue is waited for; write the folder.
 
-    ``tasks_path`` None hosts without a batch. Raises InputError; nothing is written then.
+    ``tasks_path`` None hosts without a batch. ``changed_ok``: a folder is resumed with other tasks,
+    plan or agents than it began with. Raises InputError; nothing is written then.
     """
-    plan = load_plan(plan_path)
-    _check_runnable(plan, plan_path)
     folder = RunFolder(out.absolute())
     check_folder(folder.root)
+    plan = _plan_of(plan_path, folder, resume)
+    _check_runnable(plan, plan_path)
     check_idle(folder)
+    check_made_by(folder)
     if tasks_path is not None:
         _check_batch(plan, plan_path, tasks_path)
         _check_fresh(folder, resume)
+        if resume and not changed_ok:
+            check_same_batch(folder, plan, tasks_path, CHANGED_OK)
     folder.create()
     save_plan(folder.plan, plan)
-    if tasks_path is not None and tasks_path.resolve() != folder.tasks.resolve():
-        write_text(folder.tasks, read_text(tasks_path))
+    if tasks_path is not None:
+        save_origin(folder, plan)
+        if tasks_path.resolve() != folder.tasks.resolve():
+            write_text(folder.tasks, read_text(tasks_path))
     save_settings(folder.settings, _with_pace(settings, plan))
+    if before := note_made_by(folder):
+        print(f"note: {out} was last used by scepsy-hpc {before}; going on", file=sys.stderr)
     return folder
+
+
+def _plan_of(path: Path, folder: RunFolder, resume: bool) -> Plan:
+    try:
+        return load_plan(path)
+    except InputError as error:
+        raise (told_of_version(folder, error) if resume else error) from None
 
 
 def _check_runnable(plan: Plan, path: Path) -> None:
@@ -93,11 +127,11 @@ def _check_batch(plan: Plan, path: Path, tasks_path: Path) -> None:
 
 
 def _check_fresh(folder: RunFolder, resume: bool) -> None:
-    number = num_recorded(folder.results)
-    if folder.results.exists() and not resume:
+    merged = read_merged(folder.results)
+    if (folder.results.exists() or merged.lengths) and not resume:
         raise InputError(
-            f"{folder.results}: {number} tasks are recorded there already; add --resume to go on "
-            "with the others, or give another folder with -o"
+            f"{folder.results}: {len(merged.records)} tasks are recorded there already; add "
+            "--resume to go on with the others, or give another folder with -o"
         )
 
 
@@ -121,13 +155,16 @@ def launch(
     Raises InputError for what the cluster cannot do, RunError if refused.
     """
     plan, site = load_plan(folder.plan), site or Site()
+    _look_before(plan, site, cluster)
     pretended = cluster in ("local", "debug")
     resources = _resources(plan, site, time_min, pretended)
-    attempt = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
-    start = Start(str(folder.root), attempt, pretended)
+    attempt = new_attempt()
+    start = Start(str(folder.root), attempt, pretended, site)
     cancel(followers(folder))
     for old in (folder.job, folder.chain):
         old.unlink(missing_ok=True)
+    limit_s = 60.0 * resources.time_min if time_min or cluster == "slurm" else None
+    save_settings(folder.settings, replace(load_settings(folder.settings), time_limit_s=limit_s))
     waiting = RunStatus(attempt=f"{attempt}-0")
     write_json(folder.status, waiting.plain())
     try:
@@ -150,6 +187,16 @@ def launch(
         raise
     remember_job(folder, cluster, jobs.ids)
     return jobs
+
+
+def _look_before(plan: Plan, site: Site, cluster: ClusterName) -> None:
+    """Say what engines may miss on the nodes. Raises InputError for what is certain."""
+    engines = [
+        WantedEngine(f"plan: llms.{name}", llm.engine, llm.model, llm.engine_args)
+        for name, llm in plan.llms.items()
+    ]
+    for warning in require(engines, site, on_slurm=cluster == "slurm"):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _equal_nodes(components: Sequence[Component]) -> Component:
@@ -198,8 +245,9 @@ def _components(plan: Plan) -> tuple[Component, ...]:
 def follow(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> None:
     """Wait for the job and those that go on after it; ``on_status(status, note)`` at every look.
 
-    Where rank 0 ended well, what became of other nodes is an alert in the last status. Raises
-    RunError that says what is recorded and how to go on.
+    Where the rank that led last ended well or everything is recorded, what became of other nodes is
+    an alert in the last status. Raises UnfinishedError that says what is recorded and how to go on,
+    RunError without a batch.
     """
     try:
         _follow_job(folder, jobs, on_status)
@@ -214,21 +262,35 @@ def follow(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> None:
 def _goes_on(folder: RunFolder) -> bool:
     """Whether a batch has tasks left and a job that will work them off."""
     status = read_json(folder.status, RunStatus)
-    if status is not None and status.state == "stopped":
+    if status is None or status.state in OVER or not folder.chain.exists():
         return False
-    return is_queued(folder) and not is_worked_off(folder)
+    return is_queued(folder) and not is_complete(folder)
 
 
 def _follow_job(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> None:
+    ended_s: float | None = None
 
     def on_tick(note: str) -> None:
-        on_status(read_json(folder.status, RunStatus), note)
+        nonlocal ended_s
+        status = read_json(folder.status, RunStatus)
+        on_status(status, note)
+        if status and status.lead and status.state in FINAL_STATES:
+            ended_s = ended_s or time.monotonic()
+            if time.monotonic() - ended_s > LINGER_S:
+                ended_s = math.inf
+                jobs.cancel()
 
     outcome = jobs.wait(on_tick=on_tick)[0]
-    if outcome.errors[0] is not None:
-        raise RunError(f"{outcome.errors[0]}\n{_what_is_left(folder)}")
-    others = [f"rank {r}: {error}" for r, error in enumerate(outcome.errors) if error]
     status = read_json(folder.status, RunStatus)
+    reason = outcome.errors[status.lead if status else 0]
+    if reason is not None:
+        found = tally(folder)
+        what = f"{reason}\n{_what_is_left(folder)}"
+        if found.left:
+            raise UnfinishedError(what)
+        if not found.total:
+            raise RunError(what)
+    others = [f"rank {r}: {error}" for r, error in enumerate(outcome.errors) if error]
     if others and status:
         status = replace(status, alerts=(*status.alerts, *others))
         write_json(folder.status, status.plain())
@@ -238,9 +300,9 @@ def _follow_job(folder: RunFolder, jobs: Jobs, on_status: OnStatus) -> None:
 def _what_is_left(folder: RunFolder) -> str:
     if not folder.tasks.exists():
         return f"Logs: {folder.logs}"
-    total = len(read_jsonl_data(folder.tasks))
+    found = tally(folder)
     return (
-        f"{num_recorded(folder.results)} of {total} tasks are recorded in {folder.results}; "
+        f"{found.total - found.left} of {found.total} tasks are recorded in {folder.results}; "
         f"nothing recorded is lost, the others run with --resume. Logs: {folder.logs}"
     )
 
@@ -261,11 +323,13 @@ def read_status(root: Path) -> WatchedRun:
     folder = RunFolder(root.absolute())
     status = read_json(folder.status, RunStatus)
     if status is None:
-        raise InputError(f"{root}: holds no status.json; give the -o folder of `scepsy run`")
+        raise _no_status(folder)
     alive = False if status.state in FINAL_STATES else is_alive(folder)
     if alive is False and status.state not in FINAL_STATES:
         gone = "its job is gone without a word: killed, or its machine failed"
-        status = replace(status, state="lost", alerts=(*status.alerts, gone))
+        death = death_of(gone, rank_log(folder, status.lead))
+        alerts = (*status.alerts, gone)
+        status = replace(status, state="lost", alerts=alerts, last_lead=death)
     job = read_json(folder.job, Job)
     return extended(
         WatchedRun,
@@ -273,6 +337,19 @@ def read_status(root: Path) -> WatchedRun:
         recorded=num_recorded(folder.results),
         alive=alive,
         cluster=job.cluster if job else "unknown",
+        outlook=outlook(folder, status, job),
+    )
+
+
+def _no_status(folder: RunFolder) -> InputError:
+    if not folder.status.exists():
+        return InputError(
+            f"{folder.root}: holds no status.json; give the -o folder of `scepsy run`"
+        )
+    return InputError(
+        f"{folder.status}: is damaged, as by a crash or a full disk; "
+        f"{num_recorded(folder.results)} tasks are recorded in {folder.results}, the others run "
+        "with --resume"
     )
 
 

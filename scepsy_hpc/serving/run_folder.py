@@ -41,8 +41,13 @@ class RunFolder:
         return self.root / "run.json"
 
     @property
+    def origin(self) -> Path:
+        """The version that began the batch, and its agents' files."""
+        return self.root / "origin.json"
+
+    @property
     def results(self) -> Path:
-        """The ledger."""
+        """The merge of the ledger's segments, which stand beside it in ``results.d``."""
         return self.root / "results.jsonl"
 
     @property
@@ -114,12 +119,12 @@ class AttemptFolder:
 
     @property
     def placement(self) -> Path:
-        """Which instance is on which rank and GPUs, written by rank 0."""
+        """Which instance is on which rank and GPUs, written by the rank that leads."""
         return self.root / "placement.json"
 
     @property
     def stop(self) -> Path:
-        """Written by rank 0 when it ends: every node stops its engines."""
+        """Written by the rank that leads when it ends: every node stops its engines."""
         return self.root / "stop"
 
     @property
@@ -139,9 +144,19 @@ class AttemptFolder:
         """What one rank was given."""
         return self.root / "nodes" / f"{rank}.json"
 
-    def engine(self, instance_id: str) -> Path:
-        """State and endpoint of one instance."""
-        return self.root / "engines" / f"{instance_id}.json"
+    def engine(self, instance_id: str, term: int = 0) -> Path:
+        """State and endpoint of one instance, placed in that term of the lead."""
+        name = f"{instance_id}.term{term}" if term else instance_id
+        return self.root / "engines" / f"{name}.json"
+
+    @property
+    def traffic(self) -> Path:
+        """When each instance last sent a byte of an answer, on the lead's clock."""
+        return self.root / "traffic.json"
+
+    def term(self, number: int) -> Path:
+        """Which rank leads from that term on; 0 is rank 0's without a file."""
+        return self.root / "terms" / f"{number}.json"
 
 
 def write_json(path: Path, value: Any) -> None:

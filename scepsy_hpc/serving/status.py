@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scepsy_hpc.errors import InputError
@@ -14,6 +15,7 @@ from scepsy_hpc.serving.engine_view import EngineView
 from scepsy_hpc.serving.routing import Routes
 from scepsy_hpc.serving.run_folder import write_json
 from scepsy_hpc.serving.start import Run
+from scepsy_hpc.serving.terms import is_over
 
 WRITE_S = 1.0
 
@@ -33,6 +35,7 @@ class LiveStatus:
     state: RunState = "starting"
     url: str | None = None
     batch: Batch | None = None
+    more_alerts: Callable[[], tuple[str, ...]] = tuple
 
     def now(self) -> RunStatus:
         """How far the run is."""
@@ -43,14 +46,26 @@ class LiveStatus:
             url=self.url,
             tasks=self.batch.counts() if self.batch else None,
             instances=self.engines.states(self.routes),
-            alerts=self.engines.alerts(),
+            alerts=(*self._takeover(), *self.engines.alerts(), *self.more_alerts()),
+            lead=self.run.rank,
+            last_lead=self.run.last_lead,
         )
 
+    def _takeover(self) -> tuple[str, ...]:
+        return (self.run.last_lead.how,) if self.run.last_lead else ()
+
     def write(self, state: RunState) -> None:
-        """Look at the engines once more and rewrite the file."""
+        """Look at the engines once more and rewrite the file.
+
+        Once another rank leads, the file is that one's. A disk that is full now is tried again;
+        the ledger is what must not fail.
+        """
         self.state = state
-        self.engines.look()
-        write_json(self.run.folder.status, self.now().plain())
+        if is_over(self.run.attempt, self.run.term):
+            return
+        with contextlib.suppress(OSError, InputError):
+            self.engines.look()
+            write_json(self.run.folder.status, self.now().plain())
 
     def last_state(self) -> RunState:
         """How it ended: `ended`, or what cut it short: `stopped` by the user, `interrupted`."""
@@ -58,14 +73,14 @@ class LiveStatus:
             return "ended"
         if self.run.attempt.asked.exists():
             return "stopped"
+        if self.batch is not None and self.batch.is_out_of_time:
+            return "interrupted"
         return "interrupted" if self.interrupted.is_set() else "ended"
 
     async def keep(self) -> None:
         """Rewrite the file about every second, until cancelled."""
         while True:
-            # A disk that is full now is tried again; the ledger is what must not fail.
-            with contextlib.suppress(OSError, InputError):
-                self.write(self.state)
+            self.write(self.state)
             await asyncio.sleep(WRITE_S)
 
     async def say_when_interrupted(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -67,3 +68,18 @@ def test_the_agents_cpu_is_shown(tmp_path, capsys):
     assert "0.25 s of its agent's CPU" in shown
     assert run_line([*line, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cpu_s"] == 0.25
+
+
+def test_packed_spans_say_the_same(tmp_path, capsys):
+    """Parts and file of a long run give the demand that one file gives, byte for byte."""
+    lines = (FLOW / "spans.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "spans").mkdir()
+    part = tmp_path / "spans" / "000001.jsonl.gz"
+    part.write_bytes(gzip.compress(b"".join(lines[:-20])))
+    (tmp_path / "spans.jsonl").write_bytes(b"".join(lines[-20:]))
+    said = []
+    for spans in (FLOW / "spans.jsonl", tmp_path / "spans.jsonl"):
+        line = ["demand", "--workflow", str(FLOW / "workflow.yaml"), "--spans", str(spans)]
+        assert run_line([*line, "--json"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]

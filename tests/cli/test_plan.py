@@ -299,3 +299,54 @@ def test_the_highest_rate_is_one_that_simulation_carries(tmp_path, capsys):
     assert "95% of what a closed load reaches in simulation" in said
     assert plan.routing.rule == "sticky_prefix"
     assert plan.simulated.latency_mean_s is not None
+
+
+def test_what_is_read_is_not_overwritten(topology, tmp_path, capsys):
+    """`-o` on the spans, the topology, or a link to them: refused, and they stay as they were."""
+    spans = tmp_path / "spans.jsonl"
+    spans.write_bytes((FLOW / "spans.jsonl").read_bytes())
+    (tmp_path / "link").symlink_to(spans)
+    for output in (spans, topology, tmp_path / "link"):
+        line = ["plan", "--workflow", str(FLOW / "workflow.yaml"), "--spans", str(spans)]
+        line += ["--profiles", str(H100), "--topology", str(topology), "-o", str(output)]
+        before = output.read_bytes()
+        assert run_line([*line, "--rate", "1"]) == 2
+        assert "is read by this command; give another file" in capsys.readouterr().err
+        assert output.read_bytes() == before
+
+
+def test_a_limit_on_gpus_that_holds_nothing_names_one_that_does(tmp_path, capsys):
+    """Two LLMs that share no GPU on one GPU: exit 3, and two would do."""
+    topology = tmp_path / "topology.yaml"
+    topology.write_text("schema: scepsy/topology/v1\nnodes:\n" + NODE % "h100_sxm")
+    flow = tmp_path / "workflow.yaml"
+    text = (FLOW / "workflow.yaml").read_text()
+    plain = yaml.safe_load(text)
+    for llm in plain["llms"].values():
+        llm["gpu_shares_pct"] = [100]
+    flow.write_text(yaml.safe_dump(plain))
+    line = ["plan", "--workflow", str(flow), "--spans", str(FLOW / "spans.jsonl")]
+    line += ["--profiles", str(H100), "--topology", str(topology), "-o", str(tmp_path / "p.yaml")]
+    assert run_line([*line, "--rate", "1", "--gpus", "1"]) == 3
+    assert "2 GPUs, not 1, hold every LLM" in " ".join(capsys.readouterr().err.split())
+    assert run_line([*line, "--rate", "1", "--gpus", "2"]) == 0
+
+
+@pytest.mark.parametrize("value", ["-4", "lots", "0", "true", "1.5"])
+def test_engine_args_that_no_engine_takes(value, topology, tmp_path, capsys):
+    """`max_num_seqs` bounds capacity: what is no whole number is refused in one line."""
+    flow = tmp_path / "workflow.yaml"
+    plain = yaml.safe_load((FLOW / "workflow.yaml").read_text())
+    next(iter(plain["llms"].values()))["engine_args"] = {"max_num_seqs": yaml.safe_load(value)}
+    flow.write_text(yaml.safe_dump(plain))
+    line = ["plan", "--workflow", str(flow), "--spans", str(FLOW / "spans.jsonl")]
+    line += ["--profiles", str(H100), "--topology", str(topology), "-o", str(tmp_path / "p.yaml")]
+    assert run_line([*line, "--rate", "1"]) == 2
+    assert "max_num_seqs must be a whole number from 1 on" in error_lines(capsys)[0]
+
+
+@pytest.mark.parametrize("rate", ["1_0", "٣", "1e999"])
+def test_numbers_are_plain(rate, topology, tmp_path, capsys):
+    """Digits of other scripts and underscores are no figures of a command line."""
+    assert run_line(plan_line(topology, tmp_path / "p.yaml", "--rate", rate)) == 2
+    assert "is no number above 0" in capsys.readouterr().err

@@ -8,13 +8,13 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import fake_vllm
 import psutil
 import pytest
 
+from scepsy_hpc.cluster.site import Container, Site
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.engines.ports import spaced_ports
 from scepsy_hpc.engines.process import EngineProcess
@@ -70,6 +70,30 @@ def test_ready_then_stopped(make_config):
     assert not engine.is_alive()
     assert not psutil.pid_exists(engine.pid)
     assert "ERROR" in engine.config.log_path.read_text()
+
+
+BOX = """#!/bin/sh
+echo "$@" >> {seen}
+while [ "$1" != my.sif ]; do shift; done
+shift
+exec "$@"
+"""
+
+
+def test_an_engine_in_an_image_is_ready_and_gone(make_config, tmp_path):
+    """Inside the site's image it answers, keeps its key off the command line, and ends whole."""
+    runtime, seen = tmp_path / "apptainer", tmp_path / "seen"
+    runtime.write_text(BOX.format(seen=seen))
+    runtime.chmod(0o755)
+    config = make_config("good")
+    box = Container(image="my.sif", python=os.environ["SCEPSY_VLLM_PYTHON"], runtime=str(runtime))
+    config = replace(config, site=Site(container=box, scratch=str(tmp_path)), api_key="secret")
+    engine = run(config)
+    assert not psutil.pid_exists(engine.pid)
+    version, serving = seen.read_text().splitlines()
+    assert f"--bind {tmp_path} my.sif" in version
+    assert "serve some/model" in serving
+    assert "secret" not in serving
 
 
 def test_dead_engine_is_noticed_with_its_last_words(make_config):
@@ -130,19 +154,65 @@ def test_stop_leaves_no_children(make_config, tmp_path):
     asyncio.run(main())
 
 
+def test_orphans_in_a_session_of_their_own_are_ended(make_config, tmp_path):
+    """Their parents are gone: the guard has adopted them, and stop finds them below it."""
+
+    async def main() -> None:
+        engine = EngineProcess.start(make_config("forks"))
+        await engine.wait_ready(PATIENCE_S)
+        orphans = orphans_of(tmp_path)
+        assert {process.parent().pid for process in orphans} == {engine.pid}
+        assert engine.pid not in {os.getsid(process.pid) for process in orphans}
+        await engine.stop()
+        assert not any(process.is_running() and not zombie(process.pid) for process in orphans)
+
+    asyncio.run(main())
+
+
+def test_orphans_are_found_when_the_guard_is_gone_too(make_config, tmp_path):
+    """SIGKILL to the whole group: stop finds by its mark what inherited the environment."""
+
+    async def main() -> None:
+        engine = EngineProcess.start(make_config("forks"))
+        await engine.wait_ready(PATIENCE_S)
+        marked, unmarked = orphans_of(tmp_path)
+        engine.kill()
+        while engine.is_alive():
+            await asyncio.sleep(0.01)
+        assert engine.end == "signal SIGKILL"
+        await engine.stop()
+        assert not marked.is_running() or zombie(marked.pid)
+        unmarked.kill()
+
+    asyncio.run(main())
+
+
+def orphans_of(folder) -> list[psutil.Process]:
+    """The one that kept the engine's environment, then the one without any."""
+    pids = (folder / "children").read_text().split()
+    assert len(pids) == 2
+    return [psutil.Process(int(pid)) for pid in pids]
+
+
 def zombie(pid: int) -> bool:
     return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_engine_dies_with_its_parent(make_config, tmp_path):
-    """When the process that started an engine is killed, the engine is gone soon after."""
-    config = make_config("good")
+@pytest.mark.parametrize("behaviour", ["good", "forks"])
+def test_engine_dies_with_its_parent(make_config, tmp_path, behaviour):
+    """When the process that started an engine is killed, the engine is gone soon after.
+
+    So are orphans that it left in sessions of their own.
+    """
+    config = make_config(behaviour)
     script = tmp_path / "parent.py"
     script.write_text(
-        "import sys, pathlib, pickle, time\n"
+        "import asyncio, sys, pathlib, pickle, time\n"
         "from scepsy_hpc.engines.process import EngineProcess\n"
         "config = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
-        "print(EngineProcess.start(config).pid, flush=True)\n"
+        "engine = EngineProcess.start(config)\n"
+        "asyncio.run(engine.wait_ready(60.0))\n"
+        "print(engine.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
     pickled = tmp_path / "config.pkl"
@@ -152,20 +222,11 @@ def test_engine_dies_with_its_parent(make_config, tmp_path):
     ) as parent:
         assert parent.stdout is not None
         guard = psutil.Process(int(parent.stdout.readline()))
-        family = [guard, *wait_for_children(guard)]
+        family = [guard, *guard.children(recursive=True)]
         os.kill(parent.pid, signal.SIGKILL)
+    assert len(family) == (2 if behaviour == "good" else 4), family
     _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
     assert alive == []
-
-
-def wait_for_children(process: psutil.Process) -> list[psutil.Process]:
-    until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until:
-        children = process.children(recursive=True)
-        if children:
-            return children
-        time.sleep(0.05)
-    raise AssertionError(f"{process} started nothing")
 
 
 def test_unknown_engine_is_refused(make_config):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scepsy_hpc.cluster.site import Container, Site
 from scepsy_hpc.engines import vllm
 from scepsy_hpc.engines.config import EngineConfig
 from scepsy_hpc.errors import InputError
@@ -111,6 +112,33 @@ def test_missing_vllm_names_the_fix(tmp_path):
     python.chmod(0o755)
     with pytest.raises(InputError, match=r"scepsy-hpc\[vllm\].*SCEPSY_VLLM_PYTHON"):
         vllm.installed_version(str(python))
+
+
+def test_an_engine_starts_in_the_site_s_image(tmp_path, monkeypatch):
+    """The image's Python tells the version and serves; the engine's folder is bound, too."""
+    runtime = tmp_path / "apptainer"
+    runtime.write_text("#!/bin/sh\necho 0.99.0\n")
+    runtime.chmod(0o755)
+    box = Container(image="docker://vllm", python="/opt/python", runtime=str(runtime))
+    site = Site(container=box, scratch=str(tmp_path))
+    config = replace(CONFIG, site=site, model="/weights/m")
+    command, environment = vllm.vllm_start(config)
+    assert command[:12] == [
+        *(str(runtime), "exec", "--nv", "--bind", str(tmp_path), "--bind", "/weights/m"),
+        *("docker://vllm", "/opt/python", "-m", "vllm.entrypoints.cli.main", "serve"),
+    ]
+    caches = Path(environment["VLLM_CACHE_ROOT"])
+    assert caches.is_relative_to(tmp_path)
+    assert caches.name == "vllm-0.99.0"
+
+
+def test_an_image_without_vllm_is_named(tmp_path):
+    """What the runtime said stands in the one line."""
+    runtime = tmp_path / "apptainer"
+    runtime.write_text("#!/bin/sh\necho no such image >&2\nexit 1\n")
+    runtime.chmod(0o755)
+    with pytest.raises(InputError, match=r"no such image; check container\.image"):
+        vllm.installed_version(str(runtime), "exec", "a.sif", "python3")
 
 
 def test_cache_folder_is_private(tmp_path):

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from scepsy_hpc.errors import InputError
-from scepsy_hpc.files import write_jsonl
-from scepsy_hpc.formats.results import TaskResult, load_results
+from scepsy_hpc.formats.results import TaskResult, load_results, result_line
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -16,10 +15,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     times = {"attempts": 2, "started_s": 1.5, "finished_s": 2}
     found = [
         TaskResult(task_id="a", status="ok", result={"x": [None, 1]}, **times),
-        TaskResult(task_id="b", status="failed", error="ValueError: no", **times),
+        TaskResult(task_id="b", status="failed", error="no", error_class="record", **times),
+        TaskResult(task_id="c", status="ok", result=["\ud800", "\u2028", 10**30], **times),
+        TaskResult(task_id="d", status="ok", **times),
     ]
     path = tmp_path / "results.jsonl"
-    write_jsonl(path, found)
+    path.write_bytes(b"".join(result_line(one) for one in found))
     assert load_results(path) == found
     assert '"result"' not in path.read_text().splitlines()[1]
 

@@ -14,7 +14,8 @@ KEYS = ["state", "updated_s", "attempt", "started_s", "url", "tasks", "instances
 def test_a_status_has_all_its_keys() -> None:
     """Before anything is known most are null; from outside there are three more."""
     plain = RunStatus(attempt="a-0", updated_s=5.0).plain()
-    assert list(plain) == [*KEYS, "error"]
+    more = ["error", "lead", "last_lead"]
+    assert list(plain) == [*KEYS, *more]
     assert plain == {
         **dict.fromkeys(plain),
         "state": "waiting",
@@ -22,9 +23,10 @@ def test_a_status_has_all_its_keys() -> None:
         "attempt": "a-0",
         "instances": (),
         "alerts": (),
+        "lead": 0,
     }
     watched = WatchedRun(attempt="a-0", recorded=3, alive=None, cluster="slurm").plain()
-    assert list(watched) == [*KEYS, "error", "recorded", "alive", "cluster"]
+    assert list(watched) == [*KEYS, *more, "recorded", "alive", "cluster"]
 
 
 def test_what_is_written_is_read() -> None:
@@ -35,7 +37,8 @@ def test_what_is_written_is_read() -> None:
     one = InstanceStatus(id="l0", llm="l", host="n1", gpus=("0", "GPU-a"), state="ready", starts=1)
     status = RunStatus(attempt="a-0", state="running", tasks=counts, instances=(one,))
     assert check(status.plain(), RunStatus, "status.json") == status
-    keys = "id llm host gpus state starts error time_sliced calls_in_flight num_calls"
+    keys = "id llm host gpus state starts error time_sliced suspect_since_s last_death"
+    keys += " calls_in_flight num_calls"
     assert list(status.plain()["instances"][0]) == keys.split()
     with pytest.raises(InputError, match=r'status.json: state: .*got "paused"'):
         check({**status.plain(), "state": "paused"}, RunStatus, "status.json")

@@ -77,3 +77,21 @@ def test_a_node_without_a_free_gpu_stays_so(tmp_path):
     found = load_topology(path)
     assert [node.free for node in found.nodes] == [(), (0, 1)]
     assert found.num_gpus == 2
+
+
+@pytest.mark.parametrize("index", [-1, 99999999999999999])
+@pytest.mark.parametrize("key", ["nvlink_domains", "free_gpus", "domains"])
+def test_indices_that_no_gpu_has(key, index, tmp_path):
+    """A negative or huge index of a GPU is refused wherever it stands."""
+    parts = {
+        "nvlink_domains": f"nvlink_domains: [[0, {index}]]",
+        "free_gpus": f"nvlink_domains: [[0, 1]], free_gpus: [0, {index}]",
+        "domains": f"domains: [{{gpus: [0, {index}], link: nvlink}}]",
+    }
+    path = tmp_path / "topology.yaml"
+    path.write_text(
+        "schema: scepsy/topology/v1\n"
+        f"nodes: [{{name: a, gpu_type: h100_sxm, gpu_memory_gib: 80, {parts[key]}}}]\n"
+    )
+    with pytest.raises(InputError, match=rf"{key}.*got {index}"):
+        load_topology(path)

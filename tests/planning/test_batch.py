@@ -106,13 +106,17 @@ def test_all_gpus_are_as_cheap_without_start_up() -> None:
     assert hours_of(choice) == pytest.approx(60 / 3600)
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="two LLM runs a server: the drain of few tasks is predicted at the work bound",
+)
 def test_a_batch_of_runs_that_differ() -> None:
     """The drain lasts as long as the longest run in flight, by the lengths of the traced ones.
 
-    20 tasks in 5.7 s: four replicas start the last after 4 s, and 1 s later all is done. Where half
-    the runs take 1.9 of the mean the drain of four is 1.8 s; five replicas end after 3 + 1.8 s.
+    20 tasks in 5.5 s: four replicas start the last after 4 s, and 1 s later all is done. Where half
+    the runs take 1.9 of the mean four places have three long runs in one, 5.7 s; five have two.
     """
-    even, uneven = (_batch(Deadline(20, 5.7), lengths_s=x) for x in ((1.0, 1.0), (0.1, 1.9)))
+    even, uneven = (_batch(Deadline(20, 5.5), lengths_s=x) for x in ((1.0, 1.0), (0.1, 1.9)))
     assert (even.solution.num_gpus, uneven.solution.num_gpus) == (4, 5)
 
 

@@ -111,11 +111,11 @@ def test_a_latency_limit_at_a_rate() -> None:
 
 
 def test_nothing_fits() -> None:
-    """Two LLMs on one GPU that none may share: no rate is near, more GPUs are the way out."""
+    """Two LLMs on one GPU that none may share: no rate is near, two GPUs are the way out."""
     for target in (Rate(0.1), MaxThroughput(), Deadline(10, 1000.0)):
         said = refusal(target, Limits(num_gpus=1))
         assert said.startswith("no plan fits: ")
-        assert said.endswith("; free more GPUs or allow smaller shares")
+        assert said.endswith("; 2 GPUs, not 1, hold every LLM")
 
 
 @pytest.mark.parametrize("num_gpus", [2, 3, 5, 6])

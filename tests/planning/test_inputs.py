@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,17 @@ def test_a_workflow_that_the_plan_has_not(tmp_path: Path) -> None:
         save_plan(tmp_path / "plan.yaml", _plan(input_of("spans", rag, named)))
         with pytest.raises(InputError, match=r"inputs\[0\].workflow: must be one of rag, search"):
             load_plan(tmp_path / "plan.yaml")
+
+
+def test_spans_that_were_packed_since_are_the_same(tmp_path: Path) -> None:
+    """Packing changes no digest; a span that was lost or added in a part does."""
+    path = _spans(tmp_path / "spans.jsonl", "a", "rag")
+    plan = _plan(input_of("spans", path, "rag"), workflows=("rag",))
+    (tmp_path / "spans").mkdir()
+    part = tmp_path / "spans" / "000001.jsonl.gz"
+    part.write_bytes(gzip.compress(path.read_bytes()))
+    path.write_text("")
+    assert [span.span_id for span in spans_of(plan)["rag"]] == ["run", "s"]
+    part.write_bytes(gzip.compress(gzip.decompress(part.read_bytes()) + b"\n"))
+    with pytest.raises(InputError, match=r"spans\.jsonl: has changed since"):
+        spans_of(plan)

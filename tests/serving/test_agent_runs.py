@@ -14,13 +14,12 @@ from scepsy_hpc.formats.plan import Plan, PlanWorkflow
 from scepsy_hpc.formats.spans import Span
 from scepsy_hpc.formats.tasks import Task
 from scepsy_hpc.formats.workflow import Agent
-from scepsy_hpc.serving import agent_runs
 from scepsy_hpc.serving.agent_runs import AgentRuns
-from scepsy_hpc.serving.batch import AttemptEnd
 from scepsy_hpc.serving.dispatcher import dispatcher_of
 from scepsy_hpc.serving.run_folder import RunFolder
 from scepsy_hpc.serving.settings import RunSettings
 from scepsy_hpc.serving.start import Run
+from scepsy_hpc.tracing.agents.pool import AgentOutcome
 from scepsy_hpc.tracing.proxy.proxy import RecordingProxy
 
 # What it was given, as JSON; it fails, or waits for ever, where its task says so.
@@ -43,17 +42,15 @@ class Attempts:
         run = RunFolder(folder)
         run.create()
         plan, self.spans = Plan(workflows=(workflow,)), list[Span]()
-        self.interrupted = asyncio.Event()
         dispatcher = self.dispatcher = dispatcher_of(plan, "key", 1.0)
         self.runs = AgentRuns(
             Run(run, run.attempt("a-0"), plan, RunSettings(task_timeout_s=60.0), "host"),
             dispatcher,
             RecordingProxy(dispatcher, self.spans.append, api_key="key"),
             self.spans.append,
-            self.interrupted,
         )
 
-    async def run(self, number: int = 1, **task: object) -> AttemptEnd:
+    async def run(self, number: int = 1, **task: object) -> AgentOutcome:
         async with contextlib.AsyncExitStack() as stack:
             await self.runs.start(1, stack)
             return await self.runs.run(Task("t 1", "rag", {"task_id": "t 1", **task}), number)
@@ -85,13 +82,12 @@ def test_an_attempt_that_ends_well(tmp_path, agent):
     }
     assert (span.kind, span.workflow, span.status) == ("run", "rag", "ok")
     assert (span.start_s, span.end_s) == (end.started_s, end.finished_s)
-    assert not end.faulted
+    assert end.failure is None
     assert attempts.dispatcher.workflow_of == {}
 
 
-def test_a_failure_ends_when_the_agent_did(tmp_path, agent, monkeypatch):
-    """Waiting for a signal that may have been the reason is no part of the run."""
-    monkeypatch.setattr(agent_runs, "SAME_SIGNAL_S", 0.2)
+def test_a_failure_is_the_agents_own(tmp_path, agent):
+    """Its span says so, and ends when the agent did."""
 
     async def go():
         attempts = Attempts(tmp_path, agent)
@@ -99,21 +95,9 @@ def test_a_failure_ends_when_the_agent_did(tmp_path, agent, monkeypatch):
 
     attempts, end = asyncio.run(go())
     assert "this task is wrong" in end.error
+    assert end.failure == "agent"
     [span] = attempts.spans
     assert (span.status, span.end_s) == ("failed", end.finished_s)
-
-
-def test_a_failure_beside_a_signal_leaves_no_record(tmp_path, agent):
-    """The signal ends agents too: such an attempt counts as cancelled, so its task runs again."""
-
-    async def go():
-        attempts = Attempts(tmp_path, agent)
-        attempts.interrupted.set()
-        with pytest.raises(asyncio.CancelledError):
-            await attempts.run(fails=True)
-        return attempts
-
-    assert [span.status for span in asyncio.run(go()).spans] == ["cancelled"]
 
 
 def test_an_attempt_that_is_cut_off(tmp_path, agent):
@@ -134,21 +118,32 @@ def test_an_attempt_that_is_cut_off(tmp_path, agent):
     assert span.end_s >= span.start_s
 
 
-def test_an_engines_fault_is_told(tmp_path, agent):
-    """A run in which an engine failed may be tried again as a whole, and only that run."""
+@pytest.mark.parametrize("how", ["fault", "suspect", "gone", "sound", "another"])
+def test_an_agent_is_not_blamed_for_an_engine(tmp_path, agent, how):
+    """Its failure is infrastructure's where an engine failed in its run, or one that it called is
+    suspect or gone; an engine that it did not call excuses nothing."""
 
     async def go():
         attempts = Attempts(tmp_path, agent)
-        job = asyncio.create_task(attempts.run())
-        while not attempts.dispatcher.workflow_of:
+        dispatcher = attempts.dispatcher
+        dispatcher.routes.update({"i0": ("m", "http://h"), "i1": ("m", "http://h")})
+        job = asyncio.create_task(attempts.run(fails=True, waits_s=0.3))
+        while not dispatcher.workflow_of:
             await asyncio.sleep(0.01)
-        [run_id] = attempts.dispatcher.workflow_of
-        common = {"kind": "llm", "llm": "m", "start_s": 0.0, "end_s": 1.0}
-        attempts.dispatcher.saw(Span(run_id=run_id, span_id="c", status="unreachable", **common))
+        [run_id] = dispatcher.workflow_of
+        dispatcher.called[run_id] = {"i1" if how == "another" else "i0"}
+        if how == "fault":
+            common = {"kind": "llm", "llm": "m", "start_s": 0.0, "end_s": 1.0}
+            dispatcher.saw(Span(run_id=run_id, span_id="c", status="unreachable", **common))
+        if how in ("suspect", "another"):
+            dispatcher.routes.suspect("i0", float("inf"))
+        if how == "gone":
+            dispatcher.routes.update({})
         end = await job
-        return end.faulted, attempts.dispatcher.faulted
+        assert (dispatcher.faulted, dispatcher.called) == (set(), {})
+        return end.failure
 
-    assert asyncio.run(go()) == (True, set())
+    assert asyncio.run(go()) == ("agent" if how in ("sound", "another") else "infra")
 
 
 def test_a_workflow_without_an_agent_is_refused(tmp_path):

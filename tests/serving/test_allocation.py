@@ -11,8 +11,10 @@ from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.formats.plan import Deployment, Instance, Plan
 from scepsy_hpc.serving.allocation import (
     GrantedNode,
+    PlacedInstance,
     granted_gpus,
     local_nodes,
+    place_anew,
     place_on,
     pretended_nodes,
     this_node,
@@ -216,3 +218,41 @@ def test_pretended_nodes_offer_what_the_plan_wants():
     nodes = pretended_nodes(plan, "here")
     assert nodes == (grant(0, "here", "03"), grant(1, "here", "1"))
     assert len(place_on(plan, nodes)) == 2
+
+
+def instance_on(rank, name, llm, *gpus):
+    """An instance on GPUs of one rank."""
+    logical = tuple(range(len(gpus)))
+    one = Instance(id=name, llm=llm, node="n", gpus=logical, gpu_share_pct=100)
+    return PlacedInstance(instance=one, rank=rank, host=f"h{rank}", gpus=gpus)
+
+
+def node_of(rank, *domains):
+    return GrantedNode(rank=rank, host=f"h{rank}", domains=domains)
+
+
+def test_what_a_lost_node_hosted_moves_to_free_gpus():
+    """What lives stays where it is; what moved says in which term; GPUs in use are not touched."""
+    before = (instance_on(0, "a0", "a", "0", "1"), instance_on(1, "b0", "b", "1"))
+    after = place_anew(before, [node_of(1, ("0", "1"), ("2", "3"))], term=3)
+    assert after[0] == before[1]
+    (moved,) = after[1:]
+    assert (moved.instance, moved.rank, moved.host) == (before[0].instance, 1, "h1")
+    assert (moved.gpus, moved.term) == (("2", "3"), 3)
+
+
+def test_where_room_is_short_an_llm_without_replica_goes_first():
+    """One free GPU: the second replica of `a` is left out, the only one of `b` is not."""
+    before = (
+        instance_on(0, "a0", "a", "0"),
+        instance_on(0, "b0", "b", "1"),
+        instance_on(1, "a1", "a", "0"),
+    )
+    after = place_anew(before, [node_of(1, ("0", "1"))], term=1)
+    assert [(one.instance.id, one.gpus) for one in after] == [("a1", ("0",)), ("b0", ("1",))]
+
+
+def test_without_room_nothing_moves():
+    """A group of two does not fit into two domains with a free GPU each."""
+    before = (instance_on(0, "a0", "a", "0", "1"), instance_on(1, "b0", "b", "0"))
+    assert place_anew(before, [node_of(1, ("0", "1"), ("2",))], term=1) == before[1:]

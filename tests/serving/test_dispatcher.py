@@ -51,3 +51,11 @@ def test_a_holder_that_is_gone_unready_failed_or_suspect_is_passed_over() -> Non
     assert pick(made, "b").name == "b"
     made.routes.update({"a": ("llm", "http://a")})
     assert pick(made, "b").name == "a"
+
+
+def test_calls_to_one_instance_share_its_wire() -> None:
+    """So that all of them can be cut, and any byte of them is its sign of life."""
+    made = dispatcher(Routing())
+    first, second, third = (pick(made) for _ in range(3))
+    assert first.wire is third.wire is made.routes.instances["a"].wire
+    assert second.wire is made.routes.instances["b"].wire

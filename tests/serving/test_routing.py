@@ -113,12 +113,13 @@ def test_an_alias_means_a_deployment_of_its_own_workflow():
     assert made.known_aliases("beam") == ["b"]
 
 
-def test_silence_is_waited_out_for_minutes():
+@pytest.mark.parametrize("outcome", ["unreachable", "broken_off"])
+def test_silence_is_waited_out_for_minutes(outcome):
     """Eleven delays that double from a tenth of a second up to half a minute, then no more.
 
     0.1 + 0.2 + ... + 25.6 is 51.1 s, and two of 30 s.
     """
-    delays = [retry_delay_s("unreachable", attempt) for attempt in range(1, 13)]
+    delays = [retry_delay_s(outcome, attempt) for attempt in range(1, 13)]
     assert delays[:3] == [0.1, 0.2, 0.4]
     assert delays[8:] == [25.6, 30.0, 30.0, None]
     assert sum(delays[:11]) == pytest.approx(111.1)
@@ -131,7 +132,6 @@ def test_back_pressure_is_waited_out_longer():
     assert set(delays[6:199]) == {2.0}
     assert delays[199] is None
     assert retry_delay_s("error_400", 1) is None
-    assert retry_delay_s("broken_off", 1) is None
 
 
 def test_the_simulator_picks_as_the_dispatcher_does():

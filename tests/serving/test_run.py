@@ -14,7 +14,7 @@ import serving_cases as cases
 from scepsy_hpc.cli.main import run_line as scepsy
 from scepsy_hpc.formats.plan import Component, load_plan, save_plan
 from scepsy_hpc.formats.spans import load_spans
-from scepsy_hpc.serving import node_agent
+from scepsy_hpc.serving import node_agent, span_log
 from scepsy_hpc.serving import run as runs
 from scepsy_hpc.serving.settings import RunSettings, load_settings
 
@@ -48,7 +48,7 @@ def test_stop_in_mid_batch_then_resume(tmp_path, capsys):
         assert (shown["state"], shown["alive"], shown["recorded"]) == ("running", True, 5)
         assert scepsy(["stop", str(out)]) == 0
         output, errors = running.communicate(timeout=90)
-    assert running.returncode == 1
+    assert running.returncode == 4
     assert "3 tasks are not recorded" in errors
     assert "state: stopped; tasks recorded: 5" in output
     assert cases.processes_of(out) == []
@@ -80,16 +80,53 @@ def test_a_killed_engine_is_started_again_and_no_task_is_lost(tmp_path):
     assert starts == {"l0": 2, "s0": 1}
     assert {path.name for path in (out / "logs").glob("l0.*")} == {"l0.1.log", "l0.2.log"}
     assert "state: ended" in output
+    assert "died at 20" in output
+    assert ": signal SIGKILL" in output
+    assert f"last lines of {out}/logs/l0.1.log:" in output
+
+
+def test_a_hung_engine_is_named_killed_and_no_task_is_lost(tmp_path):
+    """SIGSTOP to an engine while calls wait on it: they end on the next start of that engine."""
+    plan, tasks = cases.make_case(tmp_path, PAIR, gated(tmp_path, 3, 4))
+    settings = RunSettings(max_runs_in_flight=4, hung_after_s=1.5)
+    folder = runs.prepare(plan, tasks, tmp_path / "out", settings)
+    jobs = runs.launch(folder, "local")
+    try:
+        cases.wait_until(lambda: len(cases.results(folder.root)) == 3, "three results")
+        hung = cases.engine_reports(folder.root)["l0"]
+        (engine,) = psutil.Process(hung["pid"]).children()
+        engine.suspend()
+        (tmp_path / "gate").touch()
+        runs.follow(folder, jobs, lambda status, note: None)
+    finally:
+        jobs.cancel()
+    cases.assert_each_once(folder.root, tasks)
+    large, _ = (one for one in cases.status_of(folder.root)["instances"])
+    assert (large["id"], large["starts"]) == ("l0", 2)
+    assert large["last_death"]["how"].startswith("hung and killed: no sign of work for")
+    assert large["last_death"]["log"] == str(folder.logs / "l0.1.log")
+    spans = [s for s in load_spans(folder.spans) if s.kind == "llm"]
+    assert {s.status for s in spans if s.llm == "large"} == {"ok", "retried_unreachable"}
+
+
+def test_what_agents_leave_behind_ends_with_the_run(tmp_path):
+    """A process that an agent set free, in a session of its own, does not outlive the batch."""
+    tasks = [{"task_id": "t0", "leaves": f"{tmp_path}/left-by-an-agent"}]
+    plan, tasks = cases.make_case(tmp_path, PAIR, tasks)
+    out = tmp_path / "out"
+    assert scepsy(["run", str(plan), str(tasks), "-o", str(out)]) == 0
+    cases.assert_each_once(out, tasks)
+    assert cases.processes_of(tmp_path) == []
 
 
 def test_an_engine_that_never_gets_ready(tmp_path, capsys, monkeypatch):
-    """Exit 1 with one message: which LLM, the engine's own words once, where the logs are."""
+    """Exit 4 with one message: which LLM, the engine's own words once, where the logs are."""
     monkeypatch.setattr(node_agent, "MAX_STARTS", 2)
     plan, tasks = cases.make_case(tmp_path, PAIR, 2, timing_bundle=str(tmp_path / "nowhere"))
     out = tmp_path / "out"
     code = scepsy(["run", str(plan), str(tasks), "-o", str(out), "--cluster", "debug"])
     errors = capsys.readouterr().err
-    assert code == 1
+    assert code == 4
     assert errors.count("nowhere") == 1
     assert "its only instance is gone" in errors
     assert "No task was run" in errors
@@ -138,6 +175,7 @@ def test_an_agent_that_fails_by_itself(tmp_path, capsys):
     found = {line["task_id"]: line for line in cases.results(out)}
     assert found["good"]["result"] == {"tokens": 5, "attempt": "1"}
     assert (found["bad"]["status"], found["bad"]["attempts"]) == ("failed", 1)
+    assert found["bad"]["error_class"] == "agent"
     assert "this task is wrong" in found["bad"]["error"]
     assert "1 tasks failed" in capsys.readouterr().err
     spans = load_spans(out / "spans.jsonl")
@@ -179,7 +217,7 @@ def test_a_signal_ends_everything_and_the_batch_resumes(tmp_path, number):
         send = os.killpg if number == signal.SIGINT else os.kill
         send(running.pid, number)
         _, errors = running.communicate(timeout=90)
-    assert running.returncode == 130
+    assert running.returncode == 4
     assert "--resume goes on" in errors
     cases.wait_until(lambda: cases.processes_of(tmp_path) == [], "every process to end")
     assert runs.read_status(out).state in ("interrupted", "stopped")
@@ -199,11 +237,13 @@ def test_a_crash_of_the_lead_is_noticed_and_resumed(tmp_path, capsys):
         engine = psutil.Process(cases.engine_reports(out)["l0"]["pid"])
         engine.parent().kill()
         _, errors = running.communicate(timeout=90)
-    assert running.returncode == 1
+    assert running.returncode == 4
     assert "2 of 4 tasks are recorded" in errors
     cases.wait_until(lambda: cases.processes_of(tmp_path) == [], "every process to end")
     assert scepsy(["status", str(out)]) == 0
-    assert "state: lost" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "state: lost" in shown
+    assert "the lead was lost at 20" in shown
     with (out / "spans.jsonl").open("a") as spans, (out / "results.jsonl").open("a") as lines:
         spans.write('{"run_id": "g0.1.x", "span')  # What a crash leaves at the end of a file.
         lines.write('{"task_id": "g0", "sta')
@@ -241,3 +281,48 @@ def test_unequal_nodes_of_one_type_are_asked_for_as_equal_ones(capsys):
     assert "1 of them stay idle" in said
     assert runs._equal_nodes(unequal[:1]) == unequal[0]
     assert not capsys.readouterr().err
+
+
+def test_spans_of_a_run_are_packed_as_they_grow(tmp_path, monkeypatch, capsys):
+    """Several parts, none lost: figures and report are those of all runs, in a resumed one too."""
+    monkeypatch.setattr(span_log, "PART_BYTES", 1000)
+    plan, tasks = cases.make_case(tmp_path, PAIR, 6)
+    out = tmp_path / "out"
+    line = ["run", str(plan), str(tasks), "-o", str(out), "--cluster", "debug"]
+    assert scepsy(line) == 0
+    assert len(list((out / "spans").glob("*.jsonl.gz"))) > 2
+    spans = load_spans(out / "spans.jsonl")
+    assert sum(span.kind == "run" for span in spans) == 6
+    assert sum(span.kind == "llm" for span in spans) == 12
+    measured = json.loads((out / "measured.json").read_text())
+    assert measured["workflows"]["tiny"]["num_runs"] == 6
+    with tasks.open("a") as stream:
+        stream.write('{"task_id": "later"}\n')
+    capsys.readouterr()
+    folder = runs.prepare(plan, tasks, out, RunSettings(max_runs_in_flight=2), True, True)
+    runs.follow(folder, runs.launch(folder, "debug"), lambda status, note: None)
+    measured = json.loads((out / "measured.json").read_text())
+    assert measured["workflows"]["tiny"]["num_runs"] == 1
+    assert sum(span.kind == "run" for span in load_spans(out / "spans.jsonl")) == 7
+
+
+def test_a_missing_vllm_is_found_before_the_queue(tmp_path, monkeypatch, capsys):
+    """Exit code 2, one line, and no folder is left: no job waits for hours to say it."""
+    plan, tasks = cases.make_case(tmp_path, PAIR, 1)
+    wanted = load_plan(plan)
+    llms = {
+        name: dataclasses.replace(llm, engine="vllm", engine_args={})
+        for name, llm in wanted.llms.items()
+    }
+    save_plan(plan, dataclasses.replace(wanted, llms=llms))
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("SCEPSY_VLLM_PYTHON", str(python))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    out = tmp_path / "out"
+    assert scepsy(["run", str(plan), str(tasks), "-o", str(out)]) == 2
+    [line] = [li for li in capsys.readouterr().err.splitlines() if li.startswith("error:")]
+    assert "engine vllm: not installed" in line
+    assert "nothing was submitted" in line
+    assert not out.exists()

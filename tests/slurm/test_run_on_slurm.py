@@ -140,7 +140,7 @@ def test_stop_in_mid_batch_then_resume(mini_slurm: MiniSlurm) -> None:
     assert refused.returncode == 2
     assert "a run uses this folder now" in refused.stderr
     assert stopped.returncode == 0
-    assert running.returncode == 1
+    assert running.returncode == 4
     assert "4 tasks are not recorded" in errors
     (folder / "gate").touch()
     again = scepsy(mini_slurm, folder, *words, "--resume")
@@ -161,7 +161,7 @@ def test_a_cancelled_job_leaves_no_engine_and_resumes(mini_slurm: MiniSlurm) -> 
         job = json.loads((out / "private" / "job.json").read_text())["ids"][0]
         mini_slurm.run_as_user(["scancel", job])
         _, errors = running.communicate(timeout=LONG_S)
-    assert running.returncode == 1
+    assert running.returncode == 4
     assert "CANCELLED" in errors
     assert "8 of 12 tasks are recorded" in errors
     psutil.wait_procs(engines, timeout=30)
@@ -210,6 +210,46 @@ def test_a_node_that_dies_takes_no_task_with_it(hasty_slurm: MiniSlurm) -> None:
     assert "alert: " in errors
 
 
+WITH_SETTINGS = """
+import sys
+from pathlib import Path
+from scepsy_hpc.serving import run as runs
+from scepsy_hpc.serving.settings import RunSettings
+plan, tasks, out = map(Path, sys.argv[1:])
+settings = RunSettings(max_runs_in_flight=4, node_lost_s=15.0)
+folder = runs.prepare(plan, tasks, out, settings)
+runs.follow(folder, runs.launch(folder, "slurm"), lambda status, note: None)
+"""
+
+
+def test_another_node_goes_on_when_the_one_that_leads_dies(hasty_slurm: MiniSlurm) -> None:
+    """With it die the batch script, srun and the agents; rank 1 takes over and ends the batch."""
+    folder = hasty_slurm.job_dir("run-lead-dies")
+    both = {**INSTANCES, "s1": ("small", "b", (1,))}
+    plan, tasks = cases.make_case(folder, both, gated(folder, 6, 6), gpu_type="cpu_slice")
+    out = folder / "out"
+    line = [sys.executable, "-c", WITH_SETTINGS, str(plan), str(tasks), str(out)]
+    pipe = subprocess.PIPE
+    started = hasty_slurm.popen_as_user(
+        line, folder, stdout=pipe, stderr=pipe, start_new_session=True
+    )
+    with cases.ended_with(started) as running:
+        cases.wait_for_results(running, out, 6, LONG_S)
+        engine = psutil.Process(cases.engine_reports(out)["l0"]["pid"])
+        node = engine.environ()["SLURMD_NODENAME"]
+        hasty_slurm.kill_node(node)
+        cases.wait_until(lambda: cases.status_of(out).get("lead") == 1, "rank 1 to lead", LONG_S)
+        (folder / "gate").touch()
+        _, errors = running.communicate(timeout=LONG_S)
+    hasty_slurm.start_node(node)
+    hasty_slurm.wait_for_node(node, "idle", 60)
+    assert running.returncode == 0, errors
+    cases.assert_each_once(out, tasks)
+    status = cases.status_of(out)
+    assert (status["state"], status["lead"]) == ("ended", 1)
+    assert status["last_lead"]["how"].startswith("rank 0 on ")
+
+
 def test_the_time_limit_ends_a_run_in_order(mini_slurm: MiniSlurm) -> None:
     """Slurm's signal before the end of the time: no task is recorded as failed, resume finishes."""
     folder = mini_slurm.job_dir("run-time")
@@ -217,7 +257,7 @@ def test_the_time_limit_ends_a_run_in_order(mini_slurm: MiniSlurm) -> None:
     out = folder / "out"
     words = ("run", plan, tasks, "-o", out, "--cluster", "slurm")
     ended = scepsy(mini_slurm, folder, *words, "--time", "1min", "--chain", "0")
-    assert ended.returncode == 1
+    assert ended.returncode == 4
     assert "tasks are not recorded" in ended.stderr
     assert cases.status_of(out)["state"] == "interrupted"
     assert {line["status"] for line in cases.results(out)} <= {"ok"}

@@ -43,10 +43,14 @@ class FakeEngine:
         self.go_on.set()
         self.break_off = False
         self.on_call: Callable[[], None] = lambda: None
+        self.num_metrics = 0
+        self.counts_work = False
 
     async def __aenter__(self) -> FakeEngine:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -59,6 +63,17 @@ class FakeEngine:
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": []})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        """Each look finds one token more, or a page without counters."""
+        self.num_metrics += 1
+        if not self.counts_work:
+            return web.Response(text="")
+        head = "# TYPE vllm:generation_tokens_total counter\n"
+        return web.Response(text=f"{head}vllm:generation_tokens_total {self.num_metrics}\n")
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -103,6 +118,8 @@ def _whole(path: str, body: dict[str, Any]) -> dict[str, Any]:
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return {"id": "c", "object": "chat.completion", "created": 0, "model": body["model"],
                 "choices": [choice], "usage": USAGE}  # fmt: skip
+    if path == "completions":
+        return {"id": "c", "choices": [{"index": 0, "text": "a"}], "usage": USAGE}
     if path == "rerank":
         return {"results": [{"index": 0, "relevance_score": 0.5}], "usage": {"total_tokens": 9}}
     if path == "responses":

@@ -79,12 +79,24 @@ def squeue(folder: Path, arguments: list[str]) -> None:
 
 def srun(folder: Path, arguments: list[str]) -> None:
     command = [a for a in arguments if not a.startswith("--")]
-    for option in ("--output", "--error"):
+    streams = {}
+    for option, name in (("--output", "stdout"), ("--error", "stderr")):
         if option in arguments:
-            command.remove(arguments[arguments.index(option) + 1])
+            named = arguments[arguments.index(option) + 1]
+            command.remove(named)
+            streams[name] = open(_filled_in(named), "ab")  # noqa: SIM115
     (folder / "srun").write_text(shlex.join(arguments))
     (folder / "step_environ").write_text(json.dumps(dict(os.environ)))
-    sys.exit(subprocess.call(command))
+    sys.exit(subprocess.call(command, **streams))
+
+
+def _filled_in(path: str) -> str:
+    """A path with Slurm's signs for job, array and task put in."""
+    job, member = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_TASK_ID", "0")
+    signs = {"%j": job, "%A": os.environ.get("SLURM_ARRAY_JOB_ID", job), "%a": member, "%t": "0"}
+    for sign, value in signs.items():
+        path = path.replace(sign, value)
+    return path
 
 
 def scancel(folder: Path, arguments: list[str]) -> None:

@@ -21,7 +21,7 @@ COMMAND = ["-m", "vllm.entrypoints.cli.main", "serve"]
 
 def install(folder: Path, behaviour: str) -> Path:
     """An executable that behaves so: good, dies, late=N (dies in its first N starts, which it
-    counts in STARTS_FILE), mute, status=NNN, no_token or stubborn.
+    counts in STARTS_FILE), mute, status=NNN, no_token, stubborn or forks (leaves orphans).
     """
     path = folder / f"python-{behaviour}"
     path.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {behaviour} "$@"\n')
@@ -77,6 +77,17 @@ def main() -> None:
         worker = [sys.executable, "-c", "import time; time.sleep(600)"]
         children = [subprocess.Popen(worker), subprocess.Popen(worker, start_new_session=True)]
         Path(os.environ["CHILDREN_FILE"]).write_text(" ".join(str(c.pid) for c in children))
+    if behaviour == "forks":
+        # Twice: the parent of what stays is gone, and it has a session of its own.
+        orphan = "import subprocess as s, sys; print(s.Popen(sys.argv[1:], stdout=s.DEVNULL).pid)"
+        sleeper = ("-c", "import time; time.sleep(600)")
+        for environment in (None, {}):
+            line = [sys.executable, "-c", orphan, sys.executable, *sleeper]
+            started = subprocess.run(
+                line, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
+            )
+            with Path(os.environ["CHILDREN_FILE"]).open("a") as children:
+                children.write(started.stdout)
     port = int(arguments[arguments.index("--port") + 1])
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from scepsy_hpc.serving.start import number_in_chain
 
 MODELS = {"small": "Qwen/Qwen3-0.6B", "large": "Qwen/Qwen3-8B"}
 TIME_SCALE = 0.02
-# A task's `gate` is a file: the agent waits between its two calls until it exists.
+# A task's `gate` is a file: the agent waits between its two calls until it exists. One that
+# `leaves` something starts a process that outlives it, its session and its parent.
 AGENT = '''
-import json, os, pathlib, time, urllib.request
+import json, os, pathlib, subprocess, sys, time, urllib.request
 
 
 def ask(model, num_tokens):
@@ -39,8 +42,12 @@ def ask(model, num_tokens):
 
 
 def run(task):
-    if task.get("fails"):
+    if task.get("fails") or not pathlib.Path(task.get("needs", "/")).exists():
         raise ValueError("this task is wrong")
+    if task.get("leaves"):
+        orphan = "import subprocess as s, sys; s.Popen(sys.argv[1:], start_new_session=True)"
+        sleeper = [sys.executable, "-c", "import time; time.sleep(600)", task["leaves"]]
+        subprocess.run([sys.executable, "-c", orphan, *sleeper], check=True)
     tokens = ask("small", 2)
     while "gate" in task and not pathlib.Path(task["gate"]).exists():
         time.sleep(0.05)
@@ -84,6 +91,50 @@ def _deployment(name, gpu_type, instances, engine_args):
         num_replicas=sum(llm == name for llm, _, _ in instances.values()),
         engine_args={"timing_bundle": bundle, "time_scale": TIME_SCALE, **engine_args},
     )
+
+
+# What Slurm's step would run on each node, here as processes of one machine.
+_RANK = """
+import sys
+from scepsy_hpc.serving.host import host
+from scepsy_hpc.serving.start import Start
+host(Start(sys.argv[1], sys.argv[2], pretended=False))
+"""
+
+
+@contextlib.contextmanager
+def ranks_of(folder, gpus_by_rank, attempt="a"):
+    """One process for each rank, with the GPUs it is given; all of them end with the block."""
+    num_ranks, started = len(gpus_by_rank), []
+    job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1"}
+    job |= {"SLURM_NTASKS": str(num_ranks), "SLURM_LOCALID": "0"}
+    job |= {"SLURM_JOB_NUM_NODES": str(num_ranks), "SLURM_JOB_NODELIST": "n"}
+    try:
+        for rank, gpus in enumerate(gpus_by_rank):
+            mine = {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank)}
+            environment = {**os.environ, **job, **mine, "CUDA_VISIBLE_DEVICES": gpus}
+            with (folder.logs / f"rank{rank}.txt").open("wb") as log:
+                line = [sys.executable, "-c", _RANK, str(folder.root), attempt]
+                started.append(
+                    subprocess.Popen(
+                        line, env=environment, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
+        yield started
+    finally:
+        for running in started:
+            family = [psutil.Process(running.pid)] if running.poll() is None else []
+            family += [child for one in family for child in one.children(recursive=True)]
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            running.wait()
+
+
+def family_of(running):
+    """A process and all below it."""
+    parent = psutil.Process(running.pid)
+    return [parent, *parent.children(recursive=True)]
 
 
 @contextlib.contextmanager

@@ -207,7 +207,7 @@ def step_command(folder: Path, resources: Resources, site: Site) -> list[str]:
     } | gpus
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
     command = shlex.split(quoted_command(slurm.python_command(site), folder))
-    kill = ["--no-kill"] if resources.no_kill else []
+    kill = slurm.OUTLIVES_TASKS if resources.no_kill else ()
     return [
         *("srun", "--exact", "--unbuffered", *flags, *kill, *site.srun),
         *command,

@@ -19,7 +19,7 @@ from submitit.slurm import slurm as submitit_slurm
 
 from scepsy_hpc.cluster.jobs.entry import quoted_command
 from scepsy_hpc.cluster.jobs.tasks import Resources
-from scepsy_hpc.cluster.site import Site, gpu_options
+from scepsy_hpc.cluster.site import Site, expanded, gpu_options, job_container, job_python
 from scepsy_hpc.errors import InputError
 
 # Says where Slurm is, not what a job is like.
@@ -80,9 +80,13 @@ def environment_for_step(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environ.items() if not key.startswith(_STEP_SHAPE)}
 
 
+# A step that goes on when a node or one of its processes dies, whatever slurm.conf says of that.
+OUTLIVES_TASKS = ("--no-kill", "--kill-on-bad-exit=0", "--wait=0")
+
+
 def sbatch_parameters(need: Resources, site: Site, name: str) -> dict[str, Any]:
     """Parameters for submitit's SlurmExecutor. One task a node."""
-    no_kill = ["--no-kill"] if need.no_kill else []
+    no_kill = OUTLIVES_TASKS if need.no_kill else ()
     extra = {key.lstrip("-").replace("_", "-"): value for key, value in site.sbatch.items()}
     if need.no_kill:
         extra["no-kill"] = True
@@ -110,8 +114,11 @@ def sbatch_parameters(need: Resources, site: Site, name: str) -> dict[str, Any]:
 
 
 def python_command(site: Site) -> str:
-    """The Python of the jobs, quoted for a shell."""
-    return shlex.quote(site.python or sys.executable)
+    """The Python of the jobs, in the site's image where jobs run in one; quoted for a shell."""
+    box = job_container(site)
+    if box and site.container:
+        return shlex.join([*box, site.container.python])
+    return shlex.quote(expanded(job_python(site) or sys.executable, "python"))
 
 
 def sbatch_text(folder: Path, site: Site, parameters: Mapping[str, Any], num_tasks: int) -> str:

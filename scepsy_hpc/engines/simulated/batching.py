@@ -73,6 +73,7 @@ class RunningBatch:
     step_end_s: float | None = None
     num_steps: int = 0
     num_decoding: int = 0
+    num_tokens: int = 0  # generated so far, of all sequences
     num_preemptions: int = 0
     blocks: KvBlocks = field(init=False)
     _context: int = 0
@@ -257,6 +258,7 @@ class RunningBatch:
     def _end_step(self, end_s: float) -> list[Sequence]:
         """Count the step's tokens; the sequences that got their first or last one."""
         self.num_steps += 1
+        self.num_tokens += self.num_decoding
         self._context += self.num_decoding
         marked = []
         while self._finishing and self._finishing[0][0] <= self.num_steps:
@@ -274,6 +276,7 @@ class RunningBatch:
     def _first_token(self, sequence: Sequence, end_s: float) -> None:
         """The first one of this stay in the batch."""
         self._prefilling.remove(sequence)
+        self.num_tokens += 1
         if sequence.first_token_s is None:
             sequence.first_token_s = end_s
         sequence._first_step = self.num_steps

@@ -78,7 +78,6 @@ class Metrics:
         assert first_s is not None
         assert joined_s is not None
         self.prompt_tokens.inc(sequence.prompt_tokens)
-        self.generation_tokens.inc(sequence.output_tokens)
         self.cached_tokens.inc(sequence.cached_tokens or 0)
         if sequence.chain:
             self.prefix_queries.inc(sequence.prompt_tokens)
@@ -101,7 +100,7 @@ class EngineLoop:
         self._max_queued = settings.max_queued
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._num_preempted = 0
+        self._num_preempted = self._num_shown = 0
         self._tickets: dict[int, Ticket] = {}
         self._streams: dict[int, Ticket] = {}
 
@@ -149,6 +148,9 @@ class EngineLoop:
         self._set_timer()
         self.metrics.preemptions.inc(self.batch.num_preemptions - self._num_preempted)
         self._num_preempted = self.batch.num_preemptions
+        # As in vLLM, tokens count when they are made, not when their answer is whole.
+        self.metrics.generation_tokens.inc(self.batch.num_tokens - self._num_shown)
+        self._num_shown = self.batch.num_tokens
         self.metrics.running.set(self.batch.num_running)
         self.metrics.waiting.set(len(self.batch.waiting))
         self.metrics.kv_usage.set(self.batch.kv_usage)

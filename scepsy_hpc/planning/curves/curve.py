@@ -155,10 +155,13 @@ class Curve:
         self, arrivals_rps: float, num_replicas: int = 1, bursts: Bursts | None = None
     ) -> tuple[str, ...]:
         """All flags that hold at this load of so many replicas."""
+        each_rps = arrivals_rps / num_replicas
+        return self.flags_with(each_rps * self.latency_s(arrivals_rps, num_replicas, bursts))
+
+    def flags_with(self, in_flight: float) -> tuple[str, ...]:
+        """All flags that hold with so many calls in flight at a replica."""
         found = list(self.flags)
         first = self.server.concurrency[0]
-        each_rps = arrivals_rps / num_replicas
-        in_flight = each_rps * self.latency_s(arrivals_rps, num_replicas, bursts)
         if in_flight < first and first > 1.0:
             found.append(
                 f"below_first_concurrency: {in_flight:.1f} calls in flight, latency held flat "

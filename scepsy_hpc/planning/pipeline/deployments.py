@@ -9,6 +9,7 @@ from scepsy_hpc.errors import InputError
 from scepsy_hpc.formats.plan import DemandSummary, Plan, Routing
 from scepsy_hpc.formats.workflow import Llm, Workflow
 from scepsy_hpc.planning.curves.bursts import Bursts, gap_of
+from scepsy_hpc.planning.pipeline.makespan import ClosedBatch
 from scepsy_hpc.planning.pipeline.pipeline import Pipeline, Stage, Use, WorkflowLoad, use_of
 from scepsy_hpc.tracing.demand.demand import Demand
 from scepsy_hpc.tracing.demand.hits import expected_hit_tokens
@@ -20,13 +21,18 @@ class WorkflowDemand:
 
     summary: DemandSummary
     run_lengths_s: tuple[float, ...] = ()
+    tool_times_s: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, demand: Demand) -> WorkflowDemand:
         """From spans."""
         warnings = tuple(f"{demand.workflow}: {flag}" for flag in demand.flags)
-        return cls(demand.summary(), demand.run_lengths_s, warnings)
+        return cls(demand.summary(), demand.run_lengths_s, demand.tool_times_s, warnings)
+
+    def batch(self, num_tasks: int, max_runs_in_flight: int) -> ClosedBatch:
+        """A batch of such runs."""
+        return ClosedBatch(num_tasks, max_runs_in_flight, self.run_lengths_s, self.tool_times_s)
 
     def use(self, workflow: str, alias: str) -> Use:
         """One LLM's use.

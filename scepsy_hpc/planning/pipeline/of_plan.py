@@ -20,7 +20,11 @@ from scepsy_hpc.planning.curves.sources import NoCurveError
 from scepsy_hpc.planning.pipeline.deployments import WorkflowDemand, deployments_of
 from scepsy_hpc.planning.pipeline.host_time import cores_for_agents
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline, Stage, Use, WorkflowLoad
-from scepsy_hpc.planning.pipeline.predict import ClosedBatch, predict_batch, predict_open
+from scepsy_hpc.planning.pipeline.predict import predict_batch, predict_open
+
+_NO_MAKESPAN = (
+    "makespan_s: unknown: how much runs differ stands in their spans alone; give them with --spans"
+)
 
 
 def predict_plan(
@@ -47,9 +51,12 @@ def predict_plan(
         )
     pipeline, hosted = hosted_of(plan, demands, bundles, rate_rps or 1.0)
     name, in_flight = plan.workflows[0].name, plan.workflows[0].max_runs_in_flight
-    batch = ClosedBatch(num_tasks or in_flight, in_flight, demands[name].run_lengths_s)
+    batch = demands[name].batch(num_tasks or in_flight, in_flight)
     found = predict_batch(pipeline, hosted, batch)
-    return found if num_tasks is not None else _without_makespan(found)
+    if num_tasks is not None and batch.knows_runs:
+        return found
+    found = _without_makespan(found)
+    return found if num_tasks is None else replace(found, flags=(*found.flags, _NO_MAKESPAN))
 
 
 def _without_makespan(found: Figures) -> Figures:

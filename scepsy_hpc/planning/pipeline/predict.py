@@ -6,25 +6,14 @@ Percentiles stay unknown here: they come from replay or simulation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from scepsy_hpc.formats.figures import Figures, LlmFigures, RunFigures
 from scepsy_hpc.planning.curves.curve import MAX_UTILISATION
 from scepsy_hpc.planning.pipeline.closed_network import ClosedStage, ClosedState, closed_batch
+from scepsy_hpc.planning.pipeline.makespan import ClosedBatch, makespan
 from scepsy_hpc.planning.pipeline.pipeline import HostedStage, Pipeline
-
-
-@dataclass(frozen=True, slots=True)
-class ClosedBatch:
-    """A closed batch: how many tasks, how many runs at a time.
-
-    ``run_lengths_s`` are those of the traced runs; they say how much runs differ.
-    """
-
-    num_tasks: int
-    max_runs_in_flight: int
-    run_lengths_s: tuple[float, ...] = ()
 
 
 def predict_open(pipeline: Pipeline, hosted: Sequence[HostedStage]) -> Figures:
@@ -91,10 +80,12 @@ def _finite(value: float) -> float | None:
 def predict_batch(pipeline: Pipeline, hosted: Sequence[HostedStage], batch: ClosedBatch) -> Figures:
     """Figures of one workflow's batch, a fixed number of runs in flight, with its makespan."""
     state, flags = closed_state(pipeline, hosted, min(batch.max_runs_in_flight, batch.num_tasks))
-    makespan_s, more = makespan(state, batch)
+    alone, _ = closed_state(pipeline, hosted, 1, with_calls=False)
+    makespan_s, more = makespan(state, alone, batch)
     called = [h for h in hosted if h.stage.uses[0].calls_per_run > 0]
     latency_s = {h.stage.name: h.curve.latency_s(0.0) for h in hosted}
     latency_s |= {h.stage.name: s for h, s in zip(called, state.call_latency_s, strict=True)}
+    flags += _flags_in_flight(hosted, latency_s, state.throughput_rps)
     at_rate = pipeline.at_rates(state.throughput_rps / pipeline.total_rps)
     if at_rate.host:
         factor = _llm_factor(at_rate, hosted)
@@ -118,6 +109,22 @@ def predict_batch(pipeline: Pipeline, hosted: Sequence[HostedStage], batch: Clos
     )
 
 
+def _flags_in_flight(
+    hosted: Sequence[HostedStage], latency_s: Mapping[str, float], runs_rps: float
+) -> list[str]:
+    """What each curve says of itself with the calls in flight that Little's law gives."""
+    return [
+        f"{host.stage.name}: {flag}"
+        for host in hosted
+        for flag in host.curve.flags_with(
+            runs_rps
+            * host.stage.uses[0].calls_per_run
+            * latency_s[host.stage.name]
+            / host.num_replicas
+        )
+    ]
+
+
 def closed_state(
     pipeline: Pipeline, hosted: Sequence[HostedStage], num_runs: int, with_calls: bool = True
 ) -> tuple[ClosedState, list[str]]:
@@ -126,7 +133,8 @@ def closed_state(
     Latencies of calls only ``with_calls``: a makespan does not ask for them.
     """
     load = pipeline.workflows[0]
-    stages, flags = [], []
+    stages: list[ClosedStage] = []
+    flags: list[str] = []
     for host in hosted:
         use = host.stage.uses[0]
         flags += [f"{host.stage.name}: {flag}" for flag in host.curve.flags]
@@ -140,34 +148,3 @@ def closed_state(
     cores = ClosedStage(pipeline.host.server, 1, cpu_s, 1.0) if pipeline.host else None
     state = closed_batch(stages, num_runs, load.overlap, load.tool_time_s, cores, with_calls)
     return state, flags
-
-
-def makespan(state: ClosedState, batch: ClosedBatch) -> tuple[float, list[str]]:
-    """Seconds from the first start to the last end, and flags.
-
-    Tasks start at the steady rate until the last one does; then the runs in flight drain, which
-    takes as long as the longest of them. Fill is inside: the first runs start at once. Never
-    shorter than the longest of all tasks is expected to be.
-    """
-    last = min(batch.num_tasks, batch.max_runs_in_flight)
-    steady_s = (batch.num_tasks - last) / state.throughput_rps
-    flags = []
-    if len(batch.run_lengths_s) < 2:
-        flags.append("makespan_s: how much runs differ is unknown; the drain is one mean run")
-    drain_s = state.run_s * longest_of(last, batch.run_lengths_s)
-    longest_s = state.run_s * longest_of(batch.num_tasks, batch.run_lengths_s)
-    return max(steady_s + drain_s, longest_s), flags
-
-
-def longest_of(num_runs: int, run_lengths_s: Sequence[float]) -> float:
-    """Expected longest of ``num_runs`` runs over the mean run, by the traced lengths.
-
-    The expectation of the maximum of draws with replacement: exact, no sampling.
-    """
-    lengths = sorted(run_lengths_s)
-    mean_s = sum(lengths) / len(lengths) if lengths else 0.0
-    if mean_s <= 0:
-        return 1.0
-    n = len(lengths)
-    steps = [((i + 1) / n) ** num_runs - (i / n) ** num_runs for i in range(n)]
-    return sum(s * x for s, x in zip(steps, lengths, strict=True)) / mean_s

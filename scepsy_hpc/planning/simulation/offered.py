@@ -13,6 +13,8 @@ from scepsy_hpc.planning.simulation.replicas import Size
 
 _LOOKED_AT = 0.8
 """Part of the curve's capacity from which on an engine's own capacity is measured."""
+_FULL = 1.0 - 5e-4
+"""Sampled sizes tell the work of exactly capacity a little below it."""
 _MOST_SIZES = 256
 _MOST_IN_FLIGHT = 2048
 
@@ -44,7 +46,7 @@ class Offered:
             f"{name}: overloaded: offered {self.calls_rps[name]:.4g} calls/s, {100 * part:.0f}% of "
             "capacity; calls pile up, so latencies have no mean"
             for name, part in self.utilisation.items()
-            if part >= 1.0
+            if part >= _FULL
         ]
 
 

@@ -72,12 +72,12 @@ class SteadyWindow:
         """Mean latency."""
         return estimate(series.sums[self.first : self.last], series.counts[self.first : self.last])
 
-    def gap(self, series: Series, ended: Series, in_flight: int | None) -> Estimate:
-        """Mean time (s) between runs that end well."""
+    def gap(self, ended: Series, in_flight: int | None) -> Estimate:
+        """Mean time (s) between runs, failed ones too."""
         took_s = self.duration_s
         if in_flight is not None:
             took_s = ended.sums[self.first : self.last] / in_flight
-        return estimate(took_s, series.counts[self.first : self.last])
+        return estimate(took_s, ended.counts[self.first : self.last])
 
     def count(self, series: Series) -> int:
         """How many there were, those of the warm-up too."""
@@ -127,7 +127,7 @@ def steady_runs(
     values, intervals = window.percentiles_s(series)
     if mean.interval is not None:
         intervals = {"latency_mean_s": mean.interval, **intervals}
-    gap = window.gap(series, ended, in_flight)
+    gap = window.gap(ended, in_flight)
     known = in_flight is None or window.settled
     if known and gap.interval is not None and gap.interval[0] > 0:
         intervals["throughput_rps"] = (1.0 / gap.interval[1], 1.0 / gap.interval[0])
@@ -217,7 +217,7 @@ def _batch_runs(runs: Sequence[Series], ended: Sequence[Series], makespan_s: flo
     num_runs = round(sum(float(series.counts.sum()) for series in ended))
     mean_s, values = _of_series(runs[0])
     return RunFigures(
-        throughput_rps=num_ok / makespan_s if makespan_s > 0 else 0.0,
+        throughput_rps=num_runs / makespan_s if makespan_s > 0 else 0.0,
         latency_mean_s=mean_s if num_ok else None,
         makespan_s=makespan_s,
         num_runs=num_runs,

@@ -95,7 +95,10 @@ def graph_flags(graphs: Sequence[RunGraph]) -> tuple[str, ...]:
         )
     failed = sum(not graph.is_ok for graph in graphs)
     if failed:
-        found.append(f"failed_runs: {failed} of {len(graphs)} traced runs failed; they load too")
+        found.append(
+            f"failed_runs: {failed} of {len(graphs)} traced runs failed; they load and count in "
+            "throughput too, latencies are those of the others"
+        )
     return tuple(found)
 
 

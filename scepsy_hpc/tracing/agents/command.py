@@ -16,8 +16,12 @@ from typing import IO, Any
 
 from scepsy_hpc.cluster.guard import signal_group
 from scepsy_hpc.errors import InputError
+from scepsy_hpc.formats.limits import MAX_RESULT_BYTES, parsed_json
 from scepsy_hpc.formats.workflow import Agent
-from scepsy_hpc.tracing.agents.nursery import clean_environment, open_log
+from scepsy_hpc.tracing.agents.nursery import clean_environment, died, open_log
+
+MAX_STDERR_BYTES = 1 << 20
+"""Of what a command writes to stderr so much goes to the log of a task."""
 
 
 def check_command(agent: Agent) -> None:
@@ -37,7 +41,8 @@ async def run_command(
 
     Kills what it leaves behind.
     """
-    # Files, not pipes: a child that the command leaves behind would hold a pipe open.
+    # Files, not pipes: a child that the command leaves behind would hold a pipe open. A disk that
+    # is full (OSError) is not the agent's fault.
     with (
         tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as out,
@@ -48,14 +53,16 @@ async def run_command(
         try:
             code, cpu_s = await _wait(agent, env, given, out, err)
         except OSError as error:
-            return {"error": f"the agent's command cannot be started: {error}"}
+            what = f"the agent's command cannot be started: {error}"
+            return {"error": what, "failure": "infra"}
         finally:
             complaint = _copy_to_log(task, err, log_path)
         if code != 0:
             what = f"the agent's command ended with code {code}: {complaint}"
-            return {"error": what, "cpu_s": cpu_s}
-        out.seek(0)
-        return _parse_result(out.read().decode(errors="replace").strip()) | {"cpu_s": cpu_s}
+            no_memory = complaint.startswith("MemoryError")
+            failure = "infra" if no_memory else died(code)["failure"]
+            return {"error": what, "failure": failure, "cpu_s": cpu_s}
+        return _parse_result(out) | {"cpu_s": cpu_s}
 
 
 def _argv(agent: Agent) -> list[str]:
@@ -106,26 +113,37 @@ def _end_of(process: subprocess.Popen[bytes]) -> asyncio.Future[tuple[int, float
 
 def _copy_to_log(task: dict[str, Any], err: IO[bytes], log_path: Path | None) -> str:
     """Append what the command wrote to stderr; return its last line."""
-    err.seek(0)
-    text = err.read().strip()
+    text = _last_bytes(err, MAX_STDERR_BYTES).strip()
     if text:
-        with open_log(log_path) as log, contextlib.suppress(OSError):
+        # A log that cannot be written costs no task its result.
+        with contextlib.suppress(OSError), open_log(log_path) as log:
             if not isinstance(log, int):
                 log.write(f"task {task.get('task_id')}:\n".encode() + text + b"\n")
     lines = text.decode(errors="replace").splitlines()
     return lines[-1] if lines else "it wrote nothing to stderr"
 
 
-def _parse_result(text: str) -> dict[str, Any]:
+def _last_bytes(stream: IO[bytes], most: int) -> bytes:
+    """The last of what a file holds; of a longer one without the line that is cut."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(size - most, 0))
+    if size > most:
+        stream.readline()
+    return stream.read()
+
+
+def _parse_result(out: IO[bytes]) -> dict[str, Any]:
     """The whole output as JSON, or, where more was printed, its last line."""
+    text, reason = _last_bytes(out, MAX_RESULT_BYTES).decode(errors="replace").strip(), ""
+    if not text and out.tell():
+        reason = f" of at most {MAX_RESULT_BYTES} bytes"
     for part in (text, text.rpartition("\n")[2]):
         try:
-            return {"result": json.loads(part, parse_constant=_no_constant)}
-        except ValueError:
+            return {"result": parsed_json(part)}
+        except json.JSONDecodeError:
             continue
+        except ValueError as error:
+            reason = f" ({error})"
     shown = text if len(text) <= 80 else text[:77] + "..."
-    return {"error": f"the agent's stdout does not end with one line of JSON: {shown!r}"}
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    what = f"the agent's stdout does not end with one line of JSON{reason}: {shown!r}"
+    return {"error": what, "failure": "record"}

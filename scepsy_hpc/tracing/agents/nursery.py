@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
+import secrets
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from scepsy_hpc.cluster.guard import signal_group
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.formats.workflow import Agent
+from scepsy_hpc.tracing.agents.channel import receive, receive_answer
 from scepsy_hpc.tracing.agents.worker import (
     FORK,
-    HEAD_BYTES,
     ORDER,
     REAP,
     TAKE_OVER,
-    length_of,
+    WAIT,
     pack_message,
 )
 
 IMPORT_TIMEOUT_S = 300.0
+# Between the end of a process's connection and its end as the kernel tells it.
+DEATH_S = 2.0
+# Sent to an agent's process by others: the kernel short of memory, Slurm, a person.
+OTHERS_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 def clean_environment() -> dict[str, str]:
@@ -85,7 +91,7 @@ class Nursery:
         nursery = cls(process, control)
         try:
             async with asyncio.timeout(IMPORT_TIMEOUT_S):
-                hello = await receive(control)
+                hello = await receive_answer(control)
             nursery._greet(hello, agent, log_path)
         except TimeoutError:
             await nursery.close()
@@ -114,7 +120,7 @@ class Nursery:
         """One more worker. One call at a time. Raises RunError when the process is gone."""
         ours = self._hand_over(FORK)
         try:
-            reply = await receive(self._control)
+            reply = await receive_answer(self._control)
             if reply is None or "pid" not in reply:
                 reason = reply["error"] if reply else "the process that forks them died"
                 raise RunError(f"no worker for the agent: {reason}")
@@ -139,6 +145,22 @@ class Nursery:
             theirs.close()
         return ours
 
+    async def exit_code(self, pid: int) -> int | None:
+        """How its dead worker ended, minus the signal; None where that cannot be told.
+
+        One call at a time, and none beside ``fork``.
+        """
+        try:
+            if not self.may_fork:
+                async with asyncio.timeout(DEATH_S):
+                    return await self._process.wait()
+            self._control.send(ORDER.pack(WAIT, pid))
+            async with asyncio.timeout(2 * DEATH_S):
+                reply = await receive_answer(self._control)
+            return reply.get("code") if reply else None
+        except (OSError, TimeoutError):
+            return None
+
     def reap(self, pid: int) -> None:
         """Its worker ``pid`` was killed: take it off the process table."""
         if self.may_fork:
@@ -153,6 +175,20 @@ class Nursery:
         self._control.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker said of a task: `result` or `error`, nothing where it died.
+
+    ``is_usable``: the worker may run another task.
+    """
+
+    reply: dict[str, Any] = field(default_factory=dict)
+    is_usable: bool = True
+
+
+_OF_ERRORS = ("error", "failure", "cpu_s")
+
+
 class Worker:
     """One process that runs one task at a time; ``end`` it after anything unusual."""
 
@@ -160,15 +196,18 @@ class Worker:
         """Made by a nursery."""
         self.pid, self.nursery, self._channel = pid, nursery, channel
         self._pidfd: int | None = None
+        self._dead, self._is_reaped = asyncio.Event(), False
         # A child of the agent may hold the channel open beyond the worker's death.
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
                 self._pidfd = os.pidfd_open(pid)
+        self._is_watched = self._pidfd is not None
         if self._pidfd is not None:
             asyncio.get_running_loop().add_reader(self._pidfd, self._died)
 
     def _died(self) -> None:
         self._unwatch()
+        self._dead.set()
         self.hang_up()
 
     def _unwatch(self) -> None:
@@ -182,38 +221,65 @@ class Worker:
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
 
-    async def run(self, task: dict[str, Any], env: dict[str, str]) -> dict[str, Any] | None:
-        """The reply, with `result` or `error`; None when the worker died."""
-        loop = asyncio.get_running_loop()
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process is known to have ended."""
+        return self._dead.is_set()
+
+    async def has_died(self) -> bool:
+        """Whether the process has ended by itself; waits a moment where its connection has."""
+        if not self._is_watched:
+            return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DEATH_S):
+                await self._dead.wait()
+        return self.is_dead
+
+    async def exit_code(self) -> int | None:
+        """See ``Nursery.exit_code``; asked once, of a process that has died."""
+        # What it started goes first: as long as it is on the table its group is no other's.
+        signal_group(self.pid)
+        code = await self.nursery.exit_code(self.pid)
+        self._is_reaped = code is not None
+        return code
+
+    async def run(self, task: dict[str, Any], env: dict[str, str]) -> Answer:
+        """Its answer to a task. What an agent itself writes to the connection is no answer."""
+        loop, mark = asyncio.get_running_loop(), secrets.token_hex(8)
+        request = {"task": task, "env": env, "mark": mark}
         try:
-            await loop.sock_sendall(self._channel, pack_message({"task": task, "env": env}))
-            return await receive(self._channel)
+            await loop.sock_sendall(self._channel, pack_message(request))
+            reply = await receive(self._channel)
         except OSError:
-            return None
+            return Answer(is_usable=False)
+        except (ValueError, RecursionError):
+            reply = {}
+        if reply is None:
+            return Answer(is_usable=False)
+        if reply.pop("mark", None) != mark or not reply.keys() <= {"result", *_OF_ERRORS}:
+            what = "the agent wrote to the connection to the process that runs it"
+            return Answer({"error": what, "failure": "record"}, is_usable=False)
+        return Answer(reply)
 
     def end(self) -> None:
         """Kill it and what it started. Not while ``run`` waits: use ``hang_up`` first."""
         self._unwatch()
-        signal_group(self.pid)
         self._channel.close()
-        self.nursery.reap(self.pid)
+        if not self._is_reaped:
+            signal_group(self.pid)
+            self.nursery.reap(self.pid)
 
 
-async def receive(channel: socket.socket) -> dict[str, Any] | None:
-    """Next message of a non-blocking socket; None when the other side is gone."""
-    head = await _read(channel, HEAD_BYTES)
-    body = await _read(channel, length_of(head)) if head else None
-    return json.loads(body) if body else None
+def died(code: int | None) -> dict[str, str]:
+    """What to say of an agent's process that ended before its task did.
 
-
-async def _read(channel: socket.socket, size: int) -> bytes | None:
-    loop, data = asyncio.get_running_loop(), bytearray()
-    while len(data) < size:
-        try:
-            part = await loop.sock_recv(channel, min(size - len(data), 1 << 20))
-        except ConnectionError:
-            return None
-        if not part:
-            return None
-        data += part
-    return bytes(data)
+    A signal from outside is not the agent's doing; nor is an end of which nothing is known, as
+    where the process that forked it was killed too. A shell passes a signal on as 128 + n.
+    """
+    signals = [number for number in OTHERS_SIGNALS if code in (-number, 128 + number)]
+    failure = "infra" if signals or code is None else "agent"
+    how = "in a way that is not known" if code is None else f"with code {code}"
+    if code is not None and (signals or code < 0):
+        number = signals[0] if signals else -code
+        how = f"by signal {number}"
+    return {"error": f"the agent's process died {how} while it ran this task", "failure": failure}

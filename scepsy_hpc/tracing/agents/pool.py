@@ -8,21 +8,27 @@ each task its own environment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scepsy_hpc.errors import RunError, ScepsyError
+from scepsy_hpc.formats.limits import short_error
+from scepsy_hpc.formats.results import FailureClass
 from scepsy_hpc.formats.workflow import Agent
 from scepsy_hpc.tracing.agents.command import check_command, run_command
-from scepsy_hpc.tracing.agents.nursery import Nursery, Worker
+from scepsy_hpc.tracing.agents.nursery import Answer, Nursery, Worker, died
 from scepsy_hpc.tracing.clock import now_s
 
 
 @dataclass(frozen=True, slots=True)
 class AgentOutcome:
     """How one task ended: ``error`` is None, or one line with type and message.
+
+    ``failure`` then says whose it is: the agent's, or of what runs it (its worker was killed,
+    memory ran out), or that the result cannot be recorded.
 
     It started when its worker was ready: to start that one is start-up, no part of a run.
     ``cpu_s``: CPU seconds of its processes; None where it was killed or died.
@@ -33,6 +39,7 @@ class AgentOutcome:
     result: Any = None
     error: str | None = None
     cpu_s: float | None = None
+    failure: FailureClass | None = None
 
 
 def agent_environment(
@@ -105,7 +112,7 @@ class AgentPool:
                 if not self._closed.is_set() or _is_being_cancelled():
                     raise
                 killed = "the agent was killed: its pool was closed"
-                return AgentOutcome(started_s, now_s(), error=killed)
+                return AgentOutcome(started_s, now_s(), error=killed, failure="infra")
 
     async def _attempt(
         self, task: dict[str, Any], env: dict[str, str], timeout_s: float | None
@@ -122,28 +129,44 @@ class AgentPool:
                     reply = await self._in_worker(worker, task, env)
         except TimeoutError:
             reply = {"error": f"TimeoutError: the agent gave no result within {timeout_s:g} s"}
-        except ScepsyError as error:
-            reply = {"error": str(error)}
-        return AgentOutcome(started_s, now_s(), **reply)
+        except (ScepsyError, OSError) as error:
+            reply = {"error": str(error), "failure": "infra"}
+        return _outcome(started_s, reply)
 
     async def _ready_worker(self, timeout_s: float | None) -> Worker:
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            worker = self._idle.pop()
+            if not worker.is_dead:  # killed while it waited
+                return worker
+            self._end(worker)
         async with asyncio.timeout(timeout_s):
             return await self._new_worker()
 
     async def _in_worker(
         self, worker: Worker, task: dict[str, Any], env: dict[str, str]
     ) -> dict[str, Any]:
-        reply = None
+        answer = None
         try:
-            reply = await worker.run(task, env)
+            answer = await worker.run(task, env)
+            if answer.is_usable:
+                return answer.reply
+            return answer.reply | await self._why_died(worker, answer)
         finally:
-            if reply is None:
-                self._end(worker)
-            else:
+            if answer is not None and answer.is_usable:
                 self._idle.append(worker)
-        return reply or {"error": "the agent's process died while it ran this task"}
+            else:
+                self._end(worker)
+
+    async def _why_died(self, worker: Worker, answer: Answer) -> dict[str, Any]:
+        """What to say of a worker that gave no answer."""
+        if answer.reply:
+            return {}
+        if not await worker.has_died():
+            return {"error": "the agent closed the connection to the process that runs it"}
+        # One order at a time: its answer must not be taken for that to another one.
+        async with self._nursery_lock:
+            code = await worker.exit_code()
+        return died(code)
 
     async def _new_worker(self) -> Worker:
         # Not to be cancelled half-way: a worker whose birth nobody awaits would be lost.
@@ -163,16 +186,21 @@ class AgentPool:
     async def _give_birth(self) -> Worker:
         async with self._nursery_lock:
             nursery, self._nursery = self._nursery, None
-            nursery = nursery or await Nursery.start(self._agent, self._log_path)
-            try:
-                if not nursery.may_fork:
-                    return nursery.take_over()
-                worker = await nursery.fork()
-            except RunError:
-                self._later(nursery.close())
-                raise
-            self._nursery = nursery
-            return worker
+            if nursery is not None:
+                with contextlib.suppress(RunError):  # it was killed: a new one is tried
+                    return await self._worker_of(nursery)
+            return await self._worker_of(await Nursery.start(self._agent, self._log_path))
+
+    async def _worker_of(self, nursery: Nursery) -> Worker:
+        try:
+            if not nursery.may_fork:
+                return nursery.take_over()
+            worker = await nursery.fork()
+        except RunError:
+            self._later(nursery.close())
+            raise
+        self._nursery = nursery
+        return worker
 
     def _end(self, worker: Worker) -> None:
         worker.end()
@@ -198,6 +226,14 @@ class AgentPool:
             self._nursery = None
         while self._closing:
             await asyncio.wait(set(self._closing))
+
+
+def _outcome(started_s: float, reply: dict[str, Any]) -> AgentOutcome:
+    error, cpu_s = reply.get("error"), reply.get("cpu_s")
+    if error is None:
+        return AgentOutcome(started_s, now_s(), reply.get("result"), cpu_s=cpu_s)
+    failure = reply.get("failure", "agent")
+    return AgentOutcome(started_s, now_s(), None, short_error(error), cpu_s, failure)
 
 
 def _is_being_cancelled() -> bool:

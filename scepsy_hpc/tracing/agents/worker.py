@@ -1,8 +1,8 @@
 """The process behind Python agents: imports the agent once, then forks one worker per seat.
 
 Started by ``nursery.py`` as a program of its own; talks over sockets, never over stdout, so that
-whatever an agent prints goes to its log. Imports only the standard library, so that it starts
-quickly.
+whatever an agent prints goes to its log. Imports little beside the standard library, so that it
+starts quickly.
 """
 
 from __future__ import annotations
@@ -19,20 +19,27 @@ import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+from scepsy_hpc.formats.limits import Unrecordable, result_json, short_error
+
 # Orders on the control socket: one letter and a process id; a fork or takeover carries a socket.
 ORDER = struct.Struct("!cQ")
-FORK, TAKE_OVER, REAP = b"F", b"T", b"R"
+FORK, TAKE_OVER, REAP, WAIT = b"F", b"T", b"R", b"W"
+_DEATH_S = 1.0
 _LENGTH = struct.Struct("!Q")
 AgentFunction = Callable[[dict[str, Any]], Any]
 
 
-def pack_message(message: dict[str, Any], strict: bool = False) -> bytes:
-    """A message as its length and its JSON; ``strict`` refuses NaN and infinity (ValueError)."""
-    data = json.dumps(message, allow_nan=not strict).encode()
+def pack_message(message: dict[str, Any], result: str | None = None) -> bytes:
+    """A message as its length and its JSON; ``result`` is JSON already."""
+    text = json.dumps(message)
+    if result is not None:
+        text = f'{text[:-1]}, "result": {result}}}'
+    data = text.encode()
     return _LENGTH.pack(len(data)) + data
 
 
@@ -111,6 +118,10 @@ def _obey(control: socket.socket, function: AgentFunction) -> None:
                 return
             elif order == REAP:
                 ended.add(pid)
+            elif order == WAIT:
+                code = _exit_code(pid)
+                workers -= {pid} if code is not None else set()
+                control.sendall(pack_message({"code": code}))
             # Never blocking: one that cannot die yet is tried again at the next order.
             gone = {pid for pid in ended if os.waitpid(pid, os.WNOHANG)[0]}
             ended -= gone
@@ -119,6 +130,20 @@ def _obey(control: socket.socket, function: AgentFunction) -> None:
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
+
+
+def _exit_code(pid: int) -> int | None:
+    """How a child ended that is dead, or about to be; None where it is neither."""
+    until_s = time.monotonic() + _DEATH_S
+    while time.monotonic() < until_s:
+        with contextlib.suppress(ChildProcessError):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+            continue
+        return None
+    return None
 
 
 def _fork(control: socket.socket, descriptor: int, function: AgentFunction) -> set[int]:
@@ -153,33 +178,43 @@ def _work(channel: socket.socket, function: AgentFunction) -> None:
         sys.modules["numpy"].random.seed()  # Else every fork draws the same numbers.
     environment, folder = dict(os.environ), os.getcwd()
     while (request := _receive(channel)) is not None:
-        os.environ.update(request["env"])
-        reply = _run(function, request["task"])
-        sys.stdout.flush()
-        sys.stderr.flush()
+        reply = _run(function, request)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # an agent may have closed it
+                stream.flush()
         channel.sendall(reply)
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
 
 
-def _run(function: AgentFunction, task: dict[str, Any]) -> bytes:
-    """The reply to one task: `result` or `error`, and `cpu_s`, the CPU seconds that it took."""
-    before_s = _cpu_s()
+def _run(function: AgentFunction, request: dict[str, Any]) -> bytes:
+    """The reply to one task: `result` or `error`, and `cpu_s`, the CPU seconds that it took.
+
+    ``mark`` of the request stands in the reply: nothing else that comes is one.
+    """
+    before_s, task, mark = _cpu_s(), request["task"], request["mark"]
     try:
+        os.environ.update(request["env"])
         result = function(task)
         if inspect.isawaitable(result):
             result = asyncio.run(_wait_for(result))
     except BaseException as error:
-        print(f"task {task.get('task_id')} failed:", file=sys.stderr)
-        traceback.print_exc()
-        return pack_message({"error": error_text(error), "cpu_s": _since(before_s)})
+        with contextlib.suppress(Exception):
+            print(f"task {task.get('task_id')} failed:", file=sys.stderr)
+            traceback.print_exc()
+        failure = "infra" if isinstance(error, MemoryError) else "agent"
+        said = {"error": short_error(error_text(error)), "failure": failure}
+        return pack_message({**said, "mark": mark, "cpu_s": _since(before_s)})
     cpu_s = _since(before_s)
     try:
-        return pack_message({"result": result, "cpu_s": cpu_s}, strict=True)
-    except (TypeError, ValueError, RecursionError) as error:
+        return pack_message({"mark": mark, "cpu_s": cpu_s}, result_json(result))
+    except Unrecordable as error:
         what = f"the agent's result cannot be written as JSON: {error}"
-        return pack_message({"error": what, "cpu_s": cpu_s})
+        return pack_message({"error": what, "failure": "record", "mark": mark, "cpu_s": cpu_s})
+    except MemoryError as error:
+        what = error_text(error)
+        return pack_message({"error": what, "failure": "infra", "mark": mark, "cpu_s": cpu_s})
 
 
 def _since(before_s: float) -> float:

@@ -86,6 +86,8 @@ class TracedLlm(LlmDemand):
 class Demand:
     """One workflow. ``run_lengths_s`` in the order in which the runs were recorded.
 
+    ``tool_times_s``: what of each is outside any LLM call; their mean is ``tool_time_s``.
+
     ``cpu_s``: CPU seconds of the agent in a run, over the runs that say; None where none does.
     """
 
@@ -98,6 +100,7 @@ class Demand:
     llms: dict[str, TracedLlm]
     flags: tuple[str, ...]
     run_lengths_s: tuple[float, ...]
+    tool_times_s: tuple[float, ...] = ()
     cpu_s: float | None = None
 
     def summary(self) -> DemandSummary:
@@ -148,6 +151,7 @@ def demand_of_parts(parts: Sequence[CallTable], workflow: str) -> Demand:
         llms=llms,
         flags=(*_flags(llms, num_runs), *_length_flags(calls.run_length_s)),
         run_lengths_s=tuple(calls.run_length_s.tolist()),
+        tool_times_s=tuple(tool_s.tolist()),
         cpu_s=_known_mean(calls.cpu_s),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -96,13 +97,16 @@ class Upstream:
         """
         call = self._call
         try:
-            async with self._session.post(
-                target.url(call.path),
-                # As a file: aiohttp writes large bodies piece by piece then.
-                data=io.BytesIO(call.sent_body(target)),
-                headers=call.sent_headers(target),
-                allow_redirects=False,
-            ) as answer:
+            async with (
+                target.wire.call(),
+                self._session.post(
+                    target.url(call.path),
+                    # As a file: aiohttp writes large bodies piece by piece then.
+                    data=io.BytesIO(call.sent_body(target)),
+                    headers=call.sent_headers(target),
+                    allow_redirects=False,
+                ) as answer,
+            ):
                 attempt.http_status = answer.status
                 attempt.retry_after_s = _seconds(answer.headers.get("Retry-After"))
                 if answer.status < 300 and answer.content_type == "text/event-stream":
@@ -123,6 +127,7 @@ class Upstream:
             status = "overloaded" if answer.status == 503 else f"error_{answer.status}"
             attempt.fail(status, f"HTTP {answer.status} {answer.reason or ''}".strip())
             return
+        _saw_byte(attempt)
         found = _json(body) if answer.content_type.endswith("json") else None
         attempt.usage = usage_of(found) or attempt.usage
         attempt.said = answer_of(self._call.path, found)
@@ -137,6 +142,7 @@ class Upstream:
         first_token_seen = False
         kept, num_kept = [], 0
         async for chunk in answer.content.iter_any():
+            _saw_byte(attempt)
             passed = reader.feed(chunk)
             # Where no token decodes to text the first event stands for the first token.
             if attempt.ttft_s is None or (reader.has_token and not first_token_seen):
@@ -188,6 +194,11 @@ class Upstream:
         with _client_there():
             await attempt.response.write(f"data: {event}\n\n".encode())
         await self._end(attempt)
+
+
+def _saw_byte(attempt: Attempt) -> None:
+    if attempt.target is not None:
+        attempt.target.wire.last_byte_s = time.monotonic()
 
 
 @contextmanager

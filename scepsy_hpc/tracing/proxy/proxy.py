@@ -24,6 +24,7 @@ from scepsy_hpc.tracing.proxy.conversation import prompt_of
 from scepsy_hpc.tracing.proxy.messages import Call
 from scepsy_hpc.tracing.proxy.prefixes import Prompts, Repeat
 from scepsy_hpc.tracing.proxy.router import Refused, Router
+from scepsy_hpc.tracing.proxy.sockets import lively_socket
 
 MAX_BODY_BYTES = 1 << 30
 # Shorter than the 5 s after which engines close an idle connection: a call never goes out on a
@@ -68,7 +69,9 @@ class RecordingProxy:
         """Listen; port 0 takes a free one, told by ``port``. Raises OSError when it is taken."""
         self.app.router.add_route("*", "/{path:.*}", _unknown_path)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=IDLE_CONNECTION_S, socket_factory=lively_socket
+            ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             auto_decompress=True,
         )

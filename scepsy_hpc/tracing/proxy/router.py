@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import aiohttp
+
+
+class GivenUp(ConnectionError):
+    """The endpoint was given up while it worked on a call."""
+
+
+@dataclass(slots=True, eq=False)
+class Wire:
+    """The calls open to one endpoint, and the sign of life that its answers are.
+
+    ``last_byte_s``: when the last byte of a good answer came, on the monotonic clock.
+    """
+
+    last_byte_s: float | None = None
+    _open: set[asyncio.Timeout] = field(default_factory=set)
+
+    @asynccontextmanager
+    async def call(self) -> AsyncIterator[None]:
+        """Around one call. Raises GivenUp where ``cut`` ends it."""
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._open.add(limit)
+                yield
+        except TimeoutError:
+            if limit.expired():
+                raise GivenUp("its engine was given up") from None
+            raise
+        finally:
+            self._open.discard(limit)
+
+    def cut(self) -> None:
+        """End every open call at once: no answer will come."""
+        now_s = asyncio.get_running_loop().time()
+        for limit in self._open:
+            if not limit.expired():
+                limit.reschedule(now_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +57,7 @@ class CallTarget:
     model: str
     instance_id: str | None = None
     api_key: str | None = None
+    wire: Wire = field(default_factory=Wire, compare=False, repr=False)
 
     def url(self, path: str) -> str:
         """Address of ``path`` below `/v1`."""

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import task_functions
 from scepsy_hpc.cluster.jobs import slurm_jobs
 from scepsy_hpc.cluster.jobs.submit import dry_run, submit
 from scepsy_hpc.cluster.jobs.tasks import Resources, TaskOutcome
-from scepsy_hpc.cluster.site import Site
+from scepsy_hpc.cluster.site import Container, Site
 from scepsy_hpc.errors import InputError, RunError
 
 SMALL = Resources(time_min=1)
@@ -133,6 +134,31 @@ def test_slurm_array_returns_results(tmp_path, slurm):
     outcomes = jobs.wait()
     assert [outcome.value for outcome in outcomes] == [2.0, None, 4.0]
     assert outcomes[1].error == "ValueError: math domain error"
+
+
+IMAGE_RUNTIME = """#!/bin/sh
+echo "$@" > {seen}
+while [ "$1" != my.sif ]; do shift; done
+shift
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("cluster", ["slurm", "here"])
+def test_a_job_runs_in_the_site_s_image(tmp_path, slurm, monkeypatch, cluster):
+    """The job's Python is the image's, started by its runtime on the node; values come back."""
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
+    runtime, seen = tmp_path / "apptainer", tmp_path / "seen"
+    runtime.write_text(IMAGE_RUNTIME.format(seen=seen))
+    runtime.chmod(0o755)
+    box = Container(image="my.sif", wraps="jobs", python=sys.executable, runtime=str(runtime))
+    site = Site(container=box, scratch="$NODE_DISK")
+    monkeypatch.setenv("NODE_DISK", "/local/7")
+    [outcome] = submit(cluster, tmp_path / "jobs", math.sqrt, [4.0], SMALL, site).wait()
+    assert outcome.error is None
+    assert outcome.value == 2.0
+    assert seen.read_text().startswith(f"exec --nv --bind /local/7 my.sif {sys.executable}")
 
 
 def test_vanished_slurm_task_is_an_error(tmp_path, slurm):

@@ -34,8 +34,8 @@ def test_figures_say_what_they_rest_on() -> None:
     assert servers == {"a": "continuous_batching", "b": "processor_sharing"}
 
 
-def test_failed_runs_load_but_do_not_count() -> None:
-    """A failed run takes its time on the server and no part in throughput and latency."""
+def test_failed_runs_load_and_count_in_throughput() -> None:
+    """A failed run takes its time on the server and no part in latency; the rate is of all runs."""
     spans = [
         run_span("bad", 0.0, 1.0, "error"),
         call("bad", "s", 0.0, 1.0),
@@ -44,6 +44,6 @@ def test_failed_runs_load_but_do_not_count() -> None:
     result = simulate_plan(plan_of("a"), {"w": spans}, {"a": curve()}, Closed(2, 2))
     figures = result.per_workflow["w"]
     assert (figures.num_runs, figures.num_failed) == (2, 1)
-    assert figures.throughput_rps == pytest.approx(0.5)
+    assert figures.throughput_rps == pytest.approx(1.0)
     assert figures.latency_mean_s == pytest.approx(2.0)
     assert figures.intervals == {}

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
-import textwrap
-import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from agent_cases import run_tasks, with_pool, write_agent
 
 from scepsy_hpc.errors import InputError, RunError
 from scepsy_hpc.formats.workflow import Agent
@@ -58,6 +55,14 @@ AGENT = """
             return {1, 2}
         if kind == "nan":
             return float("nan")
+        if kind == "deep":
+            return eval("[" * 90 + "x" + "]" * 90, {"x": eval("[" * 90 + "]" * 90)})
+        if kind == "large":
+            return "x" * 50_000_000
+        if kind == "digits":
+            return 10**5000
+        if kind == "stdout":
+            sys.stdout.close()
         return [os.environ.get("LEFT"), os.getcwd()]
 
     def draw(task):
@@ -66,59 +71,14 @@ AGENT = """
 """
 
 
-def write_agent(folder: Path, text: str = AGENT, name: str = "my_agent") -> Path:
-    (folder / f"{name}.py").write_text(textwrap.dedent(text))
-    return folder
-
-
 def python_agent(folder: Path, function: str) -> Agent:
     return Agent(python=f"my_agent:{function}", folder=str(folder))
-
-
-def with_pool(
-    agent: Agent,
-    test: Callable[[AgentPool], Awaitable[Any]],
-    num_workers: int = 2,
-    log_path: Path | None = None,
-) -> Any:
-    """Run ``test`` with a pool, within 60 s; then no process may be left in the agent's folder."""
-
-    async def main() -> Any:
-        async with AgentPool(agent, num_workers, log_path) as pool:
-            return await asyncio.wait_for(test(pool), 60)
-
-    result = asyncio.run(main())
-    deadline = time.monotonic() + 20
-    while left := processes_in(str(agent.folder)):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.02)
-    return result
-
-
-def processes_in(folder: str) -> list[psutil.Process]:
-    """Living processes whose working directory is ``folder``."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.cwd() == folder:
-                found.append(process)
-    return found
-
-
-def run_tasks(agent: Agent, *tasks: dict[str, Any], **options: Any) -> list[AgentOutcome]:
-    """Outcomes of tasks run one after the other."""
-
-    async def test(pool: AgentPool) -> list[AgentOutcome]:
-        return [await pool.run({"task_id": "t", **task}, {}) for task in tasks]
-
-    found: list[AgentOutcome] = with_pool(agent, test, **options)
-    return found
 
 
 def test_a_function_runs_in_its_folder_with_its_environment(tmp_path: Path) -> None:
     """A Python agent sees its task, its folder and the variables of its own run; one worker is
     used again; what it prints goes to the log and not into the result."""
-    agent = python_agent(write_agent(tmp_path), "echo")
+    agent = python_agent(write_agent(tmp_path, AGENT), "echo")
 
     async def test(pool: AgentPool) -> list[AgentOutcome]:
         env = [agent_environment(f"http://h/r/{r}/v1", "key", "t1", r) for r in ("a", "b")]
@@ -137,7 +97,7 @@ def test_a_function_runs_in_its_folder_with_its_environment(tmp_path: Path) -> N
 
 def test_an_async_function_is_awaited(tmp_path: Path) -> None:
     """An `async def` agent works like a plain one, task after task."""
-    agent = python_agent(write_agent(tmp_path), "later")
+    agent = python_agent(write_agent(tmp_path, AGENT), "later")
     assert [o.result for o in run_tasks(agent, {"n": 1}, {"n": 2})] == [2, 3]
 
 
@@ -151,32 +111,43 @@ def test_an_async_function_is_awaited(tmp_path: Path) -> None:
         ("child_holds_on", "the agent's process died"),
         ("not json", "the agent's result cannot be written as JSON: Object of type set"),
         ("nan", "the agent's result cannot be written as JSON"),
+        ("deep", "cannot be written as JSON: nested deeper than 128"),
+        ("large", "cannot be written as JSON: its JSON has 50000002 bytes, more than"),
+        ("digits", "the agent's result cannot be written as JSON: Exceeds the limit"),
     ],
 )
 def test_a_failure_is_an_outcome_and_the_next_task_runs(
     tmp_path: Path, kind: str, error: str
 ) -> None:
     """Whatever an agent does, its task has one line of error and the pool goes on working."""
-    agent = python_agent(write_agent(tmp_path), "misbehave")
+    agent = python_agent(write_agent(tmp_path, AGENT), "misbehave")
     bad, good = run_tasks(agent, {"kind": kind}, {"kind": "fine"}, num_workers=1)
     assert bad.error is not None
     assert error in bad.error
+    assert bad.failure == ("record" if "written as JSON" in error else "agent")
     assert bad.result is None
     assert good.result == [None, str(tmp_path)]
 
 
 def test_a_traceback_goes_to_the_log(tmp_path: Path) -> None:
     """The log holds the task and the traceback of its error."""
-    agent = python_agent(write_agent(tmp_path), "misbehave")
+    agent = python_agent(write_agent(tmp_path, AGENT), "misbehave")
     run_tasks(agent, {"kind": "raise"}, log_path=tmp_path / "log")
     log = (tmp_path / "log").read_text()
     assert "task t failed:" in log
     assert "in misbehave" in log
 
 
+def test_an_agent_that_closes_its_stdout_has_a_result_all_the_same(tmp_path: Path) -> None:
+    """And so has the next task of its worker."""
+    agent = python_agent(write_agent(tmp_path, AGENT), "misbehave")
+    found = run_tasks(agent, {"kind": "stdout"}, {"kind": "fine"}, num_workers=1)
+    assert [outcome.error for outcome in found] == [None, None]
+
+
 def test_one_task_leaves_no_trace_in_the_next(tmp_path: Path) -> None:
     """Variables and working directory that a task changes are restored for the next one."""
-    agent = python_agent(write_agent(tmp_path), "misbehave")
+    agent = python_agent(write_agent(tmp_path, AGENT), "misbehave")
     _, after = run_tasks(agent, {"kind": "env"}, {"kind": "fine"}, num_workers=1)
     assert after.result == [None, str(tmp_path)]
 
@@ -184,7 +155,7 @@ def test_one_task_leaves_no_trace_in_the_next(tmp_path: Path) -> None:
 def test_a_task_out_of_time_is_killed_with_its_children(tmp_path: Path) -> None:
     """After its time limit a task ends as an error, its processes are gone, and the seat is free
     for the next task."""
-    agent = python_agent(write_agent(tmp_path), "misbehave")
+    agent = python_agent(write_agent(tmp_path, AGENT), "misbehave")
 
     async def test(pool: AgentPool) -> tuple[AgentOutcome, AgentOutcome]:
         slow = await pool.run({"task_id": "t", "kind": "hang"}, {}, timeout_s=0.5)
@@ -197,7 +168,7 @@ def test_a_task_out_of_time_is_killed_with_its_children(tmp_path: Path) -> None:
 
 def test_a_cancelled_task_frees_its_seat(tmp_path: Path) -> None:
     """Cancelling a run kills its worker; the pool then runs another task."""
-    agent = python_agent(write_agent(tmp_path), "misbehave")
+    agent = python_agent(write_agent(tmp_path, AGENT), "misbehave")
 
     async def test(pool: AgentPool) -> AgentOutcome:
         job = asyncio.create_task(pool.run({"task_id": "t", "kind": "hang"}, {}))
@@ -212,7 +183,7 @@ def test_a_cancelled_task_frees_its_seat(tmp_path: Path) -> None:
 
 def test_closing_ends_what_runs_and_refuses_what_waits(tmp_path: Path) -> None:
     """A pool closes while a task hangs and others wait for its seat: nobody waits for ever."""
-    agent = python_agent(write_agent(tmp_path), "misbehave")
+    agent = python_agent(write_agent(tmp_path, AGENT), "misbehave")
 
     async def test(pool: AgentPool) -> list[Any]:
         task = {"task_id": "t", "kind": "hang"}
@@ -252,7 +223,7 @@ def test_many_workers_run_at_once(tmp_path: Path) -> None:
 
 def test_large_tasks_and_results_pass(tmp_path: Path) -> None:
     """A task and a result of 5 MB go through."""
-    agent = python_agent(write_agent(tmp_path), "echo")
+    agent = python_agent(write_agent(tmp_path, AGENT), "echo")
     (outcome,) = run_tasks(agent, {"text": "x" * 5_000_000})
     assert len(outcome.result["task"]["text"]) == 5_000_000
 
@@ -279,12 +250,12 @@ def test_an_agent_that_starts_threads_is_not_forked(tmp_path: Path) -> None:
     agent = Agent(python="threaded:ask", folder=str(write_agent(tmp_path, text, "threaded")))
     one, dead, two = run_tasks(agent, {"n": 1}, {"n": -1}, {"n": 2}, num_workers=1)
     assert (one.result, two.result) == (2, 3)
-    assert dead.error == "the agent's process died while it ran this task"
+    assert dead.error == "the agent's process died with code 1 while it ran this task"
 
 
 def test_a_killed_nursery_is_replaced(tmp_path: Path) -> None:
     """When the process that forks workers is killed, later tasks still run."""
-    agent = python_agent(write_agent(tmp_path), "misbehave")
+    agent = python_agent(write_agent(tmp_path, AGENT), "misbehave")
 
     async def test(pool: AgentPool) -> list[AgentOutcome]:
         outcomes = [await pool.run({"task_id": "t", "kind": "fine"}, {})]
@@ -317,7 +288,7 @@ def test_an_agent_that_cannot_be_loaded_is_bad_input(
     """Wrong module or function, or a client made at import, are told before a task runs; the
     user's own OpenAI key never reaches an agent."""
     monkeypatch.setenv("OPENAI_API_KEY", "the user's own")
-    write_agent(tmp_path)
+    write_agent(tmp_path, AGENT)
     write_agent(tmp_path, "import openai\nclient = openai.OpenAI()\n", "early")
     agent = Agent(python=target, folder=str(tmp_path))
     with pytest.raises(InputError) as caught:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -114,7 +116,7 @@ def test_a_stream_is_passed_on_at_once() -> None:
 @pytest.mark.parametrize(
     ("path", "tokens"),
     [("embeddings", (7, 0)), ("score", (7, 0)), ("rerank", (9, 0)), ("responses", (5, 2)),
-     ("completions", (7, 0))],
+     ("completions", (11, 3))],
 )  # fmt: skip
 def test_other_calls_are_recorded(path: str, tokens: tuple[int, int]) -> None:
     """Every kind of call is passed on to its path and its tokens are read."""
@@ -281,6 +283,100 @@ def test_the_router_may_try_another_replica(fault: str) -> None:
     asyncio.run(main())
     assert [s.status for s in spans] == [f"retried_{fault}", "ok"]
     assert spans[1].start_s == spans[0].end_s
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_whose_engine_is_given_up_is_tried_elsewhere(stream: bool) -> None:
+    """The engine accepts and never answers; cut off, the call goes to the other replica.
+
+    Of a stream only where no event of it went out: else the client is told that the rest is lost.
+    """
+    spans: list[Span] = []
+
+    async def main() -> None:
+        async with FakeEngine() as hung, FakeEngine() as good:
+            hung.go_on.clear()
+            router = TwoReplicas(hung.base_url, good.base_url)
+            wire = router.targets[0].wire
+            async with RecordingProxy(router, spans.append) as proxy, client_of(proxy) as client:
+                asking = asyncio.create_task(ask(client, stream))
+                while not hung.bodies or (stream and wire.last_byte_s is None):
+                    await asyncio.sleep(0.01)
+                wire.cut()
+                answer = await asking
+                wire.cut()
+            assert answer == ("one, lost" if stream else "hello")
+            assert (wire.last_byte_s is not None) == stream
+            assert (router.targets[1].wire.last_byte_s is None) == stream
+
+    asyncio.run(main())
+    wanted = ["broken_off"] if stream else ["retried_unreachable", "ok"]
+    assert [s.status for s in spans] == wanted
+
+
+async def ask(client: openai.AsyncOpenAI, stream: bool) -> str:
+    """What a client got: the answer, or pieces of a stream and `lost` where it broke off."""
+    if not stream:
+        whole = await client.chat.completions.create(model="writer", messages=MESSAGES)
+        return str(whole.choices[0].message.content)
+    pieces = []
+    try:
+        async for event in await client.chat.completions.create(
+            model="writer", messages=MESSAGES, stream=True
+        ):
+            pieces += [str(choice.delta.content) for choice in event.choices]
+    except openai.APIError as error:
+        pieces.append("lost" if "its engine was given up" in str(error) else str(error))
+    return ", ".join(pieces)
+
+
+def test_an_error_is_no_sign_of_life() -> None:
+    """An engine that only ever refuses does no work."""
+
+    async def main() -> None:
+        async with FakeEngine(status=500) as engine:
+            target = CallTarget(engine.base_url, "m")
+            router = FixedRouter({"writer": target})
+            async with RecordingProxy(router, print) as proxy, client_of(proxy) as client:
+                with pytest.raises(openai.InternalServerError):
+                    await client.chat.completions.create(model="writer", messages=MESSAGES)
+            assert target.wire.last_byte_s is None
+
+    asyncio.run(main())
+
+
+def test_connections_to_engines_notice_a_silent_node() -> None:
+    """Keepalive within half a minute, on the socket that is really used."""
+    found: list[int] = []
+
+    async def main() -> None:
+        async with FakeEngine() as engine:
+            router = FixedRouter({"writer": CallTarget(engine.base_url, "m")})
+            async with RecordingProxy(router, print) as proxy:
+                port = int(engine.base_url.split(":")[2].split("/")[0])
+                engine.on_call = lambda: found.extend(options_towards(port))
+                async with client_of(proxy) as client:
+                    await client.chat.completions.create(model="writer", messages=MESSAGES)
+
+    asyncio.run(main())
+    assert found == [1, 15, 5, 4, 35_000]
+
+
+def options_towards(port: int) -> list[int]:
+    """What is set on this process's one connection to that port."""
+    found: list[list[int]] = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError, IndexError):
+            mine = socket.socket(fileno=os.dup(int(name)))
+            with mine:
+                if mine.getpeername()[1] == port:
+                    tcp = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+                    found.append(
+                        [mine.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
+                        + [mine.getsockopt(socket.IPPROTO_TCP, getattr(socket, o)) for o in tcp]
+                    )
+    (options,) = found
+    return options
 
 
 async def broken_server(servers: list[asyncio.Server]) -> str:
