@@ -61,7 +61,7 @@ def check(tasks_path: Path, results: Path, witness: Path) -> Tally:
     """Compare what was asked for with what is recorded."""
     tasks = {task["task_id"]: task for task in objects_of(tasks_path)}
     tally, ended = Tally(tasks=len(tasks)), ended_tasks(witness)
-    records = [one for one in objects_of(results)]
+    records = objects_of(results)
     for number, one in enumerate(records):
         if not isinstance(one, dict) or one.get("task_id") not in tasks:
             tally.add("wrong", f"line {number + 1}", "is no record of a task")

@@ -60,9 +60,10 @@ What a batch loses when things break: nothing is the goal. `make drill` starts r
 line as a user would, breaks something again and again, resumes where a command gave up, and then
 counts with a checker that shares no code with the package (`bench/drill/checker.py`): tasks lost,
 tasks that stand twice, tasks blamed on their agent, results that are wrong or differ from the merge
-of the segments, runs that did not end, and processes, shared memory and temporary files left behind.
-Faults and their moments follow from a seed. Each run has {figures["tasks_a_run"]} tasks on simulated
-engines; on Slurm it runs as an unprivileged user of a real cluster of several slurmd on one machine.
+of the segments, runs that did not end, and processes, shared memory and temporary files that were
+left behind. Faults and their moments follow from a seed. Each run has {figures["tasks_a_run"]} tasks
+on simulated engines; on Slurm it runs as an unprivileged user of a real cluster of several slurmd on
+one machine.
 
 Made by `make drill` (`bench/drill/drill.py --seed {figures["seed"]}`) on {figures["date"]}, commit
 {figures["commit"]}, {machine["cpus"]} CPUs, Python {machine["python"]}, {machine["system"]}, in

@@ -1,4 +1,4 @@
-"""One run of the drill: a batch, faults of one kind or mixed, resumes until complete, the verdict."""
+"""One run of the drill: a batch, its faults, resumes until it is complete, the verdict."""
 
 from __future__ import annotations
 
