@@ -61,9 +61,9 @@ line as a user would, breaks something again and again, resumes where a command 
 counts with a checker that shares no code with the package (`bench/drill/checker.py`): tasks lost,
 tasks that stand twice, tasks blamed on their agent, results that are wrong or differ from the merge
 of the segments, runs that did not end, and processes, shared memory and temporary files that were
-left behind. Faults and their moments follow from a seed. Each run has {figures["tasks_a_run"]} tasks
-on simulated engines; on Slurm it runs as an unprivileged user of a real cluster of several slurmd on
-one machine.
+left behind. Faults and their moments follow from a seed. Each run has
+{figures["tasks_a_run"]} tasks on simulated engines; on Slurm it runs as an unprivileged user of a
+real cluster of several slurmd on one machine.
 
 Made by `make drill` (`bench/drill/drill.py --seed {figures["seed"]}`) on {figures["date"]}, commit
 {figures["commit"]}, {machine["cpus"]} CPUs, Python {machine["python"]}, {machine["system"]}, in

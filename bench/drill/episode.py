@@ -88,6 +88,7 @@ def play(
         stage.until(lambda: stage.is_complete() and not stage.running(), "the end", END_BOUND_S)
     except Hung as error:
         verdict.hung += 1
+        stage.say(f"state {stage.status().get('state')}, alerts {stage.status().get('alerts')}")
         verdict.problems.append(f"hung: {error}")
         stage.say(f"hung: {error}")
     _judge(stage, verdict, before)
@@ -140,7 +141,9 @@ def local_run(
         assert shim is not None
         stage.environment = shim_environment(case, shim)
     verdict = play(kind, names, faults, stage, Verdict(kind, seed, num_tasks))
-    if verdict.is_clean and not NEEDS_MOUNT & set(names):
+    if not verdict.is_clean and NEEDS_MOUNT & set(names):
+        shutil.copytree(case.out, folder / "kept", symlinks=True)  # the mount ends with the drill
+    elif verdict.is_clean and not NEEDS_MOUNT & set(names):
         shutil.rmtree(folder)
     return verdict
 

@@ -25,8 +25,12 @@ def kill_worker(stage: Stage) -> str:
 
 
 def kill_nursery(stage: Stage) -> str:
-    """SIGKILL to the process that forks agents."""
-    return _kill(stage, lambda: _some(stage.nursery()), "nursery")
+    """SIGKILL to the process that forks agents, and to some of them, so that others are needed."""
+    killed = _kill(stage, lambda: _some(stage.nursery()), "nursery")
+    workers = stage.workers()
+    chosen = stage.rng.sample(workers, min(len(workers), stage.rng.randint(1, 3)))
+    traces.signal_all(chosen, signal.SIGKILL)
+    return f"{killed} and {len(chosen)} workers"
 
 
 def kill_engine(stage: Stage) -> str:
@@ -118,7 +122,9 @@ def two_writers(stage: Stage) -> str:
     for name in ("private/job.json", "status.json"):
         (stage.case.out / name).unlink(missing_ok=True)
     try:
-        second = stage.start(_as_another_host(stage))
+        # Later resumes come from there, too: elsewhere nobody knows for 90 s that a run has died.
+        stage.on_host = () if stage.on_host else _another_host()
+        second = stage.start()
         _until(lambda: second.poll() is not None or _leads(stage, first), "the second writer")
     finally:
         traces.signal_all([lead], signal.SIGCONT)
@@ -130,11 +136,11 @@ def orphan(stage: Stage) -> str:
     return "agents of this phase leave processes"
 
 
-def _as_another_host(stage: Stage) -> list[str]:
+def _another_host() -> tuple[str, ...]:
+    """Another name of this machine; only root can give it one."""
     if os.geteuid() != 0:
-        return []
-    # Locks of this file system hold between the two; on many clusters they do not.
-    return ["unshare", "--uts", "sh", "-c", 'hostname localhost; exec "$@"', "sh"]
+        return ()
+    return ("unshare", "--uts", "sh", "-c", 'hostname localhost; exec "$@"', "sh")
 
 
 def _leads(stage: Stage, first: str) -> bool:

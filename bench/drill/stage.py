@@ -23,7 +23,9 @@ from checker import check, ended_tasks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCEPSY = (sys.executable, "-m", "scepsy_hpc")
+HOST_WORDS = "scepsy_hpc.cluster.jobs.entry"
 POLL_S = 0.2
+RESUME_PAUSE_S = 5.0
 DONE_CODES = (0, 1)  # 1: some odd tasks are recorded as failed; the checker knows which may be
 
 
@@ -44,6 +46,8 @@ class Stage:
     codes: list[int] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
+    started_s: float = float("-inf")
+    on_host: tuple[str, ...] = ()
 
     # What a user does
 
@@ -58,13 +62,14 @@ class Stage:
         given = ["run", str(self.case.plan), str(self.case.tasks), "-o", str(out)]
         return [*SCEPSY, *given, *self.words, *resume]
 
-    def start(self, before: Sequence[str] = ()) -> subprocess.Popen[Any]:
-        """Give the command, through the program ``before`` where there is one."""
-        line = [*before, *self.line()]
+    def start(self) -> subprocess.Popen[Any]:
+        """Give the command, on the host that ``on_host`` stands for."""
+        line = [*self.on_host, *self.line()]
         number = len(self.commands)
         with (self.case.folder / f"command-{number}.log").open("wb") as log:
             command = self.popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.commands.append(command)
+        self.started_s = time.monotonic()
         self.say(f"command {number}: {'resume' if '--resume' in line else 'run'}")
         return command
 
@@ -96,7 +101,8 @@ class Stage:
 
     def keep_going(self) -> None:
         """Resume where the last command has ended and tasks are left, as a user would."""
-        if not self.running() and not self.is_complete():
+        soon = time.monotonic() - self.started_s < RESUME_PAUSE_S
+        if not self.running() and not soon and not self.is_complete():
             self.start()
 
     # What it looks at
@@ -132,33 +138,26 @@ class Stage:
         """Whether the batch is being worked off now."""
         return self.status().get("state") == "running" and self.lead() is not None
 
+    def lead(self) -> psutil.Process | None:
+        """The process that leads the batch: of the newest start, the rank that the status names."""
+        rank = str(self.status().get("lead") or 0)
+        hosts = [p for p in traces.marked(self.mark) if HOST_WORDS in traces.words_of(p)]
+        leads = [p for p in hosts if traces.variable_of(p, "SLURM_PROCID", rank) == rank]
+        return max(leads, key=_created_s, default=None)
+
     def nursery(self) -> psutil.Process | None:
-        """The process that forks the agents of the newest start."""
-        agents = [p for p in traces.marked(self.mark) if "agents.worker" in traces.words_of(p)]
-        pids = {p.pid for p in agents}
-        heads = []
-        for one in agents:
-            parent = traces.parent_of(one)
-            if parent is not None and parent.pid not in pids:
-                heads.append(one)
-        return max(heads, key=_created_s, default=None)
+        """The process that forks agents; the lead starts another one only when it needs one."""
+        lead = self.lead()
+        found = [p for p in self._agents() if lead and traces.parent_of(p) == lead]
+        return max(found, key=_created_s, default=None)
 
     def workers(self) -> list[psutil.Process]:
-        """Agents at work or waiting for a task."""
+        """Agents at work or waiting for a task, also those whose nursery is gone."""
         nursery = self.nursery()
-        with contextlib.suppress(psutil.Error):
-            return nursery.children() if nursery else []
-        return []
+        return [p for p in self._agents() if p != nursery]
 
-    def lead(self) -> psutil.Process | None:
-        """The process that leads the batch: of all hosts the one that has a nursery."""
-        one = self.nursery()
-        while one is not None:
-            one = traces.parent_of(one)
-            words = traces.words_of(one) if one else ""
-            if one and "guard" not in words and "agents.worker" not in words:
-                return one if one.pid > 1 else None
-        return None
+    def _agents(self) -> list[psutil.Process]:
+        return [p for p in traces.marked(self.mark) if "agents.worker" in traces.words_of(p)]
 
     def engines(self) -> list[psutil.Process]:
         """Leaders of the process groups of engines that are ready, by the nodes' own reports."""

@@ -34,6 +34,14 @@ def words_of(process: psutil.Process) -> str:
         return ""
 
 
+def variable_of(process: psutil.Process, name: str, default: str) -> str:
+    """A variable of its environment; ``default`` where it has none or is gone."""
+    try:
+        return process.environ().get(name, default)
+    except (psutil.Error, OSError):
+        return default
+
+
 def parent_of(process: psutil.Process) -> psutil.Process | None:
     """None when it or its parent is gone."""
     try:
