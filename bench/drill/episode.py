@@ -16,8 +16,7 @@ from checker import check
 from local_faults import NEEDS_MOUNT, NEEDS_SHIM, Fault, mount_disk
 from stage import Hung, Stage
 
-PHASE_BOUND_S = 120.0
-END_BOUND_S = 300.0
+END_BOUND_S = 400.0
 SETTLE_S = 20.0
 # Of a phase so many tasks may still be on their way (tried again, say) when its fault comes.
 STRAGGLERS = 6
@@ -97,9 +96,9 @@ def play(
 
 def _reach(stage: Stage, phase: int) -> None:
     """Wait until the tasks of all earlier phases have ended, so that this one's are in flight."""
-    stage.until(stage.is_running, "the batch to run", PHASE_BOUND_S)
+    stage.until(stage.is_running, "the batch to run", stage.bound_s)
     wanted = stage.case.ends_of_phase[phase - 1] - STRAGGLERS if phase else 0
-    stage.until(lambda: stage.num_ended() >= wanted, f"{wanted} ended tasks", PHASE_BOUND_S)
+    stage.until(lambda: stage.num_ended() >= wanted, f"{wanted} ended tasks", stage.bound_s)
 
 
 def _judge(stage: Stage, verdict: Verdict, before: set[str]) -> None:

@@ -16,6 +16,7 @@ import traces
 from stage import Hung, Stage
 
 READY_S = 90.0
+CONTROLLER = "submitit.local._local"
 Fault = Callable[[Stage], str]
 
 
@@ -48,12 +49,17 @@ def kill_lead(stage: Stage) -> str:
 
 
 def kill_command(stage: Stage) -> str:
-    """SIGKILL to the command that the user gave; what it started lives or dies as it likes."""
+    """SIGKILL to the command that the user gave; then to what it started, outermost first."""
     command = stage.commands[-1]
     if command.poll() is None:
         command.kill()
         command.wait()
-    return f"SIGKILL to the command {command.pid}"
+        return f"SIGKILL to the command {command.pid}"
+    between = [p for p in traces.marked(stage.mark) if CONTROLLER in traces.words_of(p)]
+    if between:
+        traces.signal_all(between, signal.SIGKILL)
+        return f"SIGKILL to the controller {between[0].pid}"
+    return kill_lead(stage)
 
 
 def freeze_engine(stage: Stage) -> str:
@@ -170,7 +176,7 @@ def choose(stage: Stage, find: Callable[[], list[psutil.Process]], what: str) ->
         found[:] = find() if stage.is_running() else []
         return bool(found)
 
-    stage.until(is_there, f"a live {what}", READY_S)
+    stage.until(is_there, f"a live {what}", stage.bound_s)
     return stage.rng.choice(found)
 
 

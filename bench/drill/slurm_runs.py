@@ -36,7 +36,7 @@ SHAPE = ClusterShape(
     num_nodes=2, gpu_type="cpu_slice", node_down_after_s=6, kill_wait_s=2, requeue_delay_s=5
 )
 MOST_FAULTS_A_RUN = 4
-FAULT_BOUND_S = 240.0
+FAULT_BOUND_S = 300.0
 GONE = ("CANCELLED", "COMPLETED", "COMPLETING", "FAILED", "NODE_FAIL", "TIMEOUT", "PREEMPTED")
 
 
@@ -199,7 +199,8 @@ def _run_on(cluster: MiniSlurm, kind: str, num_faults: int, seed: str, num_tasks
     for path in (folder, *folder.rglob("*")):
         os.chown(path, owner.pw_uid, owner.pw_gid)
     words = ("--cluster", "slurm", *WORDS.get(kind, ()))
-    stage = SlurmStage(case, rng, words, cluster=cluster)
+    # A silent node counts as lost after 120 s, and engines must start again after that.
+    stage = SlurmStage(case, rng, words, cluster=cluster, bound_s=FAULT_BOUND_S)
     faults: dict[str, Fault] = dict(SLURM)
     verdict = Verdict(kind, seed, num_tasks)
     try:

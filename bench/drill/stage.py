@@ -48,6 +48,7 @@ class Stage:
     began_s: float = field(default_factory=time.monotonic)
     started_s: float = float("-inf")
     on_host: tuple[str, ...] = ()
+    bound_s: float = 120.0  # after a fault the batch runs again within so long
 
     # What a user does
 
