@@ -43,7 +43,8 @@ class Tally:
 def lines_of(path: Path) -> list[bytes]:
     """Lines as the contract has them: they end at `\\n` and nowhere else."""
     data = path.read_bytes() if path.exists() else b""
-    return data.split(b"\n")[:-1] if data.endswith(b"\n") else data.split(b"\n")
+    lines = data.split(b"\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def objects_of(path: Path) -> list[Any]:

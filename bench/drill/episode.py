@@ -109,9 +109,9 @@ def _judge(stage: Stage, verdict: Verdict, before: set[str]) -> None:
     stage.running()
     stage.stop_all()
     tally = check(stage.case.tasks, stage.case.out / "results.jsonl", stage.case.witness)
-    if verdict.hung:  # what a hung run has not recorded yet is not lost
-        tally.problems = [p for p in tally.problems if not p.startswith("lost")]
-        tally.lost = 0
+    if verdict.hung:  # what it has not recorded or shown yet is not lost
+        tally.problems = [p for p in tally.problems if not p.startswith(("lost", "wrong"))]
+        tally.lost = tally.wrong = 0
     for column in ("lost", "twice", "blamed", "wrong"):
         setattr(verdict, column, getattr(tally, column))
     verdict.problems += tally.problems[:40]

@@ -142,7 +142,7 @@ class Stage:
     def lead(self) -> psutil.Process | None:
         """The process that leads the batch: of the newest start, the rank that the status names."""
         rank = str(self.status().get("lead") or 0)
-        hosts = [p for p in traces.marked(self.mark) if HOST_WORDS in traces.words_of(p)]
+        hosts = [p for p in traces.marked(self.mark) if _is_host(traces.words_of(p))]
         leads = [p for p in hosts if traces.variable_of(p, "SLURM_PROCID", rank) == rank]
         return max(leads, key=_created_s, default=None)
 
@@ -180,6 +180,11 @@ class Stage:
         traces.end_all(self.mark)
         for command in self.commands:
             command.wait()
+
+
+def _is_host(words: str) -> bool:
+    """Not srun, whose command line ends with the host's."""
+    return HOST_WORDS in words and "python" in words.partition(" ")[0]
 
 
 def _created_s(process: psutil.Process) -> float:

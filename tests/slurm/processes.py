@@ -63,7 +63,14 @@ def end(processes: list[psutil.Process], patience_s: float = 5.0) -> None:
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL, as when the power fails; returns when all are gone."""
+    """SIGKILL, as when the power fails; returns when all are gone.
+
+    All stop first: srun's shepherd, say, would have the step killed on every node in the moment
+    between the death of srun and its own.
+    """
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
