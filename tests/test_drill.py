@@ -187,3 +187,22 @@ def test_the_page_shows_the_committed_figures(drill):
     figures = json.loads((ROOT / "bench" / "drill.json").read_text(encoding="utf-8"))
     assert page.page_of(figures) == page.PAGE.read_text(encoding="utf-8")
     assert {one["kind"] for one in figures["kinds"]} <= set(page.WHAT)
+
+
+def test_kinds_that_were_not_drilled_keep_their_rows(drill, tmp_path, monkeypatch):
+    """One kind drilled again replaces its own row; another seed begins a new table."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    program, path = drill("drill"), tmp_path / "drill.json"
+    row = {"commit": "old", "runs": 1}
+    head = {"seed": 1, "tasks_a_run": 500, "took_s": 3}
+    before = [row | {"kind": "kill_lead"}, row | {"kind": "orphan"}]
+    problems = ["orphan (1/orphan): left", "kill_lead (1/kill_lead): lost"]
+    path.write_text(json.dumps(head | {"kinds": before, "problems": problems}))
+    now = head | {"kinds": [row | {"kind": "orphan", "commit": "new"}], "problems": []}
+    found = program._with_other_kinds(path, now)
+    assert [(one["kind"], one["commit"]) for one in found["kinds"]] == [
+        ("kill_lead", "old"),
+        ("orphan", "new"),
+    ]
+    assert (found["problems"], found["took_s"]) == (problems[1:], 6)
+    assert program._with_other_kinds(path, now | {"seed": 2}) == now | {"seed": 2}

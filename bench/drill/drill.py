@@ -52,6 +52,7 @@ def main(words: list[str]) -> int:
             subprocess.run(["umount", "-l", disk], capture_output=True, check=False)
     figures = _figures(options, verdicts, time.monotonic() - began_s)
     print(drill_page.table_of(figures))
+    figures = _with_other_kinds(options.json, figures)
     bad = [one for one in verdicts if not one.is_clean]
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -75,7 +76,7 @@ def _options(words: list[str]) -> argparse.Namespace:
     add("--small", action="store_true", help="twenty local faults of all sorts")
     add("--side-by-side", type=int, default=3, help="clusters at a time")
     add("--folder", type=Path, help="where runs have their folders (default: TMPDIR)")
-    add("--json", type=Path, help=f"write the figures (committed: {FIGURES.name})")
+    add("--json", type=Path, help=f"put the figures into it (committed: {FIGURES.name})")
     add("--page", action="store_true", help="write docs/drill.md")
     return parser.parse_args(words)
 
@@ -147,14 +148,42 @@ def _figures(options: argparse.Namespace, verdicts: list[Verdict], took_s: float
         "commit": commit,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": {
+            "slurm": _slurm_version(),
             "cpus": os.cpu_count(),
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.release()}",
         },
         "tasks_a_run": options.tasks,
         "took_s": round(took_s),
-        "kinds": _kinds(verdicts),
+        "kinds": [row | {"commit": commit} for row in _kinds(verdicts)],
         "problems": [f"{v.kind} ({v.seed}): {p}" for v in verdicts for p in v.problems],
+    }
+
+
+def _slurm_version() -> str:
+    line = ["slurmd", "-V"] if shutil.which("slurmd") else ["echo", "none"]
+    return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _with_other_kinds(path: Path | None, figures: dict[str, Any]) -> dict[str, Any]:
+    """Rows of kinds that were not drilled now stay as they are, with their commit."""
+    if path is None or not path.exists():
+        return figures
+    before, now = json.loads(path.read_text()), {one["kind"] for one in figures["kinds"]}
+    if [before[key] for key in ("seed", "tasks_a_run")] != [
+        figures["seed"],
+        figures["tasks_a_run"],
+    ]:
+        return figures  # they would not belong together
+    kept = [one for one in before["kinds"] if one["kind"] not in now]
+    order = list(drill_page.WHAT)
+    rows = sorted(kept + figures["kinds"], key=lambda one: order.index(one["kind"]))
+    problems = [p for p in before["problems"] if p.partition(" ")[0] not in now]
+    took_s = figures["took_s"] + (before["took_s"] if kept else 0)
+    return figures | {
+        "kinds": rows,
+        "problems": problems + figures["problems"],
+        "took_s": took_s,
     }
 
 

@@ -48,6 +48,7 @@ def table_of(figures: dict[str, Any]) -> str:
 def page_of(figures: dict[str, Any]) -> str:
     """The whole page."""
     machine = figures["machine"]
+    commits = ", ".join(sorted({one["commit"] for one in figures["kinds"]}))
     kinds = [one["kind"] for one in figures["kinds"]]
     meanings = "\n".join(
         f"- **{kind}**: {WHAT.get(kind, 'several kinds in one run')}" for kind in kinds
@@ -65,9 +66,10 @@ left behind. Faults and their moments follow from a seed. Each run has
 {figures["tasks_a_run"]} tasks on simulated engines; on Slurm it runs as an unprivileged user of a
 real cluster of several slurmd on one machine.
 
-Made by `make drill` (`bench/drill/drill.py --seed {figures["seed"]}`) on {figures["date"]}, commit
-{figures["commit"]}, {machine["cpus"]} CPUs, Python {machine["python"]}, {machine["system"]}, in
-{figures["took_s"]} s; the figures stand in [bench/drill.json](../bench/drill.json).
+Made by `make drill` (`bench/drill/drill.py --seed {figures["seed"]}`) on {figures["date"]}, at
+{commits}: {machine["cpus"]} CPUs, Python {machine["python"]}, {machine["system"]},
+Slurm: {machine["slurm"]}; {figures["took_s"]} s in all. The figures stand in
+[bench/drill.json](../bench/drill.json).
 
 {table_of(figures)}
 
