@@ -176,8 +176,8 @@ def _with_other_kinds(path: Path | None, figures: dict[str, Any]) -> dict[str, A
     ]:
         return figures  # they would not belong together
     kept = [one for one in before["kinds"] if one["kind"] not in now]
-    order = list(drill_page.WHAT)
-    rows = sorted(kept + figures["kinds"], key=lambda one: order.index(one["kind"]))
+    order = {kind: k for k, kind in enumerate(drill_page.WHAT)}
+    rows = sorted(kept + figures["kinds"], key=lambda one: order.get(one["kind"], len(order)))
     problems = [p for p in before["problems"] if p.partition(" ")[0] not in now]
     took_s = figures["took_s"] + (before["took_s"] if kept else 0)
     return figures | {
