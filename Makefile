@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DEMO_DIR ?= demo-results
 SEEDS ?= 1
 
-.PHONY: demo test check format test-slurm test-vllm test-browser bench mutants coverage clean
+.PHONY: demo test check format test-slurm test-vllm test-browser bench drill mutants coverage clean
 
 demo: $(VENV)/.installed
 	$(BIN)/scepsy demo -o $(DEMO_DIR)
@@ -42,6 +42,13 @@ test-browser: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python bench/planner.py
 	$(BIN)/python bench/predictor.py
+
+# Faults of all kinds in real runs, on this machine and on a real Slurm; needs root and cc.
+# `make drill DRILL=--small`: twenty of them, locally.
+DRILL ?= --json bench/drill.json --page
+drill: $(VENV)/.installed
+	bash tests/slurm/install.sh
+	$(BIN)/python bench/drill/drill.py $(DRILL)
 
 # Do the tests notice small bugs? `make mutants MODULES="a.py b.py=tests/test_b.py" SEEDS=1,2`
 mutants: $(VENV)/.installed
