@@ -106,11 +106,6 @@ def test_all_gpus_are_as_cheap_without_start_up() -> None:
     assert hours_of(choice) == pytest.approx(60 / 3600)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="two LLM runs a server: the drain of few tasks is predicted at the work bound; where "
-    "other tests ran before in this process it comes out right, why is not known yet",
-)
 def test_a_batch_of_runs_that_differ() -> None:
     """The drain lasts as long as the longest run in flight, by the lengths of the traced ones.
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 import serving_cases as cases
 
 from scepsy_hpc.formats.spans import load_spans
-from scepsy_hpc.serving import ledger
 from scepsy_hpc.serving import run as runs
 from scepsy_hpc.serving.run_folder import RunFolder
 from scepsy_hpc.serving.settings import RunSettings
@@ -66,9 +64,6 @@ def test_the_next_rank_goes_on_when_the_lead_dies(tmp_path):
     assert cases.processes_of(tmp_path) == []
 
 
-@pytest.mark.skipif(
-    not hasattr(ledger, "Superseded"), reason="a ledger with a lock cannot be taken over"
-)
 def test_a_lead_that_wakes_up_finds_its_successor_and_ends(tmp_path):
     """SIGSTOP to rank 0 and all it started; after the takeover SIGCONT: it records nothing more."""
     folder, tasks = prepared(tmp_path, PAIRS, 6, 6)

@@ -90,10 +90,27 @@ def makespan(state: ClosedState, alone: ClosedState, batch: ClosedBatch) -> tupl
         flags.append("makespan_s: how much runs differ is unknown; the drain is one mean run")
     lots = _lots(batch.run_lengths_s, batch.tool_times_s)
     work_s = batch.num_tasks / state.throughput_rps
+    if not lots.tool_s.any():
+        return max(_all_llm_s(state, batch, lots), work_s), flags
     starts_s, num_starts = _starts(state, batch, lots)
     ends_s = starts_s + _lengths_s(state, alone, lots, starts_s)
     found_s = _mean_largest_s(ends_s, lots.num, num_starts)
     return max(found_s, work_s), flags
+
+
+def _all_llm_s(state: ClosedState, batch: ClosedBatch, lots: _Lots) -> float:
+    """Where all of a run is LLM time: a steady rate until the last start, then the longest drains.
+
+    A run stays on its replica, so what is left at the end is spread unevenly over them: the longest
+    keeps the pace that it had beside the others.
+    """
+    last = min(batch.num_tasks, batch.max_runs_in_flight)
+    lengths_s = (lots.llm_factor(state) * lots.llm_s)[:, None]
+    drain_s, longest = (
+        _mean_largest_s(lengths_s, lots.num, np.array([float(number)]))
+        for number in (last, batch.num_tasks)
+    )
+    return max((batch.num_tasks - last) / state.throughput_rps + drain_s, longest)
 
 
 def longest_s(run_s: float, batch: ClosedBatch) -> float:
