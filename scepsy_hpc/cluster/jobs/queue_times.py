@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from scepsy_hpc.cluster.jobs.slurm import environment_for_sbatch
+from scepsy_hpc.cluster.jobs.slurm import ask_squeue
 from scepsy_hpc.cluster.site import Site
 
 _FORMAT = "%i|%T|%S|%e|%r"
@@ -31,16 +30,8 @@ class QueuedJob:
 
 def queued_jobs(job_ids: Iterable[str], site: Site, timeout_s: float = 30.0) -> list[QueuedJob]:
     """These jobs, as far as squeue knows them; none where it does not answer."""
-    command = ["squeue", "-h", "-o", _FORMAT, "-j", ",".join(job_ids)]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-            env=environment_for_sbatch(os.environ, site),
-        )
+        done = ask_squeue(["-o", _FORMAT, "-j", ",".join(job_ids)], site, timeout_s)
     except (OSError, subprocess.TimeoutExpired):
         return []
     rows = [line.split("|", 4) for line in done.stdout.splitlines()]

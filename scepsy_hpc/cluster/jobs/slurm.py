@@ -151,19 +151,26 @@ class QueueView:
     note: str = ""
 
 
+def ask_squeue(
+    words: Iterable[str], site: Site, timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """What squeue says, without a head. Raises OSError and subprocess.TimeoutExpired."""
+    return subprocess.run(
+        ["squeue", "-h", *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        env=environment_for_sbatch(os.environ, site),
+    )
+
+
 def squeue(job_ids: Iterable[str], site: Site, timeout_s: float = 30.0) -> QueueView:
     """States of jobs and of array members (``12``, ``12_3``), as long as Slurm remembers them."""
     masters = sorted({job_id.split("_")[0] for job_id in job_ids})
-    command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", ",".join(masters)]
+    words = ["-r", "-t", "all", "-o", "%i|%T|%r", "-j", ",".join(masters)]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-            env=environment_for_sbatch(os.environ, site),
-        )
+        done = ask_squeue(words, site, timeout_s)
     except (OSError, subprocess.TimeoutExpired) as error:
         return QueueView(False, {}, f"squeue does not answer: {error}")
     if done.returncode != 0 and "invalid job id" not in done.stderr.lower():
