@@ -50,6 +50,28 @@ def test_makespan_of_list_scheduling(places: int, tail_s: float) -> None:
     assert found_s == pytest.approx(list_schedule_s(lengths, places), rel=rel)
 
 
+def test_drain_waits_for_the_longest() -> None:
+    """Runs that differ drain for as long as the longest of those in flight is expected to last.
+
+    Truth: four places, as the server does four calls as fast as one.
+    """
+    varied = {"w": replace(NEEDS["w"], run_lengths_s=(1.0, 1.0, 1.0, 5.0))}
+    found = predict_plan(PLAN, varied, BUNDLES, num_tasks=100)
+    assert found.makespan_s == pytest.approx(
+        list_schedule_s([0.5, 0.5, 0.5, 2.5] * 25, 4), rel=0.03
+    )
+
+
+def test_makespan_is_never_shorter_than_the_longest_run() -> None:
+    """A batch that all starts at once still lasts as long as its longest run."""
+    plan = replace(PLAN, workflows=(replace(PLAN.workflows[0], max_runs_in_flight=2),))
+    varied = {"w": replace(NEEDS["w"], run_lengths_s=(1.0,) * 99 + (1000.0,))}
+    found = predict_plan(plan, varied, BUNDLES, num_tasks=1000)
+    assert found.latency_mean_s is not None
+    assert found.makespan_s is not None
+    assert found.makespan_s >= 0.99 * found.latency_mean_s * 1000.0 / 10.99
+
+
 def test_waiting_stretches_llm_time_only() -> None:
     """A run of 300 s of tools among short ones that wait 100 times as long: its tools do not."""
     lengths, tools = (*(1.0,) * 99, 301.0), (*(0.0,) * 99, 300.0)
