@@ -9,7 +9,7 @@ from scepsy_hpc.serving.measured import measured_of
 
 
 def test_figures_of_one_workflow() -> None:
-    """Two runs of 4 s and 6 s that ended well over 10 s, one that failed; the calls of a run belong
+    """Of three runs in 10 s one failed: it counts in throughput, not in latency; the calls of a run belong
     to the workflow that its run span names."""
     spans = [
         run_span("r1", 0.0, 4.0, workflow="rag"),
@@ -23,7 +23,7 @@ def test_figures_of_one_workflow() -> None:
     found = measured_of(spans, "rag")
     assert found is not None
     assert (found.num_runs, found.num_failed, found.makespan_s) == (3, 1, 10.0)
-    assert (found.throughput_rps, found.latency_mean_s) == (pytest.approx(0.2), 5.0)
+    assert (found.throughput_rps, found.latency_mean_s) == (pytest.approx(0.3), 5.0)
     writer = found.per_llm["writer"]
     assert (writer.num_calls, writer.latency_mean_s, writer.input_tokens) == (2, 2.5, 30)
     assert writer.calls_in_flight_mean == pytest.approx(0.5)
