@@ -9,8 +9,10 @@ from scepsy_hpc.serving.measured import measured_of
 
 
 def test_figures_of_one_workflow() -> None:
-    """Of three runs in 10 s one failed: it counts in throughput, not in latency; the calls of a run belong
-    to the workflow that its run span names."""
+    """Of three runs in 10 s one failed: it counts in throughput, not in latency.
+
+    The calls of a run belong to the workflow that its run span names.
+    """
     spans = [
         run_span("r1", 0.0, 4.0, workflow="rag"),
         call("r1", "writer", 0.0, 3.0, input_tokens=10, output_tokens=2),
